@@ -1,0 +1,101 @@
+"""Captures: ELF cores that hold what an inspection read, and nothing else.
+
+A capture carries the kernel's own VMCOREINFO and a note of this tool with
+the layout profile and the facts of its origin, so it opens with no other
+file.  Outside, the file is one zstd frame.
+
+The note is JSON (``CAPTURE_FORMAT`` 1)::
+
+    {"format": 1, "profile": {...}, "facts": {"taken": "...", ...}}
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+
+from inspector.errors import BadData
+from inspector.image.profile import Profile
+from inspector.memory.elfcore import ElfCore, Note, write_core
+from inspector.memory.segments import SegmentedMemory
+
+__all__ = ["CAPTURE_FORMAT", "Capture", "read_capture", "write_capture"]
+
+CAPTURE_FORMAT = 1
+NOTE_NAME = "INSPECTOR"
+VMCOREINFO = "VMCOREINFO"
+COMPRESSION_LEVEL = 12
+
+
+@dataclass(frozen=True)
+class Capture:
+    """What a capture file holds besides its notes' form."""
+
+    memory: SegmentedMemory
+    profile: Profile
+    facts: dict[str, str]
+
+
+def read_capture(core: ElfCore) -> Capture | None:
+    """Return the capture in an ELF core, None if it is a core of something else.
+
+    Raises:
+        BadData: the note is damaged or of a newer format.
+    """
+    note = core.note(NOTE_NAME)
+    if note is None:
+        return None
+    try:
+        raw = json.loads(note)
+        if raw["format"] != CAPTURE_FORMAT:
+            raise BadData(
+                f"the capture has format {raw['format']}, this version reads {CAPTURE_FORMAT}"
+            )
+        facts = {str(key): str(value) for key, value in raw["facts"].items()}
+        profile = json.dumps(raw["profile"])
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise BadData(f"the capture's own note is damaged: {error!r}") from error
+    return Capture(core.memory, Profile.from_json(profile), facts)
+
+
+def write_capture(path: Path, capture: Capture) -> int:
+    """Write a capture, aside first and then renamed; return its size in bytes.
+
+    The file can be read by its owner only.
+
+    Raises:
+        BadData: the file cannot be written.
+    """
+    import zstandard
+
+    note = {
+        "format": CAPTURE_FORMAT,
+        "profile": capture.profile.to_json(),
+        "facts": capture.facts,
+    }
+    core = write_core(
+        capture.memory,
+        (
+            Note(VMCOREINFO, 0, capture.profile.vmcoreinfo.encode("ascii", "replace")),
+            Note(NOTE_NAME, 0, json.dumps(note, sort_keys=True).encode()),
+        ),
+        capture.profile.byte_order,
+    )
+    packed = zstandard.ZstdCompressor(level=COMPRESSION_LEVEL, write_checksum=True).compress(core)
+    try:
+        descriptor, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
+        try:
+            with os.fdopen(descriptor, "wb") as file:
+                file.write(packed)
+            os.replace(name, path)
+        except BaseException:
+            with contextlib.suppress(OSError):
+                os.unlink(name)
+            raise
+    except OSError as error:
+        raise BadData(f"cannot write {path}: {error.strerror}") from error
+    return len(packed)

@@ -1,0 +1,1 @@
+"""One module per invariant; see ``inspector.checks.base``."""

@@ -1,0 +1,56 @@
+"""No entry stands twice in a slot."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+
+from inspector import encoding
+from inspector.checks.base import Evidence, Finding, Invariant
+from inspector.checks.view import CheckedVm
+
+ID = "rmap-duplicate"
+
+
+def find(checked: CheckedVm) -> Iterator[Finding]:
+    """Yield entries that the kernel's walk meets twice in one slot."""
+    rmaps = checked.rmaps
+    rows = np.flatnonzero(checked.reachable & (rmaps.length[checked.slot_of] > 1))
+    key = encoding.identity(rmaps.word[rows])
+    slot = checked.slot_of[rows]
+    order = np.lexsort((key, slot))
+    same = (key[order][1:] == key[order][:-1]) & (slot[order][1:] == slot[order][:-1])
+    for position in np.flatnonzero(same):
+        first, second = int(rows[order[position]]), int(rows[order[position + 1]])
+        holder = rmaps[int(checked.slot_of[first])]
+        entry = encoding.decode(int(rmaps.word[first]))
+        yield Finding(
+            ID,
+            checked.vm.lpid,
+            f"the entry for L2 {entry.lpid}:{entry.gpa:#x} stands twice in the slot of gfn "
+            f"{holder.gfn:#x}",
+            "each entry once: an insertion looks for it first",
+            (
+                Evidence("slot", "kernel", holder.where, holder.head),
+                *(
+                    Evidence(
+                        "entry",
+                        "kernel",
+                        int(rmaps.node[row]) or holder.where,
+                        int(rmaps.word[row]),
+                        f"entry {row - int(rmaps.start[checked.slot_of[row]])}",
+                    )
+                    for row in (first, second)
+                ),
+            ),
+        )
+
+
+INVARIANT = Invariant(
+    ID,
+    "No slot holds the same LPID and L2 page twice among the entries the kernel's walk meets.",
+    "An insertion looks for the entry first, so a second one was not inserted by the kernel.",
+    "kvmhv_insert_nest_rmap, kvmhv_n_rmap_is_equal",
+    find,
+)

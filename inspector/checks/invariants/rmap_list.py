@@ -1,0 +1,73 @@
+"""Every list can be followed to its end, and no node is in two."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+
+from inspector.checks.base import Evidence, Finding, Invariant
+from inspector.checks.view import CheckedVm
+
+ID = "rmap-list"
+
+_TEXTS = {
+    "pointer": (
+        "the link {link:#018x} is neither an entry nor an aligned address of the linear map",
+        "the address of a struct rmap_nested, or an entry with the single-entry bit",
+    ),
+    "unreadable": (
+        "the link {link:#018x} leads to memory that the target does not have",
+        "the address of a struct rmap_nested",
+    ),
+    "cycle": (
+        "the list runs in a circle: the link {link:#018x} leads back into it",
+        "a node that is not yet in the list, or an entry with the single-entry bit",
+    ),
+    "end": (
+        "the list ends in a zero link instead of its oldest entry",
+        "the oldest entry, with the single-entry bit, in the last next",
+    ),
+}
+
+
+def find(checked: CheckedVm) -> Iterator[Finding]:
+    """Yield lists that could not be followed, and nodes that are in more than one."""
+    rmaps = checked.rmaps
+    for problem in rmaps.problems:
+        slot = rmaps[problem.slot]
+        text, expected = _TEXTS[problem.kind]
+        yield Finding(
+            ID,
+            checked.vm.lpid,
+            f"slot of gfn {slot.gfn:#x}, after {len(slot.words)} entries: "
+            + text.format(link=problem.link),
+            expected,
+            (
+                Evidence("slot", "kernel", slot.where, slot.head),
+                Evidence("word at fault", "kernel", problem.place, problem.link),
+            ),
+        )
+    nodes = np.flatnonzero(rmaps.node)
+    values, counts = np.unique(rmaps.node[nodes], return_counts=True)
+    for node in values[counts > 1]:
+        slots = [rmaps[int(i)] for i in np.unique(checked.slot_of[rmaps.node == node])]
+        yield Finding(
+            ID,
+            checked.vm.lpid,
+            f"the list node at {int(node):#x} is in {len(slots)} lists, those of gfn "
+            + ", ".join(f"{slot.gfn:#x}" for slot in slots),
+            "each struct rmap_nested in one list only",
+            tuple(Evidence("slot", "kernel", slot.where, slot.head) for slot in slots),
+        )
+
+
+INVARIANT = Invariant(
+    ID,
+    "A slot is zero, one entry, or the address of a list whose nodes lie in the linear map, are in "
+    "no other list, and end in the oldest entry.",
+    "The kernel follows and frees these links without looking; a bad one is lost entries, a "
+    "use after free or an endless loop under mmu_lock.",
+    "kvmhv_insert_nest_rmap, kvmhv_remove_nest_rmap_list",
+    find,
+)

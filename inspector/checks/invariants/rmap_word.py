@@ -1,0 +1,48 @@
+"""Every word is one the kernel can have written."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+
+from inspector import encoding
+from inspector.checks.base import Evidence, Finding, Invariant
+from inspector.checks.view import CheckedVm
+
+ID = "rmap-word"
+
+
+def find(checked: CheckedVm) -> Iterator[Finding]:
+    """Yield words with reserved bits set or with the single-entry bit in the wrong place."""
+    rmaps = checked.rmaps
+    in_node = rmaps.node != 0
+    single = encoding.is_single(rmaps.word) != 0
+    reserved = rmaps.word & np.uint64(encoding.RESERVED_MASK) != 0
+    for row in np.flatnonzero(reserved | (single == in_node)):
+        word, node = int(rmaps.word[row]), int(rmaps.node[row])
+        slot = rmaps[int(checked.slot_of[row])]
+        entry = encoding.decode(word)
+        place = node if node else slot.where
+        yield Finding(
+            ID,
+            checked.vm.lpid,
+            f"word {word:#018x} in the slot of gfn {slot.gfn:#x}: "
+            + "; ".join(encoding.problems(word, in_node=bool(node))),
+            f"{encoding.encode(*entry, single=not node):#018x} for L2 {entry.lpid}:{entry.gpa:#x}",
+            (
+                Evidence("slot", "kernel", slot.where, slot.head),
+                Evidence("list node" if node else "slot or last next", "kernel", place, word),
+            ),
+        )
+
+
+INVARIANT = Invariant(
+    ID,
+    "Bits 11 to 1 of an entry are zero, and bit 0 is set exactly where the entry does not stand "
+    "in a list node.",
+    "The kernel takes bit 0 for the end of a list; a wrong one cuts the list or makes an entry a "
+    "pointer.",
+    "RMAP_NESTED_* in kvm_book3s_64.h, kvmhv_insert_nest_rmap",
+    find,
+)

@@ -1,0 +1,28 @@
+"""Every shadow leaf can be found again."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from inspector.checks.base import Finding, Invariant
+from inspector.checks.proof import leaf_findings
+from inspector.checks.view import CheckedVm
+from inspector.model.vm import LeafState
+
+ID = "shadow-leaf-covered"
+
+
+def find(checked: CheckedVm) -> Iterator[Finding]:
+    """Yield the leaves that no entry in a consulted slot leads to."""
+    yield from leaf_findings(checked, ID, (LeafState.LOST, LeafState.HIDDEN))
+
+
+INVARIANT = Invariant(
+    ID,
+    "Every present shadow leaf has an entry, met by the kernel's own walk, in a slot that L0 "
+    "empties when it takes the leaf's host page away.",
+    "Without it the shadow leaf outlives the page: an L2 guest keeps access to memory that the "
+    "host has given to somebody else.",
+    "kvmppc_unmap_pte, kvmhv_remove_nest_rmap_range, for_each_nest_rmap_safe",
+    find,
+)

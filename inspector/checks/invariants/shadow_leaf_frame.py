@@ -1,0 +1,27 @@
+"""Every shadow leaf leads where L1's and L0's tables lead."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from inspector.checks.base import Finding, Invariant
+from inspector.checks.proof import leaf_findings
+from inspector.checks.view import CheckedVm
+from inspector.model.vm import LeafState
+
+ID = "shadow-leaf-frame"
+
+
+def find(checked: CheckedVm) -> Iterator[Finding]:
+    """Yield the leaves whose entry stands where L1 and L0 say, but whose frame is another."""
+    yield from leaf_findings(checked, ID, (LeafState.MOVED,))
+
+
+INVARIANT = Invariant(
+    ID,
+    "The frame of a shadow leaf is L0(L1(L2 address)), unless L1 has changed its table and not "
+    "yet invalidated, in which case the leaf is still covered where it leads.",
+    "A wrong frame gives an L2 guest memory that is not its own.",
+    "__kvmhv_nested_page_fault (steps 1 to 3)",
+    find,
+)

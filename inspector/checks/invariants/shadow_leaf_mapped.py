@@ -1,0 +1,27 @@
+"""No shadow leaf outlives its host page."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from inspector.checks.base import Finding, Invariant
+from inspector.checks.proof import leaf_findings
+from inspector.checks.view import CheckedVm
+from inspector.model.vm import LeafState
+
+ID = "shadow-leaf-mapped"
+
+
+def find(checked: CheckedVm) -> Iterator[Finding]:
+    """Yield the leaves to a host page that L0 maps for no guest page."""
+    yield from leaf_findings(checked, ID, (LeafState.UNMAPPED,))
+
+
+INVARIANT = Invariant(
+    ID,
+    "The host page of a shadow leaf is mapped by L0's own table for the L1 guest.",
+    "L0 clears its own leaf and the shadow leaves together; a shadow leaf without it has "
+    "outlived the page.",
+    "kvmppc_unmap_pte, kvm_unmap_radix",
+    find,
+)

@@ -1,0 +1,37 @@
+"""The tables L0 builds are tables."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from inspector.checks.base import Evidence, Finding, Invariant
+from inspector.checks.view import CheckedVm
+
+ID = "table-form"
+
+
+def find(checked: CheckedVm) -> Iterator[Finding]:
+    """Yield malformed parts of L0's table and of the shadow tables."""
+    tables = [("L0's table", checked.vm.host)]
+    tables += [(f"shadow table of L2 {nested.lpid}", nested.shadow) for nested in checked.vm.nested]
+    for name, table in tables:
+        for problem in table.problems:
+            if not problem.missing:
+                yield Finding(
+                    ID,
+                    checked.vm.lpid,
+                    f"{name}, from address {problem.address:#x}: {problem.text}",
+                    "tables aligned to their size, of the width their level has, each reached "
+                    "once; leaves aligned to theirs",
+                    (Evidence("entry or table", "physical", problem.where),),
+                )
+
+
+INVARIANT = Invariant(
+    ID,
+    "L0's table for the guest and the shadow tables are well-formed radix trees of the sizes "
+    "that the hardware knows.",
+    "A table reached twice or of a wrong form is walked by the hardware all the same.",
+    "kvmppc_create_pte, Power ISA 3.0B Book III 5.7.10",
+    find,
+)

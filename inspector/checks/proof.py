@@ -1,0 +1,91 @@
+"""The proof of a finding about a shadow leaf: every word on the way, to be checked by hand."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+
+from inspector import encoding, pte
+from inspector.checks.base import Evidence, Finding
+from inspector.checks.view import CheckedVm, Suspect
+from inspector.model.vm import LeafState
+from inspector.structures.radix import LeafTable
+
+__all__ = ["leaf_findings"]
+
+SHOWN_ENTRIES = 8
+
+
+def leaf_findings(
+    checked: CheckedVm, invariant: str, states: tuple[LeafState, ...]
+) -> Iterator[Finding]:
+    """Yield a finding for every suspected leaf the model puts into one of these states."""
+    for suspect in checked.suspects:
+        if suspect.judgement.state in states:
+            leaf, nested = suspect.leaf, suspect.nested
+            yield Finding(
+                invariant,
+                checked.vm.lpid,
+                f"shadow leaf of L2 {nested.lpid}:{leaf.address:#x} "
+                f"({pte.size_name(leaf.shift)} at host page {leaf.frame:#x}): "
+                f"{suspect.judgement.state.value}",
+                _expected(checked, suspect),
+                tuple(_evidence(checked, suspect)),
+            )
+
+
+def _expected(checked: CheckedVm, suspect: Suspect) -> str:
+    judgement, leaf = suspect.judgement, suspect.leaf
+    word = f"{encoding.encode(suspect.nested.lpid, leaf.address):#x}"
+    if judgement.state is LeafState.MOVED:
+        assert judgement.expected is not None
+        return f"frame {judgement.expected:#x} = L0(L1({leaf.address:#x})) in the shadow entry"
+    if judgement.state is LeafState.UNMAPPED:
+        return "no shadow entry: L0 clears it together with its own leaf for the host page"
+    ranges = " or ".join(
+        f"{host.address >> checked.page_shift:#x}"
+        + (f"..{host.address + host.size - 1 >> checked.page_shift:#x}" if host.size > 1 else "")
+        for host in judgement.backing
+    )
+    return f"an entry {word} (single bit aside) in a slot of gfn {ranges}, met by the kernel's walk"
+
+
+def _evidence(checked: CheckedVm, suspect: Suspect) -> Iterator[Evidence]:
+    nested, leaf, judgement = suspect.nested, suspect.leaf, suspect.judgement
+    yield Evidence(
+        "shadow entry",
+        "physical",
+        int(nested.shadow.where[suspect.index]),
+        leaf.entry,
+        pte.describe(leaf.entry, leaf.shift),
+    )
+    yield _asked("L1's entry", "L1", nested.l1, leaf.address, "L2")
+    if judgement.l1 is not None:
+        l1_address = judgement.l1.translate(leaf.address)
+        yield _asked("L0's entry for it", "physical", checked.vm.host, l1_address, "L1")
+    for host in judgement.backing:
+        yield _asked(
+            "L0's leaf that maps the host page", "physical", checked.vm.host, host.address, "L1"
+        )
+    shown = judgement.entries[:SHOWN_ENTRIES]
+    for place in shown:
+        row = int(np.searchsorted(checked.rmaps.gfn, np.uint64(place.gfn)))
+        where = int(checked.rmaps.where[row]) if row < len(checked.rmaps) else 0
+        meaning = f"entry {place.index} of the slot of gfn {place.gfn:#x}"
+        if not place.reachable:
+            meaning += ", not met by the kernel's walk"
+        yield Evidence("entry for it", "kernel", where, place.word, meaning)
+    if not shown:
+        yield Evidence("entry for it", "kernel", 0, None, "in no slot of this VM")
+
+
+def _asked(what: str, space: str, table: LeafTable | None, address: int, of: str) -> Evidence:
+    if table is None:
+        return Evidence(what, of, address, None, "there is no such table")
+    index = int(table.find(np.array([address], dtype=np.uint64))[0])
+    if index < 0:
+        return Evidence(what, of, address, None, f"maps nothing at {of} {address:#x}")
+    entry, shift = int(table.entry[index]), int(table.shift[index])
+    meaning = f"{of} {int(table.address[index]):#x} -> {pte.describe(entry, shift)}"
+    return Evidence(what, space, int(table.where[index]), entry, meaning)

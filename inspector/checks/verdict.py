@@ -1,0 +1,130 @@
+"""Judge a snapshot: run every invariant over every VM and count."""
+
+from __future__ import annotations
+
+import enum
+from dataclasses import dataclass
+
+import numpy as np
+
+from inspector import encoding
+from inspector.checks.base import Finding, all_invariants
+from inspector.checks.view import STATES, CheckedVm
+from inspector.kvm.snapshot import Snapshot, Vm
+from inspector.model.vm import EntryState
+
+__all__ = ["Counts", "Judgement", "Verdict", "VmJudgement", "judge"]
+
+
+class Verdict(enum.Enum):
+    """What can be said of a VM or of a whole target."""
+
+    CONSISTENT = "consistent"
+    VIOLATIONS = "violations"
+    INCONCLUSIVE = "inconclusive"
+
+
+@dataclass(frozen=True)
+class Counts:
+    """The numbers of one VM.  ``stale`` counts entries by the reason they are."""
+
+    slots: int
+    entries: int
+    singles: int
+    lists: int
+    longest: int
+    live: int
+    stale: dict[EntryState, int]
+    shadow_leaves: int
+    host_leaves: int
+    pending: int
+
+
+@dataclass(frozen=True)
+class VmJudgement:
+    """The verdict on one VM, with its findings and what stands in the way of judging."""
+
+    vm: Vm
+    verdict: Verdict
+    counts: Counts
+    findings: tuple[Finding, ...]
+    notes: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Judgement:
+    """The verdict on a snapshot."""
+
+    snapshot: Snapshot
+    vms: tuple[VmJudgement, ...]
+
+    @property
+    def verdict(self) -> Verdict:
+        """The worst verdict of any VM."""
+        found = {vm.verdict for vm in self.vms}
+        for verdict in (Verdict.VIOLATIONS, Verdict.INCONCLUSIVE):
+            if verdict in found:
+                return verdict
+        return Verdict.CONSISTENT
+
+    @property
+    def findings(self) -> tuple[Finding, ...]:
+        """All findings of all VMs."""
+        return tuple(finding for vm in self.vms for finding in vm.findings)
+
+
+def judge(snapshot: Snapshot) -> Judgement:
+    """Check every VM of a snapshot against every invariant."""
+    return Judgement(snapshot, tuple(_judge(vm, snapshot.page_shift) for vm in snapshot.vms))
+
+
+def _judge(vm: Vm, page_shift: int) -> VmJudgement:
+    checked = CheckedVm(vm, page_shift)
+    findings = tuple(
+        finding for invariant in all_invariants() for finding in invariant.find(checked)
+    )
+    counts = _counts(checked)
+    notes = [gap.text for gap in vm.gaps]
+    if not vm.radix:
+        notes.append("hash-MMU guest: it has no nested reverse maps, its rmap words are not read")
+    elif not vm.nested and not len(vm.rmaps):
+        notes.append("no nested guests" + ("" if vm.nesting else " (nesting is not enabled)"))
+    if counts.pending:
+        notes.append(
+            f"{counts.pending} shadow leaves await an invalidation by L1, whose table has changed"
+        )
+    if vm.locked:
+        notes.append(
+            f"mmu_lock was held (word {vm.mmu_lock:#x}): lists and tables may be half way "
+            "through a change, so nothing is concluded"
+        )
+    if vm.locked:
+        verdict = Verdict.INCONCLUSIVE
+    elif findings:
+        verdict = Verdict.VIOLATIONS
+    else:
+        verdict = Verdict.INCONCLUSIVE if any(gap.needed for gap in vm.gaps) else Verdict.CONSISTENT
+    return VmJudgement(vm, verdict, counts, findings, tuple(notes))
+
+
+def _counts(checked: CheckedVm) -> Counts:
+    rmaps = checked.rmaps
+    length = rmaps.length
+    by_state = np.bincount(checked.state, minlength=len(STATES))
+    single = encoding.is_single(rmaps.head) != 0
+    return Counts(
+        slots=len(rmaps),
+        entries=rmaps.word.size,
+        singles=int(np.count_nonzero(single)),
+        lists=int(np.count_nonzero(~single)),
+        longest=int(length.max()) if length.size else 0,
+        live=int(by_state[STATES.index(EntryState.LIVE)]),
+        stale={
+            state: int(count)
+            for state, count in zip(STATES, by_state, strict=True)
+            if state is not EntryState.LIVE and count
+        },
+        shadow_leaves=sum(len(nested.shadow) for nested in checked.vm.nested),
+        host_leaves=len(checked.vm.host),
+        pending=sum(checked.pending(nested) for nested in checked.vm.nested),
+    )

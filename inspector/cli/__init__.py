@@ -1,0 +1,89 @@
+"""The command line.  It holds no logic: it opens, asks and prints."""
+
+from __future__ import annotations
+
+import importlib
+import signal
+import sys
+from types import FrameType
+
+import click
+
+from inspector import __version__
+from inspector.errors import InspectorError
+
+__all__ = ["main"]
+
+EXIT_NOT_USABLE = 3
+EXIT_INTERRUPTED = 130
+EXIT_TERMINATED = 143
+
+COMMANDS = {
+    "capture": "Save what an inspection needs as a small core file.",
+    "check": "Check the reverse maps against the model.",
+    "decode": "Decode rmap words.",
+    "rmap": "List the rmap slots with their entries.",
+    "vms": "List the VMs with their memslots and nested guests.",
+}
+
+
+class _Commands(click.Group):
+    """Sub-commands, each imported when it is called."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if cmd_name not in COMMANDS:
+            return None
+        module = importlib.import_module(f"inspector.cli.{cmd_name}")
+        command: click.Command = module.command
+        return command
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        with formatter.section("Commands"):
+            formatter.write_dl(list(COMMANDS.items()))
+
+
+@click.command(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(__version__)
+def cli() -> None:
+    """Show and prove what KVM-HV on POWER believes about nested guests.
+
+    TARGET is gdb:HOST:PORT (the GDB stub of a QEMU machine that runs the
+    host kernel) or a file: a capture of this tool or an ELF core.
+
+    Exit codes: 0 consistent, 1 violations found, 2 usage, 3 target not
+    usable or nothing can be concluded.
+    """
+
+
+class _Terminated(BaseException):
+    """SIGTERM, turned into an exception so that the machine is let go on first."""
+
+
+def _on_terminate(number: int, frame: FrameType | None) -> None:
+    raise _Terminated
+
+
+def main() -> None:
+    """Run the command line and exit with its documented code."""
+    signal.signal(signal.SIGTERM, _on_terminate)
+    try:
+        sys.exit(cli.main(standalone_mode=False))
+    except click.exceptions.Exit as exit_:
+        sys.exit(exit_.exit_code)
+    except click.ClickException as error:
+        error.show()
+        sys.exit(error.exit_code)
+    except InspectorError as error:
+        click.echo(f"inspector: {error}", err=True)
+        sys.exit(EXIT_NOT_USABLE)
+    except (KeyboardInterrupt, click.Abort):
+        click.echo("inspector: interrupted; the target was let go on", err=True)
+        sys.exit(EXIT_INTERRUPTED)
+    except _Terminated:
+        sys.exit(EXIT_TERMINATED)
+    except BrokenPipeError:
+        sys.stderr.close()
+        sys.exit(0)

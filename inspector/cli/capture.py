@@ -1,0 +1,75 @@
+"""``inspector capture``."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from pathlib import Path
+
+import click
+
+from inspector import __version__
+from inspector.capture import Capture, write_capture
+from inspector.cli.common import json_option, open_target, print_json, target_options
+from inspector.reports.jsonform import target_json
+
+__all__ = ["command"]
+
+
+def _facts(notes: tuple[str, ...]) -> dict[str, str]:
+    facts = {}
+    for note in notes:
+        key, separator, value = note.partition("=")
+        if not separator or not key:
+            raise click.BadParameter(f"'{note}' is not KEY=VALUE", param_hint="--note")
+        facts[key] = value
+    return facts
+
+
+@click.command()
+@target_options
+@json_option
+@click.option(
+    "-o",
+    "--output",
+    required=True,
+    type=click.Path(path_type=Path, dir_okay=False),
+    help="the file to write",
+)
+@click.option(
+    "--note", "notes", multiple=True, metavar="KEY=VALUE", help="a fact of origin to keep with it"
+)
+def command(
+    target: str,
+    kernel: Path | None,
+    modules: Path | None,
+    read_path: str,
+    as_json: bool,
+    output: Path,
+    notes: tuple[str, ...],
+) -> None:
+    """Save what an inspection needs as a small core file.
+
+    It holds KVM's structures, the rmap arrays and lists, the page tables of
+    L0 and the shadow ones, and L1's own tables for its guests; no other
+    memory of a guest.  It opens with no other file.
+    """
+    facts = _facts(notes)
+    acquired = open_target(target, kernel, modules, read_path)
+    known = {
+        "taken": datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
+        "tool": f"inspector {__version__}",
+        "source": acquired.origin.read_path,
+    }
+    capture = Capture(acquired.memory, acquired.profile, known | (acquired.origin.facts or {}) | facts)
+    size = write_capture(output, capture)
+    if as_json:
+        document = {"schema": "inspector.capture/1", "target": target_json(acquired)}
+        print_json(document | {"file": str(output), "bytes": size})
+        return
+    held = int(acquired.memory.sizes.sum())
+    click.echo(
+        f"{output}: {size / 1024:.0f} KiB, {held / 1024:.0f} KiB of memory "
+        f"in {acquired.memory.starts.size} pieces, {len(acquired.snapshot.vms)} VMs"
+    )
+    if acquired.origin.stopped_seconds is not None:
+        click.echo(f"machine stopped for {acquired.origin.stopped_seconds * 1000:.1f} ms")

@@ -1,0 +1,67 @@
+"""``inspector decode``."""
+
+from __future__ import annotations
+
+import json
+
+import click
+
+from inspector import encoding
+
+__all__ = ["command"]
+
+SCHEMA = "inspector.decode/1"
+
+
+class _Word(click.ParamType):
+    name = "word"
+
+    def convert(
+        self, value: str | int, param: click.Parameter | None, ctx: click.Context | None
+    ) -> int:
+        if isinstance(value, int):
+            return value
+        try:
+            word = int(value, 0)
+        except ValueError:
+            self.fail(f"'{value}' is not a number (write 0x... for hexadecimal)", param, ctx)
+        if not 0 <= word < 1 << 64:
+            self.fail(f"'{value}' does not fit in 64 bits", param, ctx)
+        return word
+
+
+def _decoded(word: int) -> dict[str, object]:
+    form = encoding.form_of(word)
+    row: dict[str, object] = {"word": f"{word:#018x}", "form": form.value}
+    if form is encoding.SlotForm.EMPTY:
+        return row
+    entry = encoding.decode(word)
+    row |= {"lpid": entry.lpid, "gpa": f"{entry.gpa:#x}"}
+    row["problems"] = encoding.problems(word, in_node=form is encoding.SlotForm.LIST)
+    return row
+
+
+def _text(row: dict[str, object]) -> str:
+    if row["form"] == "empty":
+        return f"{row['word']}  empty slot"
+    where = f"LPID {row['lpid']}, L2 address {row['gpa']}"
+    if row["form"] == "list":
+        text = f"in a list node: {where}; in a slot or a next: a pointer to a list node"
+    else:
+        text = f"single entry or end of a list: {where}"
+    problems = row["problems"]
+    assert isinstance(problems, list)
+    return f"{row['word']}  {text}" + "".join(f"\n    {problem}" for problem in problems)
+
+
+@click.command()
+@click.argument("words", nargs=-1, required=True, type=_Word())
+@click.option("--json", "as_json", is_flag=True, help="print JSON instead of text")
+def command(words: tuple[int, ...], as_json: bool) -> None:
+    """Decode rmap words, each with the three readings a slot can have."""
+    rows = [_decoded(word) for word in words]
+    if as_json:
+        click.echo(json.dumps({"schema": SCHEMA, "words": rows}, indent=2))
+        return
+    for row in rows:
+        click.echo(_text(row))

@@ -1,0 +1,42 @@
+"""``inspector rmap``."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import click
+
+from inspector.cli.common import json_option, open_target, print_json, target_options
+from inspector.reports.jsonform import rmap_json, rmap_lines
+from inspector.reports.text import rmap_report
+
+__all__ = ["command"]
+
+
+@click.command()
+@target_options
+@json_option
+@click.option("--jsonl", is_flag=True, help="print one JSON object per non-empty slot")
+@click.option("--all", "everything", is_flag=True, help="show long lists whole")
+def command(
+    target: str,
+    kernel: Path | None,
+    modules: Path | None,
+    read_path: str,
+    as_json: bool,
+    jsonl: bool,
+    everything: bool,
+) -> None:
+    """List the non-empty rmap slots, every entry decoded and marked live or stale."""
+    if as_json and jsonl:
+        raise click.UsageError("--json and --jsonl exclude each other")
+    acquired = open_target(target, kernel, modules, read_path)
+    if as_json:
+        print_json(rmap_json(acquired))
+    elif jsonl:
+        for row in rmap_lines(acquired.snapshot):
+            click.echo(json.dumps(row))
+    else:
+        for line in rmap_report(acquired.snapshot, everything=everything):
+            click.echo(line)

@@ -1,0 +1,28 @@
+"""``inspector vms``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from inspector.cli.common import json_option, open_target, print_json, target_options
+from inspector.reports.jsonform import vms_json
+from inspector.reports.text import vms_report
+
+__all__ = ["command"]
+
+
+@click.command()
+@target_options
+@json_option
+def command(
+    target: str, kernel: Path | None, modules: Path | None, read_path: str, as_json: bool
+) -> None:
+    """List the VMs with their memslots and nested guests."""
+    acquired = open_target(target, kernel, modules, read_path)
+    if as_json:
+        print_json(vms_json(acquired))
+        return
+    for line in vms_report(acquired):
+        click.echo(line)

@@ -1,0 +1,38 @@
+"""The errors a user can meet.
+
+Every message says what was tried, at which address where there is one, and
+what to do next.  Nothing else is raised across a package boundary for bad
+input, so the command line can print ``str(error)`` and stop.
+"""
+
+from __future__ import annotations
+
+__all__ = ["BadData", "InspectorError", "MemoryNotReadable", "TargetNotSupported"]
+
+
+class InspectorError(Exception):
+    """Base of everything this package raises for bad input."""
+
+
+class MemoryNotReadable(InspectorError):
+    """Bytes that were asked for are not in the target.
+
+    ``address`` is in the address space named by ``space`` (``"physical"``,
+    ``"kernel"``, ``"L1"``), ``length`` is in bytes.
+    """
+
+    def __init__(
+        self, address: int, length: int, reason: str = "not in the target", space: str = "physical"
+    ) -> None:
+        self.address = address
+        self.length = length
+        self.space = space
+        super().__init__(f"cannot read {length} bytes at {space} address {address:#x}: {reason}")
+
+
+class BadData(InspectorError):
+    """Bytes were read but are not what the format or the kernel would write."""
+
+
+class TargetNotSupported(InspectorError):
+    """The target was understood well enough to say that it cannot be inspected."""

@@ -1,0 +1,162 @@
+"""Kernel files: a vmlinux or a module, packed or not.
+
+pyelftools reads the section headers; the symbol table, which it would walk
+for seconds, is taken as one array.
+"""
+
+from __future__ import annotations
+
+import gzip
+import io
+import lzma
+import zlib
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+from elftools.common.exceptions import ELFError
+from elftools.elf.elffile import ELFFile
+
+from inspector.errors import BadData
+
+__all__ = ["ElfFile", "SymbolTable", "unpacked"]
+
+EM_PPC64 = 21
+NT_GNU_BUILD_ID = 3
+STT_TYPES = {0: "NOTYPE", 1: "OBJECT", 2: "FUNC"}
+UNPACK_LIMIT = 2 << 30
+
+
+def unpacked(path: Path) -> bytes:
+    """Return the contents of a file, decompressed if it is xz, zstd or gzip.
+
+    Raises:
+        BadData: the file cannot be read or its compression is damaged.
+    """
+    try:
+        data = path.read_bytes()
+        if data.startswith(b"\xfd7zXZ\0"):
+            return lzma.decompress(data)
+        if data.startswith(b"\x1f\x8b"):
+            return gzip.decompress(data)
+        if data.startswith(b"\x28\xb5\x2f\xfd"):
+            import zstandard
+
+            stream = zstandard.ZstdDecompressor().stream_reader(io.BytesIO(data))
+            return bytes(stream.read(UNPACK_LIMIT))
+    except OSError as error:
+        raise BadData(f"cannot read {path}: {error.strerror or error}") from error
+    except (lzma.LZMAError, zlib.error, EOFError) as error:
+        raise BadData(f"{path} is damaged: {error}") from error
+    return data
+
+
+class SymbolTable:
+    """The symbols of an ELF file, looked up by name without listing them all.
+
+    ``entries`` is the raw symbol table and ``strings`` its string table, from
+    a file or from the memory of a running kernel (``module.kallsyms``).
+    """
+
+    def __init__(self, entries: bytes, strings: bytes, byte_order: str) -> None:
+        dtype = np.dtype(
+            [
+                ("name", byte_order + "u4"),
+                ("info", "u1"),
+                ("other", "u1"),
+                ("shndx", byte_order + "u2"),
+                ("value", byte_order + "u8"),
+                ("size", byte_order + "u8"),
+            ]
+        )
+        usable = len(entries) - len(entries) % dtype.itemsize
+        self._entries = np.frombuffer(entries[:usable], dtype=dtype)
+        self._strings = strings
+
+    def values(self, name: str) -> list[int]:
+        """Return the distinct values of the defined symbols of this name.
+
+        String tables are suffix-merged: ``modules`` may exist only as the
+        tail of another name, so every place where it ends is looked up.
+        """
+        needle = name.encode("ascii") + b"\0"
+        offsets = []
+        found = self._strings.find(needle)
+        while found >= 0:
+            offsets.append(found)
+            found = self._strings.find(needle, found + 1)
+        hits = np.isin(self._entries["name"], offsets) & (self._entries["shndx"] != 0)
+        return sorted({int(value) for value in self._entries["value"][hits]})
+
+
+class ElfFile:
+    """A vmlinux or a kernel module.
+
+    Raises:
+        BadData: the file is not an ELF file of a 64-bit POWER kernel.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._data = unpacked(path)
+        try:
+            self._elf = ELFFile(io.BytesIO(self._data))
+            machine, bits = self._elf.header["e_machine"], self._elf.elfclass
+        except (ELFError, KeyError, ValueError) as error:
+            raise BadData(f"{path} is not an ELF file: {error}") from error
+        if machine != "EM_PPC64" or bits != 64:
+            raise BadData(f"{path} is an ELF file for {machine}, not for 64-bit POWER")
+        self.byte_order = "<" if self._elf.little_endian else ">"
+
+    def section(self, name: str) -> bytes | None:
+        """Return the contents of a section, or None where there is none."""
+        found = self._elf.get_section_by_name(name)
+        if found is None or found["sh_type"] == "SHT_NOBITS":
+            return None
+        return self._data[found["sh_offset"] : found["sh_offset"] + found["sh_size"]]
+
+    @cached_property
+    def symbols(self) -> SymbolTable:
+        """The file's ``.symtab``."""
+        entries, strings = self.section(".symtab"), self.section(".strtab")
+        if entries is None or strings is None:
+            raise BadData(
+                f"{self.path} has no symbol table; give the vmlinux of the package, not a stripped copy"
+            )
+        return SymbolTable(entries, strings, self.byte_order)
+
+    @cached_property
+    def build_id(self) -> str:
+        """The GNU build ID in hexadecimal, empty where there is none."""
+        for section in (".notes", ".note.gnu.build-id"):
+            data = self.section(section)
+            if data is not None:
+                return build_id_in(data, self.byte_order)
+        return ""
+
+    def at(self, address: int, length: int) -> bytes | None:
+        """Return what the file holds for a virtual address, if it holds it."""
+        for segment in self._elf.iter_segments("PT_LOAD"):
+            inside = address - segment["p_vaddr"]
+            if 0 <= inside and inside + length <= segment["p_filesz"]:
+                begin = segment["p_offset"] + inside
+                return self._data[begin : begin + length]
+        return None
+
+
+def build_id_in(notes: bytes, byte_order: str) -> str:
+    """Return the GNU build ID among ELF notes, in hexadecimal, or an empty string."""
+    little = "little" if byte_order == "<" else "big"
+    position = 0
+    while position + 12 <= len(notes):
+        name_size, size, kind = (
+            int.from_bytes(notes[position + 4 * i : position + 4 * i + 4], little)  # type: ignore[arg-type]
+            for i in range(3)
+        )
+        position += 12
+        name = notes[position : position + name_size]
+        position += name_size + 3 & ~3
+        if name == b"GNU\0" and kind == NT_GNU_BUILD_ID:
+            return notes[position : position + size].hex()
+        position += size + 3 & ~3
+    return ""

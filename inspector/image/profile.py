@@ -1,0 +1,240 @@
+"""What the tool knows of one kernel: symbols, structure offsets, page size.
+
+A profile is the only thing the floors above take from a kernel image, and it
+is plain data: a capture carries its own, so that it opens with no other file.
+
+JSON form (``PROFILE_FORMAT`` 1)::
+
+    {"format": 1, "release": "...", "build_id": "...", "byte_order": "little",
+     "page_size": 4096, "vmcoreinfo": "OSRELEASE=...\\n...",
+     "symbols": {"swapper_pg_dir": "0xc000...", ...},
+     "structs": {"kvm": {"size": 19888, "members": {"mm": [72, 8], ...}}, ...}}
+
+Member offsets and sizes are in bytes.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from inspector.errors import BadData, TargetNotSupported
+from inspector.image.btf import Btf
+
+__all__ = ["PROFILE_FORMAT", "SYMBOLS", "Profile", "StructLayout", "layouts"]
+
+PROFILE_FORMAT = 1
+
+SYMBOLS = (
+    "cur_cpu_spec",
+    "linux_banner",
+    "modules",
+    "swapper_pg_dir",
+    "vmcoreinfo_data",
+    "vmcoreinfo_size",
+)
+"""Symbols of vmlinux that every target must have."""
+
+STRUCTS: Mapping[str, tuple[str, ...]] = {
+    "cpu_spec": ("mmu_features",),
+    "idr": ("idr_rt.xa_head", "idr_base"),
+    "kvm": (
+        "arch.kvm_nested_guest_idr",
+        "arch.l1_ptcr",
+        "arch.lpid",
+        "arch.nested_enable",
+        "arch.pgtable",
+        "arch.radix",
+        "memslots",
+        "mm",
+        "mmu_lock",
+        "userspace_pid",
+        "vm_list",
+    ),
+    "kvm_memory_slot": (
+        "arch.rmap",
+        "base_gfn",
+        "flags",
+        "gfn_node",
+        "id",
+        "npages",
+        "userspace_addr",
+    ),
+    "kvm_memslots": ("gfn_tree.rb_node", "node_idx"),
+    "kvm_nested_guest": (
+        "l1_gr_to_hr",
+        "l1_lpid",
+        "process_table",
+        "refcnt",
+        "shadow_lpid",
+        "shadow_pgtable",
+    ),
+    "list_head": ("next",),
+    "mm_struct": ("pgd",),
+    "mod_kallsyms": ("num_symtab", "strtab", "symtab"),
+    "module": ("kallsyms", "list", "name"),
+    "qspinlock": ("val",),
+    "rb_node": ("rb_left", "rb_right"),
+    "rmap_nested": ("list.next", "rmap"),
+    "xa_node": ("shift", "slots"),
+}
+"""Structures and the members that are looked up in every kernel."""
+
+OPTIONAL_STRUCTS = frozenset({"qspinlock"})
+"""Structures whose absence says something: without this one a spinlock is a plain word."""
+
+
+@dataclass(frozen=True)
+class StructLayout:
+    """Size of a structure and ``member -> (offset, size)``, all in bytes."""
+
+    name: str
+    size: int
+    members: Mapping[str, tuple[int, int]]
+
+    def __contains__(self, member: str) -> bool:
+        return member in self.members
+
+    def offset(self, member: str) -> int:
+        """Return the byte offset of a member.
+
+        Raises:
+            TargetNotSupported: this kernel has no such member.
+        """
+        return self.place(member)[0]
+
+    def place(self, member: str) -> tuple[int, int]:
+        """Return offset and size of a member, in bytes."""
+        try:
+            return self.members[member]
+        except KeyError:
+            raise TargetNotSupported(
+                f"struct {self.name} of this kernel has no member {member}, "
+                "so it lays out KVM's state in a way this version does not know"
+            ) from None
+
+
+@dataclass(frozen=True)
+class Profile:
+    """Everything the tool needs to know of a kernel.
+
+    ``symbols`` are virtual addresses of vmlinux symbols; ``vmcoreinfo`` is
+    the kernel's own VMCOREINFO text as it stands in memory.
+    """
+
+    release: str
+    build_id: str
+    byte_order: str
+    page_size: int
+    vmcoreinfo: str
+    symbols: Mapping[str, int]
+    structs: Mapping[str, StructLayout]
+
+    @property
+    def page_shift(self) -> int:
+        """log2 of the page size."""
+        return self.page_size.bit_length() - 1
+
+    def struct(self, name: str) -> StructLayout:
+        """Return the layout of a structure."""
+        return self.structs[name]
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the documented JSON form."""
+        return {
+            "format": PROFILE_FORMAT,
+            "release": self.release,
+            "build_id": self.build_id,
+            "byte_order": "little" if self.byte_order == "<" else "big",
+            "page_size": self.page_size,
+            "vmcoreinfo": self.vmcoreinfo,
+            "symbols": {name: f"{value:#x}" for name, value in self.symbols.items()},
+            "structs": {
+                name: {
+                    "size": layout.size,
+                    "members": {key: list(place) for key, place in layout.members.items()},
+                }
+                for name, layout in self.structs.items()
+            },
+        }
+
+    @classmethod
+    def from_json(cls, text: bytes | str) -> Profile:
+        """Read the documented JSON form.
+
+        Raises:
+            BadData: it is not that form, or of a newer format.
+        """
+        try:
+            raw = json.loads(text)
+            if raw["format"] != PROFILE_FORMAT:
+                raise BadData(
+                    f"the layout profile has format {raw['format']}, "
+                    f"this version reads format {PROFILE_FORMAT}"
+                )
+            profile = cls(
+                release=str(raw["release"]),
+                build_id=str(raw["build_id"]),
+                byte_order={"little": "<", "big": ">"}[raw["byte_order"]],
+                page_size=int(raw["page_size"]),
+                vmcoreinfo=str(raw["vmcoreinfo"]),
+                symbols={str(key): int(value, 16) for key, value in raw["symbols"].items()},
+                structs={
+                    str(name): StructLayout(
+                        str(name),
+                        int(item["size"]),
+                        {
+                            str(key): (int(place[0]), int(place[1]))
+                            for key, place in item["members"].items()
+                        },
+                    )
+                    for name, item in raw["structs"].items()
+                },
+            )
+        except (KeyError, TypeError, ValueError, AttributeError, IndexError) as error:
+            raise BadData(f"the layout profile is damaged: {error!r}") from error
+        profile._check()
+        return profile
+
+    def _check(self) -> None:
+        missing = [name for name in SYMBOLS if name not in self.symbols]
+        missing += [f"struct {name}" for name in STRUCTS.keys() - OPTIONAL_STRUCTS - self.structs.keys()]
+        if missing:
+            raise BadData(f"the layout profile lacks {', '.join(missing)}")
+        if self.page_size not in (1 << 12, 1 << 16):
+            raise TargetNotSupported(
+                f"the kernel has pages of {self.page_size} bytes; only 4 KiB and 64 KiB are known"
+            )
+
+
+def layouts(blobs: Sequence[Btf]) -> dict[str, StructLayout]:
+    """Look the structures up in BTF, the most specific blob first.
+
+    Members that a kernel does not have are left out; whoever needs one asks
+    for it and is told.
+
+    Raises:
+        TargetNotSupported: a structure is in none of the blobs.
+    """
+    found: dict[str, StructLayout] = {}
+    for name, members in STRUCTS.items():
+        for blob in blobs:
+            type_id = blob.find_struct(name)
+            if type_id is not None:
+                break
+        else:
+            if name in OPTIONAL_STRUCTS:
+                continue
+            raise TargetNotSupported(
+                f"the kernel's type information has no struct {name}; "
+                "give --modules with the kvm.ko and kvm-hv.ko of the running kernel"
+            )
+        places = {path: blob.member(type_id, path) for path in members}
+        found[name] = StructLayout(
+            name,
+            blob.size_of(type_id),
+            {path: (place.offset, place.size) for path, place in places.items() if place},
+        )
+    return found

@@ -1,0 +1,218 @@
+"""Collect the snapshot of a host from its kernel address space.
+
+The walk starts at ``vm_list`` and follows what virt/kvm/kvm_main.c and
+arch/powerpc/kvm/book3s_hv_nested.c keep.  What cannot be read is noted and
+the rest is still collected.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TypeVar
+
+from inspector import pte
+from inspector.errors import BadData, InspectorError, MemoryNotReadable, TargetNotSupported
+from inspector.kvm.rmap import NO_RMAPS, read_rmaps
+from inspector.kvm.snapshot import Gap, Memslot, Nested, Rmaps, Snapshot, Vm
+from inspector.structures.idr import idr_entries
+from inspector.structures.lists import list_entries
+from inspector.structures.modules import find_modules, module_symbols
+from inspector.structures.radix import LeafTable, walk
+from inspector.structures.rbtree import tree_nodes
+from inspector.structures.space import GuestSpace, KernelSpace
+
+__all__ = ["collect", "held_locks", "vm_list"]
+
+MMU_FTR_TYPE_RADIX = 0x40
+QSPINLOCK_LOCKED = 0x1
+
+Item = TypeVar("Item")
+
+
+def vm_list(kernel: KernelSpace) -> int:
+    """Return the address of KVM's list of VMs.
+
+    Raises:
+        TargetNotSupported: KVM-HV is not loaded, or the host does not use
+            the radix MMU.
+    """
+    cpu = kernel.pointer(kernel.profile.symbols["cur_cpu_spec"])
+    if not kernel.field("cpu_spec", cpu, "mmu_features") & MMU_FTR_TYPE_RADIX:
+        raise TargetNotSupported(
+            "the host kernel runs with the hash MMU; KVM-HV has nested guests only on a radix host "
+            "(POWER9 or later, booted without disable_radix)"
+        )
+    if "vm_list" in kernel.profile.symbols:
+        return kernel.profile.symbols["vm_list"]
+    modules = find_modules(kernel, {"kvm", "kvm_hv"})
+    missing = sorted({"kvm", "kvm_hv"} - modules.keys())
+    if missing:
+        raise TargetNotSupported(
+            f"KVM-HV is not loaded in the target (no module {' and no module '.join(missing)}); "
+            "load it there with 'modprobe kvm_hv'"
+        )
+    values = module_symbols(kernel, modules["kvm"]).values("vm_list")
+    if len(values) != 1:
+        raise TargetNotSupported(
+            "the symbol vm_list is not among those of the loaded module kvm; "
+            "the kernel must be built with CONFIG_KALLSYMS_ALL"
+        )
+    return values[0]
+
+
+def held_locks(kernel: KernelSpace, vms: int) -> list[int]:
+    """Return the addresses of the VMs whose ``mmu_lock`` is held now."""
+    found = list_entries(kernel, vms, "kvm", "vm_list")
+    return [vm for vm in found if _is_held(kernel, kernel.field("kvm", vm, "mmu_lock"))]
+
+
+def collect(kernel: KernelSpace, vms: int) -> Snapshot:
+    """Collect every VM on the list at ``vms``."""
+    found = list_entries(kernel, vms, "kvm", "vm_list")
+    return Snapshot(
+        kernel.profile.release,
+        kernel.profile.build_id,
+        kernel.profile.page_shift,
+        tuple(_vm(kernel, address) for address in found),
+    )
+
+
+def _is_held(kernel: KernelSpace, word: int) -> bool:
+    """Say whether a spinlock is held.
+
+    A queued spinlock also counts waiters in its word: only its lowest bit
+    says that it is held.  A plain one holds a token while it is held.
+    """
+    if "qspinlock" in kernel.profile.structs:
+        return bool(word & QSPINLOCK_LOCKED)
+    return word != 0
+
+
+def _gather(items: Iterator[Item], gaps: list[Gap], what: str) -> list[Item]:
+    """Take what an iterator yields before it fails, and note the failure."""
+    taken: list[Item] = []
+    try:
+        for item in items:
+            taken.append(item)
+    except (BadData, MemoryNotReadable) as error:
+        gaps.append(Gap(f"{what}: {error}"))
+    return taken
+
+
+def _vm(kernel: KernelSpace, address: int) -> Vm:
+    def field(member: str) -> int:
+        return kernel.field("kvm", address, member)
+
+    gaps: list[Gap] = []
+    lock = field("mmu_lock")
+    radix = bool(field("arch.radix"))
+    memslots = tuple(_gather(_memslots(kernel, address), gaps, "memslots"))
+    host, rmaps = LeafTable.empty(), NO_RMAPS
+    nested: tuple[Nested, ...] = ()
+    if radix:
+        host = _table(kernel, field("arch.pgtable"))
+        rmaps = read_rmaps(kernel, memslots)
+        nested = tuple(_nested_guests(kernel, address, memslots, gaps))
+    gaps += _table_gaps("L0's table", host)
+    gaps += _rmap_gaps(rmaps)
+    return Vm(
+        address=address,
+        lpid=field("arch.lpid"),
+        pid=field("userspace_pid"),
+        radix=radix,
+        nesting=bool(field("arch.nested_enable")),
+        l1_ptcr=field("arch.l1_ptcr"),
+        mmu_lock=lock,
+        locked=_is_held(kernel, lock),
+        memslots=memslots,
+        rmaps=rmaps,
+        host=host,
+        nested=nested,
+        gaps=tuple(gaps),
+    )
+
+
+def _rmap_gaps(rmaps: Rmaps) -> list[Gap]:
+    return [
+        Gap(f"rmap array: {pages} slots from gfn {first:#x} are not readable")
+        for first, pages in rmaps.unread
+    ]
+
+
+def _table_gaps(name: str, table: LeafTable, *, needed: bool = True) -> list[Gap]:
+    return [Gap(f"{name}: {p.text}", needed) for p in table.problems if p.missing]
+
+
+def _table(kernel: KernelSpace, pgtable: int) -> LeafTable:
+    """Collect a table that L0 built: L0's own for a guest, or a shadow table."""
+    if not pgtable:
+        return LeafTable.empty()
+    return walk(kernel.memory, pte.Root(kernel.physical(pgtable), pte.PGD_BITS))
+
+
+def _memslots(kernel: KernelSpace, vm: int) -> Iterator[Memslot]:
+    """Yield the memslots of address space 0, in guest order.
+
+    Since 5.17 (a54d806688fe) ``kvm->memslots[0]`` is one of two sets, and
+    ``node_idx`` says which of the two tree nodes of a slot belongs to it.
+    """
+    slots = kernel.pointer(vm + kernel.profile.struct("kvm").offset("memslots"))
+    root = kernel.field("kvm_memslots", slots, "gfn_tree.rb_node")
+    index = kernel.field("kvm_memslots", slots, "node_idx")
+    layout = kernel.profile.struct("kvm_memory_slot")
+    offset = layout.offset("gfn_node") + index * kernel.profile.struct("rb_node").size
+    for node in tree_nodes(kernel, root):
+        slot = node - offset
+        yield Memslot(
+            address=slot,
+            id=kernel.field("kvm_memory_slot", slot, "id"),
+            base_gfn=kernel.field("kvm_memory_slot", slot, "base_gfn"),
+            npages=kernel.field("kvm_memory_slot", slot, "npages"),
+            flags=kernel.field("kvm_memory_slot", slot, "flags"),
+            userspace_addr=kernel.field("kvm_memory_slot", slot, "userspace_addr"),
+            rmap=kernel.field("kvm_memory_slot", slot, "arch.rmap"),
+        )
+
+
+def _nested_guests(
+    kernel: KernelSpace, vm: int, memslots: tuple[Memslot, ...], gaps: list[Gap]
+) -> Iterator[Nested]:
+    """Yield the L2 guests of a VM.
+
+    They are found in an idr since 5.19; it was backported to older stable
+    kernels, so the member is looked for, not the version.
+    """
+    idr = vm + kernel.profile.struct("kvm").offset("arch.kvm_nested_guest_idr")
+    mm = kernel.field("kvm", vm, "mm")
+    guest = GuestSpace(kernel, kernel.field("mm_struct", mm, "pgd"), memslots)
+    for lpid, address in _gather(idr_entries(kernel, idr), gaps, "nested guests"):
+        try:
+            nested = _nested(kernel, lpid, address, guest)
+        except InspectorError as error:
+            gaps.append(Gap(f"nested guest {lpid}: {error}"))
+            continue
+        gaps += _table_gaps(f"shadow table of nested guest {lpid}", nested.shadow)
+        if nested.l1 is not None:
+            gaps += _table_gaps(f"L1's table for nested guest {lpid}", nested.l1, needed=False)
+        yield nested
+
+
+def _nested(kernel: KernelSpace, lpid: int, address: int, guest: GuestSpace) -> Nested:
+    def field(member: str) -> int:
+        return kernel.field("kvm_nested_guest", address, member)
+
+    shadow = field("shadow_pgtable")
+    dword = field("l1_gr_to_hr")
+    root = pte.partition_root(dword) if dword else None
+    return Nested(
+        address=address,
+        lpid=lpid,
+        l1_lpid=field("l1_lpid"),
+        shadow_lpid=field("shadow_lpid"),
+        refcnt=field("refcnt"),
+        l1_gr_to_hr=dword,
+        process_table=field("process_table"),
+        shadow_pgtable=shadow,
+        shadow=_table(kernel, shadow),
+        l1=walk(guest, root) if root else None,
+    )

@@ -1,0 +1,176 @@
+"""What was found: one immutable picture of KVM-HV at one moment.
+
+Everything that was read is here, decoded but not judged.  The same picture
+comes out of a live machine, a dump and a capture.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from inspector.memory.base import U64
+from inspector.structures.radix import LeafTable
+
+__all__ = ["Gap", "LinkProblem", "Memslot", "Nested", "Rmaps", "Slot", "Snapshot", "Vm"]
+
+
+@dataclass(frozen=True)
+class Memslot:
+    """A ``struct kvm_memory_slot``; sizes in pages of the host."""
+
+    address: int
+    id: int
+    base_gfn: int
+    npages: int
+    flags: int
+    userspace_addr: int
+    rmap: int
+
+
+@dataclass(frozen=True)
+class LinkProblem:
+    """Where following a list had to stop before its end.
+
+    ``slot`` indexes the slots of the VM, ``place`` is the address of the
+    word that holds the bad ``link``, and ``kind`` is one of ``"pointer"``
+    (not an address of the linear map), ``"unreadable"``, ``"cycle"`` and
+    ``"end"`` (the list ends without an entry).
+    """
+
+    slot: int
+    kind: str
+    place: int
+    link: int
+
+
+@dataclass(frozen=True)
+class Slot:
+    """One non-empty rmap slot: words in list order, newest first."""
+
+    memslot: int
+    gfn: int
+    where: int
+    head: int
+    words: U64
+    nodes: U64
+
+
+@dataclass(frozen=True)
+class Rmaps:
+    """All non-empty rmap slots of a VM.
+
+    Per slot: ``memslot`` (index into ``Vm.memslots``), ``gfn``, ``where``
+    (kernel address of the array element) and ``head`` (its word).  Slot *i*
+    holds entries ``start[i]:start[i + 1]`` of ``word`` and ``node``, in list
+    order; ``node`` is the address of the ``struct rmap_nested``, or 0 for
+    the word in the slot or in the last ``next``.
+    """
+
+    memslot: NDArray[np.int64]
+    gfn: U64
+    where: U64
+    head: U64
+    start: NDArray[np.int64]
+    word: U64
+    node: U64
+    problems: tuple[LinkProblem, ...] = ()
+    unread: tuple[tuple[int, int], ...] = ()
+    """Gaps ``(first gfn, pages)`` of rmap arrays that could not be read."""
+
+    @property
+    def length(self) -> NDArray[np.int64]:
+        """Number of entries of each slot."""
+        return np.diff(self.start)
+
+    @property
+    def slot(self) -> NDArray[np.int64]:
+        """The slot each entry belongs to."""
+        return np.repeat(np.arange(self.gfn.size), self.length)
+
+    def __len__(self) -> int:
+        return self.gfn.size
+
+    def __getitem__(self, index: int) -> Slot:
+        begin, end = self.start[index], self.start[index + 1]
+        return Slot(
+            int(self.memslot[index]),
+            int(self.gfn[index]),
+            int(self.where[index]),
+            int(self.head[index]),
+            self.word[begin:end],
+            self.node[begin:end],
+        )
+
+    def __iter__(self) -> Iterator[Slot]:
+        return (self[index] for index in range(len(self)))
+
+
+@dataclass(frozen=True)
+class Nested:
+    """A ``struct kvm_nested_guest``: one L2 guest as L0 knows it.
+
+    ``lpid`` is the key it is found under; ``l1_lpid`` what it says of
+    itself.  ``shadow`` is L0's table for it, ``l1`` the table L1 gave it,
+    None where L1 has none.
+    """
+
+    address: int
+    lpid: int
+    l1_lpid: int
+    shadow_lpid: int
+    refcnt: int
+    l1_gr_to_hr: int
+    process_table: int
+    shadow_pgtable: int
+    shadow: LeafTable
+    l1: LeafTable | None
+
+
+class Gap(NamedTuple):
+    """Something of a VM that could not be read.
+
+    ``needed`` tells whether a verdict needs it.  L1's own tables are not
+    needed: they only explain a shadow leaf that is not covered.
+    """
+
+    text: str
+    needed: bool = True
+
+
+@dataclass(frozen=True)
+class Vm:
+    """A ``struct kvm``: one L1 guest.
+
+    ``mmu_lock`` is the word of the lock and ``locked`` whether it was held
+    when the machine stood still: its lists and tables may then be half way
+    through a change.
+    """
+
+    address: int
+    lpid: int
+    pid: int
+    radix: bool
+    nesting: bool
+    l1_ptcr: int
+    mmu_lock: int
+    locked: bool
+    memslots: tuple[Memslot, ...]
+    rmaps: Rmaps
+    host: LeafTable
+    nested: tuple[Nested, ...]
+    gaps: tuple[Gap, ...] = ()
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """All VMs of a host at one moment."""
+
+    release: str
+    build_id: str
+    page_shift: int
+    vms: tuple[Vm, ...]

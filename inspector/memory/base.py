@@ -1,0 +1,68 @@
+"""The interface every source of bytes offers.
+
+A space of addresses answers two questions: some bytes at one address, and
+equally long records at many addresses at once.  Physical memory, kernel
+virtual addresses and the real addresses of a guest are all such spaces, one
+stacked on the other, so a walker does not care which one it walks in.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple, Protocol
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from inspector.errors import MemoryNotReadable
+
+__all__ = ["AddressSpace", "Bytes", "Records", "U64", "addresses", "read_one"]
+
+U64 = NDArray[np.uint64]
+Bytes = NDArray[np.uint8]
+
+
+class Records(NamedTuple):
+    """The answer to ``read_many``.
+
+    ``data`` has one row of bytes per address; ``present`` tells which rows
+    were read.  Rows that could not be read are zero and must not be used.
+    """
+
+    data: Bytes
+    present: NDArray[np.bool_]
+
+    def words(self, byte_order: str) -> U64:
+        """Return the rows as unsigned 64-bit words; ``byte_order`` is ``"<"`` or ``">"``."""
+        rows = np.ascontiguousarray(self.data)
+        return rows.view(np.dtype(f"{byte_order}u8")).astype(np.uint64, copy=False)
+
+
+class AddressSpace(Protocol):
+    """Something that bytes can be read from by address."""
+
+    @property
+    def name(self) -> str:
+        """What the addresses mean: ``"physical"``, ``"kernel"`` or ``"L1"``."""
+
+    def read(self, address: int, length: int) -> bytes:
+        """Return ``length`` bytes at ``address``.
+
+        Raises:
+            MemoryNotReadable: at least one of the bytes is not there.
+        """
+
+    def read_many(self, where: U64, length: int) -> Records:
+        """Return ``length`` bytes at each address, missing ones marked."""
+
+
+def addresses(values: ArrayLike) -> U64:
+    """Return addresses as the array type the readers take."""
+    return np.asarray(values, dtype=np.uint64)
+
+
+def read_one(space: AddressSpace, address: int, length: int) -> bytes:
+    """Read through ``read_many``, for spaces that have no quicker way."""
+    records = space.read_many(addresses([address]), length)
+    if not records.present[0]:
+        raise MemoryNotReadable(address, length, space=space.name)
+    return records.data[0].tobytes()

@@ -1,0 +1,128 @@
+"""Bytes straight out of the memory of a QEMU process on this host.
+
+QEMU says at which of its own addresses guest RAM lies (``gpa2hva``); the
+bytes are then copied with ``process_vm_readv``, a thousand records to a
+system call.  Only reading is possible this way.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import os
+from pathlib import Path
+
+import numpy as np
+
+from inspector.errors import MemoryNotReadable, TargetNotSupported
+from inspector.memory.base import Bytes, Records, U64, read_one
+from inspector.memory.ram import RamMap
+
+__all__ = ["DirectMemory", "hva_of", "process_behind"]
+
+IOV_MAX = 1024
+TCP_TABLES = ("/proc/net/tcp", "/proc/net/tcp6")
+
+_libc = ctypes.CDLL(None, use_errno=True)
+
+
+class DirectMemory:
+    """The physical memory of a QEMU machine, read from its process.
+
+    Args:
+        pid: the QEMU process.
+        ram: where RAM is in physical addresses.
+        hva: address in the QEMU process of the first byte of each RAM range.
+    """
+
+    name = "physical"
+
+    def __init__(self, pid: int, ram: RamMap, hva: U64) -> None:
+        self.pid = pid
+        self._ram = ram
+        self._hva = hva
+
+    def read(self, address: int, length: int) -> bytes:
+        """Return ``length`` bytes at a physical address."""
+        return read_one(self, address, length)
+
+    def read_many(self, where: U64, length: int) -> Records:
+        """Return ``length`` bytes at each physical address."""
+        present = self._ram.covers(where, length)
+        chosen = where[present]
+        data = np.zeros((where.size, length), dtype=np.uint8)
+        if chosen.size:
+            index = np.searchsorted(self._ram.starts, chosen, side="right") - 1
+            remote = self._hva[index] + (chosen - self._ram.starts[index])
+            target = data if chosen.size == where.size else np.empty((chosen.size, length), np.uint8)
+            self._copy(remote, length, target)
+            if target is not data:
+                data[present] = target
+        return Records(data, present)
+
+    def _copy(self, remote: U64, length: int, into: Bytes) -> None:
+        vectors = np.empty((remote.size, 2), dtype=np.uint64)
+        vectors[:, 0] = remote
+        vectors[:, 1] = length
+        local = np.empty(2, dtype=np.uint64)
+        for begin in range(0, remote.size, IOV_MAX):
+            count = min(IOV_MAX, remote.size - begin)
+            local[0] = into.ctypes.data + begin * length
+            local[1] = count * length
+            copied = _libc.process_vm_readv(
+                self.pid,
+                ctypes.c_void_p(local.ctypes.data),
+                ctypes.c_ulong(1),
+                ctypes.c_void_p(vectors.ctypes.data + begin * 16),
+                ctypes.c_ulong(count),
+                ctypes.c_ulong(0),
+            )
+            if copied != count * length:
+                raise _failure(self.pid, int(remote[begin]), count * length)
+
+
+def _failure(pid: int, address: int, length: int) -> MemoryNotReadable | TargetNotSupported:
+    number = ctypes.get_errno()
+    if number == errno.EPERM:
+        return TargetNotSupported(
+            f"no permission to read the memory of the QEMU process {pid}; run as root or as its "
+            "user with kernel.yama.ptrace_scope=0, or use --read-path gdb"
+        )
+    return MemoryNotReadable(
+        address, length, f"process {pid}: {os.strerror(number)}", "QEMU process"
+    )
+
+
+def process_behind(port: int) -> int | None:
+    """Return the process on this host that owns the TCP socket on a local port."""
+    inodes = set()
+    for table in TCP_TABLES:
+        try:
+            rows = Path(table).read_text().splitlines()[1:]
+        except OSError:
+            continue
+        for row in rows:
+            fields = row.split()
+            if int(fields[1].rsplit(":", 1)[1], 16) == port and fields[9] != "0":
+                inodes.add(f"socket:[{fields[9]}]")
+    for folder in Path("/proc").glob("[0-9]*/fd"):
+        try:
+            for descriptor in folder.iterdir():
+                if os.readlink(descriptor) in inodes:
+                    return int(folder.parent.name)
+        except OSError:
+            continue
+    return None
+
+
+def hva_of(text: str) -> int:
+    """Return the address in QEMU's own memory out of an answer to ``gpa2hva``.
+
+    Raises:
+        TargetNotSupported: the answer is not one.
+    """
+    last = text.strip().rsplit(" ", 1)[-1]
+    try:
+        return int(last, 16)
+    except ValueError as error:
+        raise TargetNotSupported(f"QEMU did not answer 'gpa2hva': {text.strip()}") from error

@@ -1,0 +1,277 @@
+"""A running QEMU machine, attached to through GDB.
+
+GDB is always the one that stops the machine and lets it go on.  Bytes come
+through it too, in the stub's physical mode, or straight from the QEMU
+process where that is on this host and may be read.
+
+The machine is let go on right after attaching.  A read outside ``stopped()``
+is allowed: straight from the process it does not stop the machine, through
+GDB it stops it for just that read.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ipaddress
+import socket
+import time
+from collections.abc import Iterator
+from types import TracebackType
+
+import numpy as np
+
+from inspector.errors import InspectorError, TargetNotSupported
+from inspector.memory.base import Records, U64, addresses, read_one
+from inspector.memory.direct import DirectMemory, hva_of, process_behind
+from inspector.memory.mi import GdbError, GdbProcess
+from inspector.memory.ram import RamMap, parse_mtree
+from inspector.memory.segments import SegmentedMemory
+
+__all__ = ["READ_PATHS", "GdbMemory", "LiveMachine"]
+
+READ_PATHS = ("auto", "gdb", "direct")
+CONNECT_TIMEOUT = 10.0
+MERGE_GAP = 1 << 11
+"""Records closer than one packet of QEMU's stub are read as one range."""
+RANGE_LIMIT = 1 << 17
+PROBE_LENGTH = 1 << 12
+POWER = "powerpc:common64"
+
+
+class GdbMemory:
+    """Physical memory read through GDB and QEMU's stub."""
+
+    name = "physical"
+
+    def __init__(self, machine: LiveMachine, ram: RamMap) -> None:
+        self._machine = machine
+        self._ram = ram
+
+    def read(self, address: int, length: int) -> bytes:
+        """Return ``length`` bytes at a physical address."""
+        return read_one(self, address, length)
+
+    def read_many(self, where: U64, length: int) -> Records:
+        """Return ``length`` bytes at each physical address."""
+        present = self._ram.covers(where, length)
+        starts = np.unique(where[present])
+        if not starts.size:
+            return Records(np.zeros((where.size, length), np.uint8), present)
+        ends = starts + np.uint64(length)
+        breaks = np.flatnonzero(starts[1:] > ends[:-1] + np.uint64(MERGE_GAP)) + 1
+        first = starts[np.concatenate(([0], breaks))]
+        last = ends[np.concatenate((breaks - 1, [starts.size - 1]))]
+        ranges = [
+            (begin, min(RANGE_LIMIT, int(high) - begin))
+            for low, high in zip(first, last, strict=True)
+            for begin in range(int(low), int(high), RANGE_LIMIT)
+        ]
+        with self._machine.stopped():
+            pieces = self._machine.read_physical(ranges)
+        sizes = addresses([size for _, size in ranges])
+        merged = SegmentedMemory(
+            np.frombuffer(b"".join(pieces), dtype=np.uint8),
+            addresses([begin for begin, _ in ranges]),
+            sizes,
+            np.cumsum(sizes, dtype=np.uint64) - sizes,
+        )
+        data = merged.read_many(where, length).data
+        data[~present] = 0
+        return Records(data, present)
+
+
+class LiveMachine:
+    """An attached machine; use as a context manager.
+
+    Args:
+        host: where QEMU's stub listens.
+        port: its TCP port.
+        read_path: ``"auto"``, ``"gdb"`` or ``"direct"``.
+
+    ``stops`` holds the length in seconds of every time the machine stood
+    still for this session, as seen from here (so it is an upper bound).
+
+    Raises:
+        TargetNotSupported: nothing answers, or it is not QEMU emulating a
+            64-bit POWER machine, or the forced read path is not possible.
+    """
+
+    def __init__(self, host: str, port: int, read_path: str = "auto") -> None:
+        self.host, self.port = host, port
+        self.stops: list[float] = []
+        self.read_path = ""
+        self._stop_began = 0.0
+        self._depth = 0
+        self._attached = False
+        self._physical_before: str | None = None
+        self._gdb = GdbProcess()
+        try:
+            self._attach()
+            self._ram = parse_mtree(self._monitor("info mtree -f"))
+            self.memory: GdbMemory | DirectMemory = self._choose(read_path)
+            self._resume()
+        except BaseException:
+            self.close()
+            raise
+
+    def __enter__(self) -> LiveMachine:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    @property
+    def stopped_seconds(self) -> float:
+        """How long the machine stood still in all."""
+        return sum(self.stops)
+
+    def close(self) -> None:
+        """Put physical mode back, let the machine go on and detach; never raises."""
+        try:
+            if self._attached:
+                with contextlib.suppress(InspectorError):
+                    if self._gdb.running:
+                        self._interrupt()
+                with contextlib.suppress(InspectorError):
+                    self._leave_physical()
+                with contextlib.suppress(InspectorError):
+                    self._gdb.command("-target-detach")
+                    self._note_resumed()
+                self._attached = False
+        finally:
+            self._gdb.close()
+
+    @contextlib.contextmanager
+    def stopped(self) -> Iterator[None]:
+        """Keep the machine still for the length of a block; blocks may be nested."""
+        if self._depth == 0:
+            self._interrupt()
+        self._depth += 1
+        try:
+            yield
+        finally:
+            self._depth -= 1
+            if self._depth == 0:
+                self._leave_physical()
+                self._resume()
+
+    def for_reading(self) -> contextlib.AbstractContextManager[None]:
+        """Return a block in which reading needs no further stops: none at all on the direct path."""
+        if isinstance(self.memory, DirectMemory):
+            return contextlib.nullcontext()
+        return self.stopped()
+
+    def read_physical(self, ranges: list[tuple[int, int]]) -> list[bytes]:
+        """Read ranges of physical memory through GDB, while the machine is stopped."""
+        if self._physical_before is None:
+            self._physical_before = self._packet("qqemu.PhyMemMode")
+            self._packet("Qqemu.PhyMemMode:1")
+        return self._gdb.read_ranges(ranges)
+
+    def _attach(self) -> None:
+        place = f"{self.host}:{self.port}"
+        for setting in ("mi-async on", "tcp auto-retry off", "confirm off", "width 0"):
+            self._gdb.command(f"-gdb-set {setting}")
+        self._stop_began = time.perf_counter()
+        try:
+            self._gdb.command(f"-target-select remote {place}", CONNECT_TIMEOUT)
+        except GdbError as error:
+            raise TargetNotSupported(
+                f"cannot attach to a GDB stub at {place}: {str(error).split(': ', 1)[-1]} "
+                "Start QEMU with '-gdb tcp:127.0.0.1:PORT', and see that no other GDB is attached"
+            ) from error
+        self._attached = True
+        self._gdb.command("-gdb-set remotetimeout 30")
+        mode = self._packet("qqemu.PhyMemMode")
+        if mode not in ("0", "1"):
+            raise TargetNotSupported(
+                f"the stub at {place} has no physical mode, so it is not QEMU's (or older than 4.1)"
+            )
+        architecture = self._gdb.console("show architecture")
+        if POWER not in architecture:
+            raise TargetNotSupported(
+                f"the machine at {place} is not a 64-bit POWER machine: {architecture.strip()}"
+            )
+
+    def _choose(self, read_path: str) -> GdbMemory | DirectMemory:
+        through_gdb = GdbMemory(self, self._ram)
+        if read_path == "gdb":
+            self.read_path = "GDB's remote protocol"
+            return through_gdb
+        try:
+            direct = self._direct(through_gdb)
+        except InspectorError as error:
+            if read_path == "direct":
+                raise
+            self.read_path = f"GDB's remote protocol ({error})"
+            return through_gdb
+        self.read_path = f"the memory of QEMU process {direct.pid}"
+        return direct
+
+    def _direct(self, through_gdb: GdbMemory) -> DirectMemory:
+        """Open the direct path and prove that it shows the same memory as the stub."""
+        if not _is_local(self.host):
+            raise TargetNotSupported(f"{self.host} is not this host")
+        pid = process_behind(self.port)
+        if pid is None:
+            raise TargetNotSupported(
+                f"the process behind port {self.port} is not visible from here"
+            )
+        hvas = [hva_of(self._monitor(f"gpa2hva {int(start):#x}")) for start in self._ram.starts]
+        direct = DirectMemory(pid, self._ram, addresses(hvas))
+        where = addresses([int(start) for start in self._ram.starts])
+        where = np.concatenate((where, where[:1] + self._ram.sizes[:1] // np.uint64(2)))
+        length = int(min(PROBE_LENGTH, self._ram.sizes.min()))
+        self._depth += 1
+        try:
+            expected = through_gdb.read_many(where, length)
+            self._leave_physical()
+        finally:
+            self._depth -= 1
+        actual = direct.read_many(where, length)
+        if not np.array_equal(expected.data, actual.data):
+            raise TargetNotSupported(
+                f"process {pid} behind port {self.port} does not hold the machine's memory "
+                "(a forwarded port?)"
+            )
+        return direct
+
+    def _monitor(self, text: str) -> str:
+        return self._gdb.console(f"monitor {text}")
+
+    def _packet(self, text: str) -> str:
+        answer = self._gdb.console(f"maintenance packet {text}")
+        return answer.rpartition('received: "')[2].partition('"')[0]
+
+    def _leave_physical(self) -> None:
+        if self._physical_before is not None:
+            before, self._physical_before = self._physical_before, None
+            self._packet(f"Qqemu.PhyMemMode:{before}")
+
+    def _interrupt(self) -> None:
+        self._stop_began = time.perf_counter()
+        self._gdb.command("-exec-interrupt")
+        self._gdb.wait_stopped()
+
+    def _resume(self) -> None:
+        self._gdb.command("-exec-continue")
+        self._note_resumed()
+        self._gdb.running = True
+
+    def _note_resumed(self) -> None:
+        if self._stop_began:
+            self.stops.append(time.perf_counter() - self._stop_began)
+            self._stop_began = 0.0
+
+
+def _is_local(host: str) -> bool:
+    with contextlib.suppress(OSError, ValueError):
+        for info in socket.getaddrinfo(host, None):
+            if ipaddress.ip_address(info[4][0]).is_loopback:
+                return True
+    return host in ("", socket.gethostname())

@@ -1,0 +1,68 @@
+"""Which physical addresses of a QEMU machine are RAM.
+
+QEMU's stub answers reads of addresses where nothing is with zeros, so the
+map it prints for ``info mtree -f`` is consulted before every read.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from inspector.errors import TargetNotSupported
+from inspector.memory.base import U64, addresses
+
+__all__ = ["RamMap", "parse_mtree"]
+
+_LINE = re.compile(r"^ +([0-9a-f]{16})-([0-9a-f]{16}) \(prio -?\d+, (\w+)\): ")
+_SPACE = re.compile(r'^ AS "(memory)"')
+
+
+@dataclass(frozen=True)
+class RamMap:
+    """Ranges of RAM in address order: where each begins and its length in bytes."""
+
+    starts: U64
+    sizes: U64
+
+    def covers(self, where: U64, length: int) -> NDArray[np.bool_]:
+        """Tell which records of ``length`` bytes lie wholly in one range."""
+        if not self.starts.size:
+            return np.zeros(where.size, dtype=np.bool_)
+        index = np.searchsorted(self.starts, where, side="right").astype(np.int64) - 1
+        inside = where - self.starts[index]
+        size = self.sizes[index]
+        return (
+            (index >= 0) & (inside < size) & (size - np.minimum(inside, size) >= np.uint64(length))
+        )
+
+
+def parse_mtree(text: str) -> RamMap:
+    """Read the RAM ranges of the system address space out of ``info mtree -f``.
+
+    Raises:
+        TargetNotSupported: the text shows no RAM, so this is not QEMU's output.
+    """
+    ranges: list[tuple[int, int]] = []
+    in_system = False
+    for line in text.splitlines():
+        if line.startswith("FlatView"):
+            in_system = False
+        elif _SPACE.match(line):
+            in_system = True
+        elif in_system and (match := _LINE.match(line)) and match[3] == "ram":
+            begin, end = int(match[1], 16), int(match[2], 16) + 1
+            if ranges and ranges[-1][1] == begin:
+                ranges[-1] = (ranges[-1][0], end)
+            else:
+                ranges.append((begin, end))
+    if not ranges:
+        raise TargetNotSupported(
+            "'monitor info mtree -f' shows no RAM; the stub must be QEMU's, for a system emulation"
+        )
+    return RamMap(
+        addresses([begin for begin, _ in ranges]), addresses([end - begin for begin, end in ranges])
+    )

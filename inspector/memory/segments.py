@@ -1,0 +1,99 @@
+"""Memory that is already here: pieces of physical memory inside one buffer.
+
+ELF cores, raw images and recordings of a live machine all end as this: a
+buffer, and a table that says which run of physical addresses lies where in
+it.  The buffer may be a memory-mapped file of any size; only what is read is
+touched.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+from inspector.errors import MemoryNotReadable
+from inspector.memory.base import Bytes, Records, U64
+
+__all__ = ["SegmentedMemory"]
+
+GATHER_LIMIT = 1 << 12
+"""Records up to this many bytes are gathered by one NumPy index."""
+
+
+class SegmentedMemory:
+    """Physical memory made of segments of one buffer.
+
+    Args:
+        buffer: the bytes.
+        starts: physical address of each segment.
+        sizes: its length in bytes.
+        offsets: where it begins in ``buffer``.
+
+    Segments may come in any order.  Where two overlap, the one that starts
+    first wins, as in QEMU's own reader of its dumps.  Adjacent segments are
+    read across.
+    """
+
+    name = "physical"
+
+    def __init__(self, buffer: Bytes, starts: U64, sizes: U64, offsets: U64) -> None:
+        order = np.argsort(starts, kind="stable")
+        starts, sizes, offsets = starts[order], sizes[order], offsets[order]
+        ends = np.maximum.accumulate(starts + sizes) if starts.size else starts
+        covered = np.concatenate((starts[:0], [0], ends[:-1])).astype(np.uint64)[: starts.size]
+        overlap = np.minimum(np.maximum(covered, starts) - starts, sizes)
+        keep = overlap < sizes
+        self._buffer = buffer
+        self.starts = (starts + overlap)[keep]
+        self.sizes = (sizes - overlap)[keep]
+        self.offsets = (offsets + overlap)[keep]
+        self._ends = self.starts + self.sizes
+
+    def read(self, address: int, length: int) -> bytes:
+        """Return ``length`` bytes at a physical address."""
+        pieces = []
+        position, left = address, length
+        while left > 0:
+            index = int(np.searchsorted(self.starts, np.uint64(position), side="right")) - 1
+            if index < 0 or position >= int(self._ends[index]):
+                raise MemoryNotReadable(address, length)
+            inside = position - int(self.starts[index])
+            take = min(left, int(self.sizes[index]) - inside)
+            offset = int(self.offsets[index]) + inside
+            pieces.append(self._buffer[offset : offset + take].tobytes())
+            position += take
+            left -= take
+        return b"".join(pieces)
+
+    def read_many(self, where: U64, length: int) -> Records:
+        """Return ``length`` bytes at each physical address."""
+        data = np.zeros((where.size, length), dtype=np.uint8)
+        present = np.zeros(where.size, dtype=np.bool_)
+        if not self.starts.size or not where.size:
+            return Records(data, present)
+        index = np.searchsorted(self.starts, where, side="right").astype(np.int64) - 1
+        known = index >= 0
+        index[~known] = 0
+        inside = where - self.starts[index]
+        known &= inside < self.sizes[index]
+        whole = known & (self.sizes[index] - np.minimum(inside, self.sizes[index]) >= length)
+        self._gather(data, whole, self.offsets[index] + inside, length)
+        present |= whole
+        for row in np.flatnonzero(known & ~whole):
+            try:
+                piece = self.read(int(where[row]), length)
+            except MemoryNotReadable:
+                continue
+            data[row] = np.frombuffer(piece, dtype=np.uint8)
+            present[row] = True
+        return Records(data, present)
+
+    def _gather(self, data: Bytes, rows: NDArray[np.bool_], offsets: U64, length: int) -> None:
+        chosen = np.flatnonzero(rows)
+        if length <= GATHER_LIMIT and self._buffer.size >= length:
+            windows = np.lib.stride_tricks.sliding_window_view(self._buffer, length)
+            data[chosen] = windows[offsets[chosen].astype(np.int64)]
+            return
+        for row in chosen:
+            offset = int(offsets[row])
+            data[row] = self._buffer[offset : offset + length]

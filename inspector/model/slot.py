@@ -1,0 +1,73 @@
+"""One rmap slot, as arch/powerpc/kvm/book3s_hv_nested.c treats it.
+
+The model keeps the words in list order.  All of them but the last stand in
+list nodes; the last stands in the slot itself (one entry) or in the last
+``next``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+from inspector import encoding
+
+__all__ = ["Slot", "first_hidden", "kernel_walk"]
+
+
+def kernel_walk(words: Sequence[int]) -> Sequence[int]:
+    """Return the words the kernel's own walk meets (``for_each_nest_rmap_safe``).
+
+    The macro takes a zero word for the end, so entries behind a node that
+    holds LPID 0, L2 page 0 are never met.
+    """
+    return words[: first_hidden(words)]
+
+
+def first_hidden(words: Sequence[int]) -> int:
+    """Return the index of the first word the kernel's walk does not meet."""
+    for index, word in enumerate(words):
+        if word == 0:
+            return index
+    return len(words)
+
+
+class Slot:
+    """The state of one element of ``kvm_memory_slot.arch.rmap[]``."""
+
+    def __init__(self, words: Iterable[int] = ()) -> None:
+        self._words = list(words)
+
+    @property
+    def words(self) -> tuple[int, ...]:
+        """The words in list order, newest first, the last with the single-entry bit."""
+        return tuple(self._words)
+
+    @property
+    def form(self) -> encoding.SlotForm:
+        """Which of the three forms the slot has."""
+        if not self._words:
+            return encoding.SlotForm.EMPTY
+        return encoding.SlotForm.SINGLE if len(self._words) == 1 else encoding.SlotForm.LIST
+
+    def insert(self, lpid: int, gpa: int) -> bool:
+        """``kvmhv_insert_nest_rmap``: add an entry unless the walk meets it.
+
+        The first entry is kept in the slot itself.  Every further one comes
+        first, in a node, and the oldest stays the tail for good.
+        """
+        word = encoding.encode(lpid, gpa)
+        if not self._words:
+            self._words = [word | encoding.SINGLE_ENTRY]
+            return True
+        if any(
+            encoding.identity(met) == encoding.identity(word) for met in kernel_walk(self._words)
+        ):
+            return False
+        self._words.insert(0, word)
+        return True
+
+    def remove_all(self) -> tuple[int, ...]:
+        """``kvmhv_remove_nest_rmap_list``: empty the slot; return the words it acts on."""
+        met = tuple(kernel_walk(self._words))
+        self._words = []
+        return met

@@ -1,0 +1,109 @@
+"""The bits of a radix page-table entry, written down once.
+
+Power ISA 3.0B, Book III, 5.7.10 (radix tree translation), and
+arch/powerpc/include/asm/book3s/64/radix.h.  Entries are big-endian in memory
+on every kernel; functions here take host-order values, integers or unsigned
+64-bit arrays.
+
+This module needs the standard library only.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple, TypeVar
+
+__all__ = [
+    "BYTE_ORDER",
+    "CHANGED",
+    "EXEC",
+    "LEAF",
+    "NEXT_BITS_MASK",
+    "NEXT_TABLE_MASK",
+    "PGD_BITS",
+    "READ",
+    "REFERENCED",
+    "RPN_MASK",
+    "SUPPORTED_BITS",
+    "TREE_BITS",
+    "VALID",
+    "WRITE",
+    "Root",
+    "describe",
+    "frame_of",
+    "partition_root",
+]
+
+BYTE_ORDER = ">"
+
+VALID = 1 << 63
+LEAF = 1 << 62
+RPN_MASK = 0x01FF_FFFF_FFFF_F000
+NEXT_TABLE_MASK = 0x0FFF_FFFF_FFFF_FF00
+NEXT_BITS_MASK = 0x1F
+REFERENCED = 0x100
+CHANGED = 0x080
+READ = 0x004
+WRITE = 0x002
+EXEC = 0x001
+
+TREE_BITS = 52
+"""Address bits a tree translates; the only size KVM supports."""
+
+PGD_BITS = 13
+SUPPORTED_BITS = ((PGD_BITS,), (9,), (9,), (9, 5))
+"""Index widths KVM accepts at each level, the root first (p9_supported_radix_bits)."""
+
+_RTS1_SHIFT, _RTS1_MASK = 61, 0x3
+_RTS2_SHIFT, _RTS2_MASK = 5, 0x7
+_RTS_BASE = 31
+
+Value = TypeVar("Value")
+
+
+class Root(NamedTuple):
+    """Where a tree begins: address of its first table and log2 of its entries."""
+
+    table: int
+    bits: int
+
+
+def frame_of(pte: Value, shift: int) -> Value:
+    """Return the physical address, in bytes, of the page of size ``2^shift`` a leaf maps."""
+    return pte & (RPN_MASK & ~((1 << shift) - 1))  # type: ignore[operator, no-any-return]
+
+
+def partition_root(dword: int) -> Root | None:
+    """Decode dword 0 of a partition-table entry; None if KVM would refuse it.
+
+    The rules are those of ``kvmppc_mmu_walk_radix_tree``: a tree of 52 bits
+    whose first table has 2^13 entries and is aligned to its size.
+    """
+    rts = (dword >> _RTS1_SHIFT & _RTS1_MASK) << 3 | dword >> _RTS2_SHIFT & _RTS2_MASK
+    bits = dword & NEXT_BITS_MASK
+    table = dword & NEXT_TABLE_MASK
+    if rts + _RTS_BASE != TREE_BITS or bits != PGD_BITS or table & (8 << bits) - 1:
+        return None
+    return Root(table, bits)
+
+
+def describe(pte: int, shift: int) -> str:
+    """Return frame, size and permissions of a leaf for people."""
+    flags = "".join(
+        letter if pte & bit else "-"
+        for letter, bit in (
+            ("R", READ),
+            ("W", WRITE),
+            ("X", EXEC),
+            ("r", REFERENCED),
+            ("c", CHANGED),
+        )
+    )
+    return f"{frame_of(pte, shift):#x} {size_name(shift)} {flags}"
+
+
+def size_name(shift: int) -> str:
+    """Return a page size as people write it: ``4K``, ``64K``, ``2M``, ``1G``."""
+    for unit, at in (("G", 30), ("M", 20), ("K", 10)):
+        if shift >= at:
+            return f"{1 << shift - at}{unit}"
+    return f"{1 << shift}"

@@ -1,0 +1,161 @@
+"""Reports for programs; the schemas are described in ``manual/json.md``.
+
+Addresses and words are strings in hexadecimal: JSON numbers lose bits.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+from inspector.checks.base import Finding
+from inspector.checks.verdict import Judgement, VmJudgement
+from inspector.kvm.snapshot import Memslot, Nested, Slot, Snapshot, Vm
+from inspector.session import Acquired
+
+__all__ = ["check_json", "rmap_json", "rmap_lines", "target_json", "vms_json"]
+
+
+def target_json(acquired: Acquired) -> dict[str, Any]:
+    """Return what is known of the target itself."""
+    origin, snapshot = acquired.origin, acquired.snapshot
+    return {
+        "target": origin.target,
+        "read_path": origin.read_path,
+        "stopped_ms": None
+        if origin.stopped_seconds is None
+        else round(origin.stopped_seconds * 1000, 3),
+        "stops": origin.stops,
+        "attempts": origin.attempts,
+        "release": snapshot.release,
+        "build_id": snapshot.build_id,
+        "page_size": 1 << snapshot.page_shift,
+        "facts": origin.facts or {},
+    }
+
+
+def check_json(acquired: Acquired, judgement: Judgement) -> dict[str, Any]:
+    """Return the document of ``inspector check --json``."""
+    return {
+        "schema": "inspector.check/1",
+        "target": target_json(acquired),
+        "verdict": judgement.verdict.value,
+        "vms": [_vm_judgement(vm) for vm in judgement.vms],
+    }
+
+
+def _vm_judgement(vm: VmJudgement) -> dict[str, Any]:
+    counts = vm.counts
+    return {
+        "vm_lpid": vm.vm.lpid,
+        "verdict": vm.verdict.value,
+        "slots": counts.slots,
+        "entries": counts.entries,
+        "singles": counts.singles,
+        "lists": counts.lists,
+        "longest_list": counts.longest,
+        "live": counts.live,
+        "stale": sum(counts.stale.values()),
+        "stale_by_reason": {state.name.lower(): n for state, n in counts.stale.items()},
+        "shadow_leaves": counts.shadow_leaves,
+        "host_leaves": counts.host_leaves,
+        "pending_invalidations": counts.pending,
+        "notes": list(vm.notes),
+        "findings": [_finding(finding) for finding in vm.findings],
+    }
+
+
+def _finding(finding: Finding) -> dict[str, Any]:
+    return {
+        "invariant": finding.invariant,
+        "summary": finding.summary,
+        "expected": finding.expected,
+        "evidence": [
+            {
+                "what": item.what,
+                "space": item.space,
+                "address": f"{item.address:#x}",
+                "value": None if item.value is None else f"{item.value:#x}",
+                "meaning": item.meaning,
+            }
+            for item in finding.evidence
+        ],
+    }
+
+
+def vms_json(acquired: Acquired) -> dict[str, Any]:
+    """Return the document of ``inspector vms --json``."""
+    return {
+        "schema": "inspector.vms/1",
+        "target": target_json(acquired),
+        "vms": [_vm(vm) for vm in acquired.snapshot.vms],
+    }
+
+
+def _vm(vm: Vm) -> dict[str, Any]:
+    return {
+        "lpid": vm.lpid,
+        "address": f"{vm.address:#x}",
+        "pid": vm.pid,
+        "mmu": "radix" if vm.radix else "hash",
+        "nesting": vm.nesting,
+        "l1_ptcr": f"{vm.l1_ptcr:#x}",
+        "mmu_lock": f"{vm.mmu_lock:#x}",
+        "mmu_lock_held": vm.locked,
+        "memslots": [_memslot(slot) for slot in vm.memslots],
+        "nested": [_nested(nested) for nested in vm.nested],
+        "unread": [gap.text for gap in vm.gaps],
+    }
+
+
+def _memslot(slot: Memslot) -> dict[str, Any]:
+    return {
+        "id": slot.id,
+        "address": f"{slot.address:#x}",
+        "base_gfn": f"{slot.base_gfn:#x}",
+        "npages": slot.npages,
+        "flags": f"{slot.flags:#x}",
+        "userspace_addr": f"{slot.userspace_addr:#x}",
+        "rmap": f"{slot.rmap:#x}",
+    }
+
+
+def _nested(nested: Nested) -> dict[str, Any]:
+    return {
+        "lpid": nested.lpid,
+        "address": f"{nested.address:#x}",
+        "shadow_lpid": nested.shadow_lpid,
+        "refcnt": nested.refcnt,
+        "l1_gr_to_hr": f"{nested.l1_gr_to_hr:#x}",
+        "process_table": f"{nested.process_table:#x}",
+        "shadow_pgtable": f"{nested.shadow_pgtable:#x}",
+        "shadow_leaves": len(nested.shadow),
+        "l1_leaves": None if nested.l1 is None else len(nested.l1),
+    }
+
+
+def rmap_json(acquired: Acquired) -> dict[str, Any]:
+    """Return the document of ``inspector rmap --json``."""
+    return {
+        "schema": "inspector.rmap/1",
+        "target": target_json(acquired),
+        "slots": list(rmap_lines(acquired.snapshot)),
+    }
+
+
+def rmap_lines(snapshot: Snapshot) -> Iterator[dict[str, Any]]:
+    """Yield one object per non-empty slot, as ``inspector rmap --jsonl`` prints them."""
+    for vm in snapshot.vms:
+        for slot in vm.rmaps:
+            yield _slot(vm, slot)
+
+
+def _slot(vm: Vm, slot: Slot) -> dict[str, Any]:
+    memslot = vm.memslots[slot.memslot]
+    return {
+        "vm_lpid": vm.lpid,
+        "memslot": memslot.id,
+        "base_gfn": f"{memslot.base_gfn:#x}",
+        "gfn": f"{slot.gfn:#x}",
+        "words": [f"{int(word):#x}" for word in slot.words],
+    }

@@ -1,0 +1,230 @@
+"""Reports for people."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+from inspector import encoding, pte
+from inspector.checks.base import Evidence, Finding, Invariant
+from inspector.checks.verdict import Judgement, VmJudgement
+from inspector.checks.view import STATES, CheckedVm
+from inspector.kvm.snapshot import Snapshot, Vm
+from inspector.session import Acquired, Origin
+
+__all__ = ["check_report", "invariant_list", "rmap_report", "table", "vms_report"]
+
+FINDINGS_SHOWN = 20
+ENTRIES_SHOWN = 12
+
+
+def table(heading: Sequence[str], rows: Sequence[Sequence[object]]) -> Iterator[str]:
+    """Yield the lines of a table, numbers to the right."""
+    cells = [[str(cell) for cell in row] for row in rows]
+    widths = [max(len(row[i]) for row in [list(heading), *cells]) for i in range(len(heading))]
+    right = [bool(rows) and all(isinstance(row[i], int) for row in rows) for i in range(len(widths))]
+    for row in [list(heading), *cells]:
+        yield "  ".join(
+            cell.rjust(width) if to_right else cell.ljust(width)
+            for cell, width, to_right in zip(row, widths, right, strict=True)
+        ).rstrip()
+
+
+def _opened(snapshot: Snapshot, origin: Origin) -> Iterator[str]:
+    yield (
+        f"Linux {snapshot.release}, {pte.size_name(snapshot.page_shift)} pages, "
+        f"build ID {snapshot.build_id or 'none'}"
+    )
+    yield f"read from {origin.read_path}"
+    if origin.stopped_seconds is not None:
+        tries = f", {origin.attempts} attempts to find mmu_lock free" if origin.attempts > 1 else ""
+        yield (
+            f"machine stopped for {origin.stopped_seconds * 1000:.1f} ms "
+            f"in {origin.stops} stops{tries}"
+        )
+    for key, value in (origin.facts or {}).items():
+        yield f"{key}: {printable(value)}"
+
+
+def printable(text: str) -> str:
+    """Return text from a target with control characters shown, not sent."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+
+
+def check_report(acquired: Acquired, judgement: Judgement) -> Iterator[str]:
+    """Yield the lines of ``inspector check``."""
+    yield from _opened(acquired.snapshot, acquired.origin)
+    yield ""
+    if not judgement.vms:
+        yield "KVM-HV is loaded and has no VMs."
+    else:
+        yield from table(
+            (
+                "VM",
+                "verdict",
+                "slots",
+                "entries",
+                "singles",
+                "lists",
+                "longest",
+                "live",
+                "stale",
+                "shadow leaves",
+                "findings",
+            ),
+            [_check_row(vm) for vm in judgement.vms],
+        )
+    for vm in judgement.vms:
+        yield from _check_details(vm)
+    yield ""
+    yield f"verdict: {judgement.verdict.value}"
+
+
+def _check_row(vm: VmJudgement) -> tuple[object, ...]:
+    counts = vm.counts
+    return (
+        f"lpid {vm.vm.lpid}",
+        vm.verdict.value,
+        counts.slots,
+        counts.entries,
+        counts.singles,
+        counts.lists,
+        counts.longest,
+        counts.live,
+        sum(counts.stale.values()),
+        counts.shadow_leaves,
+        len(vm.findings),
+    )
+
+
+def _check_details(vm: VmJudgement) -> Iterator[str]:
+    lines = [f"{count} stale: {state.value}" for state, count in vm.counts.stale.items()]
+    lines += [f"note: {note}" for note in vm.notes]
+    if lines or vm.findings:
+        yield ""
+        yield f"VM lpid {vm.vm.lpid}:"
+    yield from (f"  {line}" for line in lines)
+    for number, finding in enumerate(vm.findings[:FINDINGS_SHOWN], 1):
+        yield from _finding(number, finding)
+    if len(vm.findings) > FINDINGS_SHOWN:
+        yield f"  ... and {len(vm.findings) - FINDINGS_SHOWN} more findings (--json shows all)"
+
+
+def _finding(number: int, finding: Finding) -> Iterator[str]:
+    yield f"  finding {number}: {finding.invariant}: {finding.summary}"
+    yield f"    expected: {finding.expected}"
+    rows = [
+        (
+            f"    {item.what}",
+            _place(item),
+            "" if item.value is None else f"{item.value:#018x}",
+            item.meaning,
+        )
+        for item in finding.evidence
+    ]
+    yield from list(table(("",) * 4, rows))[1:]
+
+
+def _place(item: Evidence) -> str:
+    return f"{item.space} {item.address:#x}" if item.address else ""
+
+
+def vms_report(acquired: Acquired) -> Iterator[str]:
+    """Yield the lines of ``inspector vms``."""
+    snapshot = acquired.snapshot
+    yield from _opened(snapshot, acquired.origin)
+    if not snapshot.vms:
+        yield ""
+        yield "KVM-HV is loaded and has no VMs."
+    for vm in snapshot.vms:
+        yield ""
+        yield from _vm(vm, snapshot.page_shift)
+
+
+def _vm(vm: Vm, page_shift: int) -> Iterator[str]:
+    mmu = "radix" if vm.radix else "hash"
+    nesting = "nesting enabled" if vm.nesting else "nesting not enabled"
+    yield (
+        f"VM lpid {vm.lpid}: struct kvm at {vm.address:#x}, process {vm.pid}, {mmu}, {nesting}, "
+        f"L1 partition table {vm.l1_ptcr:#x}"
+        + (f", mmu_lock held ({vm.mmu_lock:#x})" if vm.locked else "")
+    )
+    yield from (
+        f"  {line}"
+        for line in table(
+            ("memslot", "first gfn", "pages", "L1 addresses", "rmap array"),
+            [
+                (
+                    slot.id,
+                    f"{slot.base_gfn:#x}",
+                    slot.npages,
+                    f"{slot.base_gfn << page_shift:#x}.."
+                    f"{(slot.base_gfn + slot.npages << page_shift) - 1:#x}",
+                    f"{slot.rmap:#x}",
+                )
+                for slot in vm.memslots
+            ],
+        )
+    )
+    if vm.nested:
+        yield ""
+        yield from (
+            f"  {line}"
+            for line in table(
+                (
+                    "L1 LPID",
+                    "shadow LPID",
+                    "refs",
+                    "shadow leaves",
+                    "L1 leaves",
+                    "shadow table",
+                    "L1 partition entry",
+                ),
+                [
+                    (
+                        nested.lpid,
+                        nested.shadow_lpid,
+                        nested.refcnt,
+                        len(nested.shadow),
+                        "none" if nested.l1 is None else len(nested.l1),
+                        f"{nested.shadow_pgtable:#x}",
+                        f"{nested.l1_gr_to_hr:#x}",
+                    )
+                    for nested in vm.nested
+                ],
+            )
+        )
+    for gap in vm.gaps:
+        yield f"  note: {gap.text}"
+
+
+def rmap_report(snapshot: Snapshot, *, everything: bool) -> Iterator[str]:
+    """Yield the lines of ``inspector rmap``: every slot, every entry with its state."""
+    for vm in snapshot.vms:
+        checked = CheckedVm(vm, snapshot.page_shift)
+        yield f"VM lpid {vm.lpid}: {len(vm.rmaps)} slots, {vm.rmaps.word.size} entries"
+        state = checked.state
+        for index, slot in enumerate(vm.rmaps):
+            form = encoding.form_of(slot.head)
+            count = len(slot.words)
+            yield f"  gfn {slot.gfn:#x}  {form.value}" + (f" of {count}" if count > 1 else "")
+            shown = count if everything else min(count, ENTRIES_SHOWN)
+            first = int(vm.rmaps.start[index])
+            for i in range(shown):
+                entry = encoding.decode(int(slot.words[i]))
+                meaning = STATES[int(state[first + i])]
+                at = f" node {int(slot.nodes[i]):#x}" if slot.nodes[i] else ""
+                yield (
+                    f"    {int(slot.words[i]):#018x}  L2 {entry.lpid}:{entry.gpa:#x}  "
+                    f"{meaning.value if meaning is STATES[0] else 'stale: ' + meaning.value}{at}"
+                )
+            if shown < count:
+                yield f"    ... {count - shown} more (--all shows them)"
+
+
+def invariant_list(invariants: Sequence[Invariant]) -> Iterator[str]:
+    """Yield the lines of ``inspector check --list``."""
+    for invariant in invariants:
+        yield f"{invariant.id}"
+        yield f"  {invariant.statement}"
+        yield f"  why: {invariant.why}"
+        yield f"  kernel: {invariant.source}"

@@ -1,0 +1,136 @@
+"""From a target to a snapshot: open, stop, copy, let go on, decode.
+
+A target is ``gdb:HOST:PORT`` or a file.  A live machine is read through a
+recorder while it stands still; the snapshot is then decoded from the record
+after it has gone on, exactly as from a capture of that record.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from inspector.capture import read_capture
+from inspector.errors import BadData, TargetNotSupported
+from inspector.image.files import profile_from_files
+from inspector.image.profile import Profile
+from inspector.kvm.collect import collect, held_locks, vm_list
+from inspector.kvm.snapshot import Snapshot
+from inspector.memory.elfcore import open_core
+from inspector.memory.live import LiveMachine
+from inspector.memory.recording import RecordingMemory
+from inspector.memory.segments import SegmentedMemory
+from inspector.structures.space import KernelSpace
+
+__all__ = ["Acquired", "Options", "Origin", "acquire"]
+
+LIVE_PREFIX = "gdb:"
+LOCK_ATTEMPTS = 20
+LOCK_PAUSE = 0.005
+"""Seconds the machine runs between two attempts to find ``mmu_lock`` free."""
+
+Progress = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class Options:
+    """How to open a target: the kernel's files and the way bytes are read."""
+
+    kernel: Path | None = None
+    modules: Path | None = None
+    read_path: str = "auto"
+
+
+@dataclass(frozen=True)
+class Origin:
+    """Where a snapshot comes from.
+
+    ``stopped_seconds`` and ``stops`` say how long, and how often, a live
+    machine stood still; ``attempts`` how often it was stopped to find
+    ``mmu_lock`` free.  ``facts`` are those that a capture carries.
+    """
+
+    target: str
+    read_path: str
+    stopped_seconds: float | None = None
+    stops: int = 0
+    attempts: int = 0
+    facts: dict[str, str] | None = None
+
+
+@dataclass(frozen=True)
+class Acquired:
+    """A snapshot, the bytes it was decoded from, and where they come from."""
+
+    snapshot: Snapshot
+    memory: SegmentedMemory
+    profile: Profile
+    origin: Origin
+
+
+def acquire(target: str, options: Options, progress: Progress = lambda stage: None) -> Acquired:
+    """Open a target and collect its snapshot.
+
+    Raises:
+        InspectorError: the target cannot be opened or inspected.
+    """
+    if target.startswith(LIVE_PREFIX):
+        return _live(target, options, progress)
+    path = Path(target)
+    if not path.exists():
+        raise BadData(f"there is no file {target}; a live machine is given as gdb:HOST:PORT")
+    return _file(path, options, progress)
+
+
+def _file(path: Path, options: Options, progress: Progress) -> Acquired:
+    progress("opening the file")
+    core = open_core(path)
+    capture = read_capture(core)
+    if capture is None:
+        profile = profile_from_files(core.memory, options.kernel, options.modules)
+        facts = None
+    else:
+        profile, facts = capture.profile, capture.facts
+    recorder = RecordingMemory(core.memory)
+    kernel = KernelSpace(recorder, profile)
+    progress("decoding")
+    snapshot = collect(kernel, vm_list(kernel))
+    kind = "an ELF core" if capture is None else "a capture"
+    return Acquired(snapshot, recorder.freeze(), profile, Origin(str(path), kind, facts=facts))
+
+
+def _live(target: str, options: Options, progress: Progress) -> Acquired:
+    host, _, port = target.removeprefix(LIVE_PREFIX).rpartition(":")
+    if not host or not port.isdigit():
+        raise TargetNotSupported(f"'{target}' is not of the form gdb:HOST:PORT")
+    progress("attaching")
+    with LiveMachine(host, int(port), options.read_path) as machine:
+        progress("finding the kernel")
+        profile = profile_from_files(machine.memory, options.kernel, options.modules)
+        static = RecordingMemory(machine.memory)
+        with machine.for_reading():
+            vms = vm_list(KernelSpace(static, profile))
+        progress("reading while the machine is stopped")
+        record, attempts = _record(machine, profile, vms)
+    progress("decoding")
+    memory = RecordingMemory.joined(static, record)
+    origin = Origin(
+        target, machine.read_path, machine.stopped_seconds, len(machine.stops), attempts
+    )
+    return Acquired(collect(KernelSpace(memory, profile), vms), memory, profile, origin)
+
+
+def _record(machine: LiveMachine, profile: Profile, vms: int) -> tuple[RecordingMemory, int]:
+    """Copy what matters in one stop in which no ``mmu_lock`` is held, if there is one."""
+    attempt = 0
+    while True:
+        attempt += 1
+        record = RecordingMemory(machine.memory)
+        kernel = KernelSpace(record, profile)
+        with machine.stopped():
+            if attempt >= LOCK_ATTEMPTS or not held_locks(kernel, vms):
+                collect(kernel, vms)
+                return record, attempt
+        time.sleep(LOCK_PAUSE)

@@ -1,0 +1,55 @@
+"""Loaded modules and their symbols (kernel/module/, include/linux/module.h).
+
+Module addresses differ between boots, so they are read from memory each
+time: the ``modules`` list leads to ``struct module``, whose ``kallsyms``
+holds the symbol table with absolute addresses.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from inspector.errors import TargetNotSupported
+from inspector.image.elf import SymbolTable
+from inspector.structures.lists import list_entries
+from inspector.structures.space import KernelSpace
+
+__all__ = ["find_modules", "module_symbols"]
+
+SYMBOL_SIZE = 24
+SYMBOL_LIMIT = 1 << 20
+NAME_LIMIT = 512
+
+
+def find_modules(kernel: KernelSpace, names: set[str]) -> dict[str, int]:
+    """Return the addresses of ``struct module`` of the named modules that are loaded."""
+    offset, size = kernel.profile.struct("module").place("name")
+    found: dict[str, int] = {}
+    for module in list_entries(kernel, kernel.profile.symbols["modules"], "module", "list"):
+        name = kernel.read(module + offset, size).split(b"\0", 1)[0].decode("ascii", "replace")
+        if name in names:
+            found[name] = module
+            if len(found) == len(names):
+                break
+    return found
+
+
+def module_symbols(kernel: KernelSpace, module: int) -> SymbolTable:
+    """Return the symbols of a loaded module, as its ``kallsyms`` has them."""
+    kallsyms = kernel.field("module", module, "kallsyms")
+    count = kernel.field("mod_kallsyms", kallsyms, "num_symtab")
+    if not 0 < count <= SYMBOL_LIMIT:
+        raise TargetNotSupported(
+            f"the module at {module:#x} says it has {count} symbols; "
+            "the kernel must be built with CONFIG_KALLSYMS"
+        )
+    entries = kernel.read(kernel.field("mod_kallsyms", kallsyms, "symtab"), count * SYMBOL_SIZE)
+    names = np.frombuffer(entries, dtype=kernel.profile.byte_order + "u4")[:: SYMBOL_SIZE // 4]
+    strtab = kernel.field("mod_kallsyms", kallsyms, "strtab")
+    strings = kernel.read(strtab, int(names.max()))
+    while len(strings) < int(names.max()) + NAME_LIMIT:
+        byte = kernel.read(strtab + len(strings), 1)
+        strings += byte
+        if byte == b"\0":
+            break
+    return SymbolTable(entries, strings, kernel.profile.byte_order)

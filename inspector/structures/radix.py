@@ -1,0 +1,254 @@
+"""Radix trees: the kernel's own, L0's for a guest, the shadow ones, and L1's.
+
+All are walked by one walker, by the rules the hardware and
+``kvmppc_mmu_walk_radix_tree`` (arch/powerpc/kvm/book3s_64_mmu_radix.c) apply:
+every entry that leads on says how wide the next table is, tables are aligned
+to their size, leaves to theirs, and only certain widths exist.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from inspector import pte
+from inspector.memory.base import AddressSpace, U64, addresses
+
+__all__ = ["Found", "LeafTable", "TableProblem", "lookup", "walk"]
+
+VALID = np.uint64(pte.VALID)
+LEAF = np.uint64(pte.LEAF)
+NEXT = np.uint64(pte.NEXT_TABLE_MASK)
+BITS = np.uint64(pte.NEXT_BITS_MASK)
+RPN = np.uint64(pte.RPN_MASK)
+ONE = np.uint64(1)
+ADDRESS_MASK = np.uint64((1 << pte.TREE_BITS) - 1)
+READ_LIMIT = 1 << 26
+
+
+@dataclass(frozen=True)
+class TableProblem:
+    """A part of a tree that could not be followed.
+
+    ``address`` is the first address it would translate, ``where`` the
+    address of the entry or table at fault.  ``missing`` tells that bytes
+    were not readable, rather than readable and wrong.
+    """
+
+    address: int
+    where: int
+    text: str
+    missing: bool = False
+
+
+@dataclass(frozen=True)
+class LeafTable:
+    """The leaves of a tree in address order, one array element each.
+
+    ``address``: what it translates, in bytes.  ``entry``: the page-table
+    entry in host order.  ``shift``: log2 of the page size.  ``where``: the
+    address the entry was read at (physical; for L1's table L1-real).
+    """
+
+    address: U64
+    entry: U64
+    shift: NDArray[np.uint8]
+    where: U64
+    problems: tuple[TableProblem, ...] = ()
+
+    @classmethod
+    def empty(cls, problems: tuple[TableProblem, ...] = ()) -> LeafTable:
+        """Return a table without leaves."""
+        none = addresses([])
+        return cls(none, none, np.zeros(0, np.uint8), none, problems)
+
+    def __len__(self) -> int:
+        return len(self.address)
+
+    @property
+    def size(self) -> U64:
+        """Page size of each leaf in bytes."""
+        return ONE << self.shift.astype(np.uint64)
+
+    @property
+    def frame(self) -> U64:
+        """Physical address each leaf maps its first byte to."""
+        return self.entry & RPN & ~(self.size - ONE)
+
+    def find(self, where: U64) -> NDArray[np.int64]:
+        """Return the index of the leaf that translates each address, or -1."""
+        if not len(self):
+            return np.full(len(where), -1, dtype=np.int64)
+        index = np.searchsorted(self.address, where, side="right").astype(np.int64) - 1
+        inside = where - self.address[index]
+        index[inside >= self.size[index]] = -1
+        index[where < self.address[0]] = -1
+        return index
+
+
+class Found(NamedTuple):
+    """Physical addresses of a lookup, and which of them exist."""
+
+    physical: U64
+    known: NDArray[np.bool_]
+
+
+def lookup(memory: AddressSpace, root: pte.Root, where: U64) -> Found:
+    """Translate single addresses, reading only the entries on their way.
+
+    The quadrant bits of effective addresses are ignored, as the index only
+    uses the low 52.
+    """
+    target = where & ADDRESS_MASK
+    physical = np.zeros(where.size, dtype=np.uint64)
+    known = np.zeros(where.size, dtype=np.bool_)
+    rows = np.arange(where.size)
+    table = np.full(where.size, root.table, dtype=np.uint64)
+    bits = np.full(where.size, root.bits, dtype=np.uint64)
+    shift = np.full(where.size, pte.TREE_BITS, dtype=np.uint64)
+    for widths in pte.SUPPORTED_BITS:
+        fits = np.isin(bits, widths)
+        rows, table, bits, shift = rows[fits], table[fits], bits[fits], shift[fits] - bits[fits]
+        if not rows.size:
+            break
+        index = target[rows] >> shift & ((ONE << bits) - ONE)
+        unique, back = np.unique(table + index * np.uint64(8), return_inverse=True)
+        records = memory.read_many(unique, 8)
+        entry = records.words(pte.BYTE_ORDER).reshape(-1)[back]
+        valid = records.present[back] & (entry & VALID != 0)
+        leaf = valid & (entry & LEAF != 0)
+        inside = (ONE << shift) - ONE
+        physical[rows[leaf]] = (entry & RPN & ~inside | target[rows] & inside)[leaf]
+        known[rows[leaf]] = True
+        on = valid & ~leaf
+        rows, shift = rows[on], shift[on]
+        table, bits = entry[on] & NEXT, entry[on] & BITS
+    return Found(physical, known)
+
+
+def walk(space: AddressSpace, root: pte.Root) -> LeafTable:
+    """Collect every leaf of a tree, level by level, all tables of a level at once.
+
+    A table that is met a second time is not walked again, so a damaged tree
+    costs no more than the memory it lies in.
+    """
+    leaves: list[tuple[U64, U64, NDArray[np.uint8], U64]] = []
+    problems: list[TableProblem] = []
+    table = addresses([root.table])
+    base = addresses([0])
+    bits = addresses([root.bits])
+    shift = np.full(1, pte.TREE_BITS, dtype=np.uint64)
+    seen = addresses([])
+    last = len(pte.SUPPORTED_BITS) - 1
+    for level, widths in enumerate(pte.SUPPORTED_BITS):
+        table, base, bits, shift = _usable(table, base, bits, shift, widths, seen, problems)
+        seen = np.concatenate((seen, table))
+        following: list[tuple[U64, U64, U64, U64]] = []
+        for width in np.unique(bits):
+            rows = np.flatnonzero(bits == width)
+            step = max(1, READ_LIMIT // (8 << int(width)))
+            for begin in range(0, rows.size, step):
+                part = rows[begin : begin + step]
+                found = _table_entries(space, table[part], base[part], int(width), shift[part])
+                address, entry, where, page_shift = found.entries
+                problems += found.problems
+                is_leaf = entry & LEAF != 0
+                wrong = np.zeros(entry.size, dtype=np.bool_)
+                if level == 0:
+                    wrong = is_leaf
+                if level == last:
+                    wrong = ~is_leaf
+                inside = (ONE << page_shift) - ONE
+                wrong |= is_leaf & (entry & RPN & inside != 0)
+                for i in np.flatnonzero(wrong):
+                    problems.append(_bad_entry(level, address[i], entry[i], where[i]))
+                keep = is_leaf & ~wrong
+                leaves.append(
+                    (address[keep], entry[keep], page_shift[keep].astype(np.uint8), where[keep])
+                )
+                on = ~is_leaf & ~wrong
+                following.append(
+                    (entry[on] & NEXT, address[on], entry[on] & BITS, page_shift[on])
+                )
+        if not following:
+            break
+        table, base, bits, shift = (np.concatenate(column) for column in zip(*following, strict=True))
+    if not leaves:
+        return LeafTable.empty(tuple(problems))
+    address, entry, small, where = (np.concatenate(column) for column in zip(*leaves, strict=True))
+    order = np.argsort(address, kind="stable")
+    return LeafTable(
+        address[order], entry[order], small.astype(np.uint8)[order], where[order], tuple(problems)
+    )
+
+
+class _Entries(NamedTuple):
+    entries: tuple[U64, U64, U64, U64]
+    problems: list[TableProblem]
+
+
+def _table_entries(space: AddressSpace, table: U64, base: U64, width: int, shift: U64) -> _Entries:
+    """Return address, entry, place and page shift of every valid entry of some tables."""
+    records = space.read_many(table, 8 << width)
+    words = records.words(pte.BYTE_ORDER)
+    row, column = np.nonzero(words & VALID)
+    page_shift = shift[row] - np.uint64(width)
+    column64 = column.astype(np.uint64)
+    problems = [
+        TableProblem(
+            int(base[i]),
+            int(table[i]),
+            f"page table at {space.name} address {int(table[i]):#x} is not readable",
+            missing=True,
+        )
+        for i in np.flatnonzero(~records.present)
+    ]
+    return _Entries(
+        (
+            base[row] + (column64 << page_shift),
+            words[row, column],
+            table[row] + column64 * np.uint64(8),
+            page_shift,
+        ),
+        problems,
+    )
+
+
+def _usable(
+    table: U64,
+    base: U64,
+    bits: U64,
+    shift: U64,
+    widths: tuple[int, ...],
+    seen: U64,
+    problems: list[TableProblem],
+) -> tuple[U64, U64, U64, U64]:
+    """Drop tables of a width the level cannot have, misaligned ones, and those met before."""
+    width_ok = np.isin(bits, widths)
+    aligned = table & ((np.uint64(8) << bits) - ONE) == 0
+    fresh = np.zeros(table.size, dtype=np.bool_)
+    fresh[np.unique(table, return_index=True)[1]] = True
+    fresh &= ~np.isin(table, seen)
+    for i in np.flatnonzero(~(width_ok & aligned & fresh)):
+        if not width_ok[i]:
+            text = f"index width {int(bits[i])} is not possible here"
+        elif not aligned[i]:
+            text = f"table address {int(table[i]):#x} is not aligned to the table's size"
+        else:
+            text = f"table {int(table[i]):#x} is reached twice"
+        problems.append(TableProblem(int(base[i]), int(table[i]), text))
+    keep = width_ok & aligned & fresh
+    return table[keep], base[keep], bits[keep], shift[keep]
+
+
+def _bad_entry(level: int, address: np.uint64, entry: np.uint64, where: np.uint64) -> TableProblem:
+    if level == 0:
+        text = "a leaf of 512 GiB is not possible"
+    elif not int(entry) & pte.LEAF:
+        text = "a valid entry of the last level is not a leaf"
+    else:
+        text = "the leaf's frame is not aligned to its size"
+    return TableProblem(int(address), int(where), f"{text} (entry {int(entry):#018x})")

@@ -1,0 +1,200 @@
+"""Address spaces that translate: kernel virtual addresses and L1 real addresses.
+
+Each is a layer over physical memory with the same two reads.  Nothing here
+asks the vCPU to translate: what it translates with depends on the guest it
+was stopped in.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from inspector import pte
+from inspector.errors import MemoryNotReadable
+from inspector.image.profile import Profile
+from inspector.memory.base import AddressSpace, Records, U64, addresses, read_one
+from inspector.structures.radix import lookup
+
+__all__ = ["GuestSpace", "KernelSpace", "SlotRange"]
+
+LINEAR_MAP = 0xC000_0000_0000_0000
+LINEAR_SIZE = 0x0008_0000_0000_0000
+LINEAR_MASK = 0x0FFF_FFFF_FFFF_FFFF
+
+
+class _Translated:
+    """Reads that are split at page borders and translated piece by piece."""
+
+    name = "translated"
+
+    def __init__(self, memory: AddressSpace, page_size: int) -> None:
+        self.memory = memory
+        self.page_size = page_size
+
+    def translate(self, where: U64) -> tuple[U64, NDArray[np.bool_]]:
+        """Return physical addresses, and which of them exist."""
+        raise NotImplementedError
+
+    def read(self, address: int, length: int) -> bytes:
+        """Return ``length`` bytes at one address."""
+        pieces = []
+        while length > 0:
+            take = min(length, self.page_size - address % self.page_size)
+            pieces.append(read_one(self, address, take))
+            address += take
+            length -= take
+        return b"".join(pieces)
+
+    def read_many(self, where: U64, length: int) -> Records:
+        """Return ``length`` bytes at each address."""
+        page = np.uint64(self.page_size)
+        inside = where % page
+        if not where.size or not np.any(inside + np.uint64(length) > page):
+            return self._read_pieces(where, length)
+        if length % self.page_size == 0 and not np.any(inside):
+            return self._read_pages(where, length)
+        data = np.zeros((where.size, length), dtype=np.uint8)
+        present = np.zeros(where.size, dtype=np.bool_)
+        for row, address in enumerate(where):
+            try:
+                piece = self.read(int(address), length)
+            except MemoryNotReadable:
+                continue
+            data[row] = np.frombuffer(piece, dtype=np.uint8)
+            present[row] = True
+        return Records(data, present)
+
+    def _read_pages(self, where: U64, length: int) -> Records:
+        count = length // self.page_size
+        steps = np.arange(count, dtype=np.uint64) * np.uint64(self.page_size)
+        pages = (where[:, None] + steps).reshape(-1)
+        data, present = self._read_pieces(pages, self.page_size)
+        return Records(data.reshape(where.size, length), present.reshape(-1, count).all(axis=1))
+
+    def _read_pieces(self, where: U64, length: int) -> Records:
+        physical, known = self.translate(where)
+        if known.all():
+            return self.memory.read_many(physical, length)
+        data = np.zeros((where.size, length), dtype=np.uint8)
+        present = np.zeros(where.size, dtype=np.bool_)
+        records = self.memory.read_many(physical[known], length)
+        data[known] = records.data
+        present[known] = records.present
+        return Records(data, present)
+
+
+class KernelSpace(_Translated):
+    """Kernel virtual addresses of the host (L0), with its structures.
+
+    The linear map is arithmetic; everything else (vmalloc, modules) goes
+    through ``swapper_pg_dir``.
+    """
+
+    name = "kernel"
+
+    def __init__(self, memory: AddressSpace, profile: Profile) -> None:
+        super().__init__(memory, profile.page_size)
+        self.profile = profile
+        self._integer = "little" if profile.byte_order == "<" else "big"
+        swapper = profile.symbols["swapper_pg_dir"] & LINEAR_MASK
+        self._root = pte.Root(swapper, pte.PGD_BITS)
+
+    def translate(self, where: U64) -> tuple[U64, NDArray[np.bool_]]:
+        """Return physical addresses of kernel virtual addresses."""
+        linear = where - np.uint64(LINEAR_MAP) < np.uint64(LINEAR_SIZE)
+        physical = where & np.uint64(LINEAR_MASK)
+        known = linear.copy()
+        rest = np.flatnonzero(~linear & (where >= np.uint64(LINEAR_MAP)))
+        if rest.size:
+            found = lookup(self.memory, self._root, where[rest])
+            physical[rest] = found.physical
+            known[rest] = found.known
+        return physical, known
+
+    def physical(self, address: int) -> int:
+        """Return the physical address of one kernel virtual address.
+
+        Raises:
+            MemoryNotReadable: the kernel does not map it.
+        """
+        physical, known = self.translate(addresses([address]))
+        if not known[0]:
+            raise MemoryNotReadable(address, 1, "the kernel's page table does not map it", "kernel")
+        return int(physical[0])
+
+    def unsigned(self, address: int, size: int) -> int:
+        """Read an unsigned integer of ``size`` bytes in the kernel's byte order."""
+        return int.from_bytes(self.read(address, size), self._integer)  # type: ignore[arg-type]
+
+    def pointer(self, address: int) -> int:
+        """Read a pointer."""
+        return self.unsigned(address, 8)
+
+    def words(self, where: U64) -> tuple[U64, NDArray[np.bool_]]:
+        """Read a 64-bit word at each address."""
+        data, present = records = self.read_many(where, 8)
+        return records.words(self.profile.byte_order).reshape(len(data)), present
+
+    def field(self, struct: str, address: int, member: str) -> int:
+        """Read one integer or pointer member of the structure at ``address``."""
+        offset, size = self.profile.struct(struct).place(member)
+        return self.unsigned(address + offset, size)
+
+
+class SlotRange(Protocol):
+    """What the guest space needs of a memslot."""
+
+    @property
+    def base_gfn(self) -> int: ...
+    @property
+    def npages(self) -> int: ...
+    @property
+    def userspace_addr(self) -> int: ...
+
+
+class _Ranges(NamedTuple):
+    first: U64
+    size: U64
+    hva: U64
+
+
+class GuestSpace(_Translated):
+    """Real addresses of an L1 guest, read as the kernel's ``kvm_read_guest`` does.
+
+    A guest page is found through its memslot and the page table of the
+    process that backs it, not through L0's table for the guest: the kernel
+    reads L1's tables that way, and they may lie in pages L1 never touched.
+    """
+
+    name = "L1"
+
+    def __init__(
+        self, kernel: KernelSpace, page_directory: int, memslots: tuple[SlotRange, ...]
+    ) -> None:
+        super().__init__(kernel.memory, kernel.page_size)
+        self._root = pte.Root(page_directory & LINEAR_MASK, pte.PGD_BITS)
+        shift = kernel.profile.page_shift
+        ordered = sorted(memslots, key=lambda slot: slot.base_gfn)
+        self._ranges = _Ranges(
+            addresses([slot.base_gfn << shift for slot in ordered]),
+            addresses([slot.npages << shift for slot in ordered]),
+            addresses([slot.userspace_addr for slot in ordered]),
+        )
+
+    def translate(self, where: U64) -> tuple[U64, NDArray[np.bool_]]:
+        """Return host physical addresses of L1 real addresses."""
+        ranges = self._ranges
+        physical = np.zeros(where.size, dtype=np.uint64)
+        known = np.zeros(where.size, dtype=np.bool_)
+        if not ranges.first.size:
+            return physical, known
+        index = np.searchsorted(ranges.first, where, side="right") - 1
+        inside = where - ranges.first[index]
+        rows = np.flatnonzero((index >= 0) & (inside < ranges.size[index]))
+        found = lookup(self.memory, self._root, ranges.hva[index[rows]] + inside[rows])
+        physical[rows] = found.physical
+        known[rows] = found.known
+        return physical, known
