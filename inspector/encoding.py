@@ -28,7 +28,11 @@ from __future__ import annotations
 
 import enum
 from collections.abc import Callable, Iterator
-from typing import NamedTuple, TypeVar
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
 
 __all__ = [
     "GPA_MASK",
@@ -67,7 +71,7 @@ MAX_LPID = LPID_MASK >> LPID_SHIFT
 NODE_ALIGNMENT = 8
 """A ``struct rmap_nested`` comes from kmalloc, whose objects are at least so aligned."""
 
-Word = TypeVar("Word")
+Word = TypeVar("Word", int, "NDArray[np.uint64]")
 
 
 class Entry(NamedTuple):
@@ -117,22 +121,30 @@ def decode(word: int) -> Entry:
 
 def lpid_of(word: Word) -> Word:
     """Return the L1 LPID of a word or of an array of words."""
-    return (word & LPID_MASK) >> LPID_SHIFT  # type: ignore[operator, no-any-return]
+    bits: Any = word
+    result: Word = (bits & LPID_MASK) >> LPID_SHIFT
+    return result
 
 
 def gpa_of(word: Word) -> Word:
     """Return the L2 guest real address, in bytes, of a word or of an array of words."""
-    return word & GPA_MASK  # type: ignore[operator, no-any-return]
+    bits: Any = word
+    result: Word = bits & GPA_MASK
+    return result
 
 
 def identity(word: Word) -> Word:
     """Return the bits that make two words the same entry."""
-    return word & IDENTITY_MASK  # type: ignore[operator, no-any-return]
+    bits: Any = word
+    result: Word = bits & IDENTITY_MASK
+    return result
 
 
 def is_single(word: Word) -> Word:
     """Return non-zero where the word carries the single-entry bit."""
-    return word & SINGLE_ENTRY  # type: ignore[operator, no-any-return]
+    bits: Any = word
+    result: Word = bits & SINGLE_ENTRY
+    return result
 
 
 def form_of(word: int) -> SlotForm:

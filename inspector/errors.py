@@ -14,7 +14,7 @@ class InspectorError(Exception):
     """Base of everything this package raises for bad input."""
 
 
-class MemoryNotReadable(InspectorError):
+class MemoryNotReadable(InspectorError):  # noqa: N818
     """Bytes that were asked for are not in the target.
 
     ``address`` is in the address space named by ``space`` (``"physical"``,
@@ -30,9 +30,9 @@ class MemoryNotReadable(InspectorError):
         super().__init__(f"cannot read {length} bytes at {space} address {address:#x}: {reason}")
 
 
-class BadData(InspectorError):
+class BadData(InspectorError):  # noqa: N818
     """Bytes were read but are not what the format or the kernel would write."""
 
 
-class TargetNotSupported(InspectorError):
+class TargetNotSupported(InspectorError):  # noqa: N818
     """The target was understood well enough to say that it cannot be inspected."""

@@ -2,15 +2,14 @@
 
 Power ISA 3.0B, Book III, 5.7.10 (radix tree translation), and
 arch/powerpc/include/asm/book3s/64/radix.h.  Entries are big-endian in memory
-on every kernel; functions here take host-order values, integers or unsigned
-64-bit arrays.
+on every kernel; functions here take host-order values.
 
 This module needs the standard library only.
 """
 
 from __future__ import annotations
 
-from typing import NamedTuple, TypeVar
+from typing import NamedTuple
 
 __all__ = [
     "BYTE_ORDER",
@@ -57,8 +56,6 @@ _RTS1_SHIFT, _RTS1_MASK = 61, 0x3
 _RTS2_SHIFT, _RTS2_MASK = 5, 0x7
 _RTS_BASE = 31
 
-Value = TypeVar("Value")
-
 
 class Root(NamedTuple):
     """Where a tree begins: address of its first table and log2 of its entries."""
@@ -67,9 +64,9 @@ class Root(NamedTuple):
     bits: int
 
 
-def frame_of(pte: Value, shift: int) -> Value:
+def frame_of(pte: int, shift: int) -> int:
     """Return the physical address, in bytes, of the page of size ``2^shift`` a leaf maps."""
-    return pte & (RPN_MASK & ~((1 << shift) - 1))  # type: ignore[operator, no-any-return]
+    return pte & RPN_MASK & ~((1 << shift) - 1)
 
 
 def partition_root(dword: int) -> Root | None:

@@ -56,7 +56,7 @@ def _evidence(checked: CheckedVm, suspect: Suspect) -> Iterator[Evidence]:
     yield Evidence(
         "shadow entry",
         "physical",
-        int(nested.shadow.where[suspect.index]),
+        int(nested.shadow.where[suspect.row]),
         leaf.entry,
         pte.describe(leaf.entry, leaf.shift),
     )
@@ -72,7 +72,7 @@ def _evidence(checked: CheckedVm, suspect: Suspect) -> Iterator[Evidence]:
     for place in shown:
         row = int(np.searchsorted(checked.rmaps.gfn, np.uint64(place.gfn)))
         where = int(checked.rmaps.where[row]) if row < len(checked.rmaps) else 0
-        meaning = f"entry {place.index} of the slot of gfn {place.gfn:#x}"
+        meaning = f"entry {place.position} of the slot of gfn {place.gfn:#x}"
         if not place.reachable:
             meaning += ", not met by the kernel's walk"
         yield Evidence("entry for it", "kernel", where, place.word, meaning)

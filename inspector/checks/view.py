@@ -33,7 +33,7 @@ class Suspect(NamedTuple):
     """A shadow leaf that L0 would not find again, and the model's word on it."""
 
     nested: Nested
-    index: int
+    row: int
     leaf: Leaf
     judgement: LeafJudgement
 

@@ -60,7 +60,9 @@ def command(
         "tool": f"inspector {__version__}",
         "source": acquired.origin.read_path,
     }
-    capture = Capture(acquired.memory, acquired.profile, known | (acquired.origin.facts or {}) | facts)
+    capture = Capture(
+        acquired.memory, acquired.profile, known | (acquired.origin.facts or {}) | facts
+    )
     size = write_capture(output, capture)
     if as_json:
         document = {"schema": "inspector.capture/1", "target": target_json(acquired)}

@@ -57,9 +57,7 @@ def json_option(command: Command) -> Command:
     )
 
 
-def open_target(
-    target: str, kernel: Path | None, modules: Path | None, read_path: str
-) -> Acquired:
+def open_target(target: str, kernel: Path | None, modules: Path | None, read_path: str) -> Acquired:
     """Open a target, showing progress on a terminal."""
     with _Progress() as progress:
         return acquire(target, Options(kernel, modules, read_path), progress)

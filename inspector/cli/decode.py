@@ -13,7 +13,7 @@ __all__ = ["command"]
 SCHEMA = "inspector.decode/1"
 
 
-class _Word(click.ParamType):
+class _Word(click.ParamType):  # type: ignore[type-arg, unused-ignore]
     name = "word"
 
     def convert(

@@ -121,7 +121,8 @@ class ElfFile:
         entries, strings = self.section(".symtab"), self.section(".strtab")
         if entries is None or strings is None:
             raise BadData(
-                f"{self.path} has no symbol table; give the vmlinux of the package, not a stripped copy"
+                f"{self.path} has no symbol table; give the vmlinux of the package, "
+                "not a stripped copy"
             )
         return SymbolTable(entries, strings, self.byte_order)
 
@@ -138,7 +139,7 @@ class ElfFile:
         """Return what the file holds for a virtual address, if it holds it."""
         for segment in self._elf.iter_segments("PT_LOAD"):
             inside = address - segment["p_vaddr"]
-            if 0 <= inside and inside + length <= segment["p_filesz"]:
+            if inside >= 0 and inside + length <= segment["p_filesz"]:
                 begin = segment["p_offset"] + inside
                 return self._data[begin : begin + length]
         return None

@@ -136,8 +136,9 @@ def _given(memory: AddressSpace, kernel: Path) -> ElfFile:
         return image
     address = next(iter(image.symbols.values("linux_banner")), 0) & LINEAR_MAP_MASK
     raise TargetNotSupported(
-        f"{kernel} (build ID {image.build_id or 'none'}) is not the kernel that runs in the target: "
-        f"its banner is not at physical address {address:#x}; give the vmlinux of the host kernel"
+        f"{kernel} (build ID {image.build_id or 'none'}) is not the kernel that runs in the "
+        f"target: its banner is not at physical address {address:#x}; "
+        "give the vmlinux of the host kernel"
     )
 
 

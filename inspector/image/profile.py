@@ -200,7 +200,9 @@ class Profile:
 
     def _check(self) -> None:
         missing = [name for name in SYMBOLS if name not in self.symbols]
-        missing += [f"struct {name}" for name in STRUCTS.keys() - OPTIONAL_STRUCTS - self.structs.keys()]
+        missing += [
+            f"struct {name}" for name in STRUCTS.keys() - OPTIONAL_STRUCTS - self.structs.keys()
+        ]
         if missing:
             raise BadData(f"the layout profile lacks {', '.join(missing)}")
         if self.page_size not in (1 << 12, 1 << 16):

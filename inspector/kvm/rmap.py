@@ -39,10 +39,10 @@ def read_rmaps(kernel: KernelSpace, memslots: tuple[Memslot, ...]) -> Rmaps:
     parts = [_array(kernel, index, slot) for index, slot in enumerate(memslots) if slot.rmap]
     if not parts:
         return NO_RMAPS
-    memslot, gfn, where, head = (
-        np.concatenate([part[i] for part in parts])  # type: ignore[arg-type]
-        for i in range(4)
-    )
+    memslot = np.concatenate([part.memslot for part in parts])
+    gfn = np.concatenate([part.gfn for part in parts])
+    where = np.concatenate([part.where for part in parts])
+    head = np.concatenate([part.head for part in parts])
     word, node, slot, problems = _lists(kernel, where, head)
     start = np.concatenate(([0], np.cumsum(np.bincount(slot, minlength=gfn.size))))
     return Rmaps(
@@ -117,7 +117,7 @@ def _lists(kernel: KernelSpace, where: U64, head: U64) -> _Entries:
             for s, p, v in zip(rows, place, link, strict=True)
         )
 
-    slot = np.arange(head.size)
+    slot = np.arange(head.size, dtype=np.int64)
     link = head
     place = where
     anchor = np.zeros(head.size, dtype=np.uint64)
@@ -156,12 +156,12 @@ def _lists(kernel: KernelSpace, where: U64, head: U64) -> _Entries:
         place = node + np.uint64(next_offset)
     if not words:
         return _Entries(_NONE, _NONE, _NO_INDEX, problems)
-    order = np.argsort(np.concatenate(slots), kind="stable")
-    word, node, slot = (
-        np.concatenate(column)[order]  # type: ignore[arg-type]
-        for column in (words, nodes, slots)
+    owner = np.concatenate(slots)
+    order = np.argsort(owner, kind="stable")
+    entries = _Entries(
+        np.concatenate(words)[order], np.concatenate(nodes)[order], owner[order], problems
     )
-    return _without_repeats(_Entries(word, node, slot, problems))
+    return _without_repeats(entries)
 
 
 def _without_repeats(entries: _Entries) -> _Entries:
@@ -175,6 +175,4 @@ def _without_repeats(entries: _Entries) -> _Entries:
         first = np.zeros(rows.size, dtype=np.bool_)
         first[np.unique(entries.node[rows], return_index=True)[1]] = True
         keep[rows] = first
-    return _Entries(
-        entries.word[keep], entries.node[keep], entries.slot[keep], entries.problems
-    )
+    return _Entries(entries.word[keep], entries.node[keep], entries.slot[keep], entries.problems)

@@ -15,7 +15,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from inspector.errors import MemoryNotReadable
 
-__all__ = ["AddressSpace", "Bytes", "Records", "U64", "addresses", "read_one"]
+__all__ = ["U64", "AddressSpace", "Bytes", "Records", "addresses", "read_one"]
 
 U64 = NDArray[np.uint64]
 Bytes = NDArray[np.uint8]
@@ -65,4 +65,4 @@ def read_one(space: AddressSpace, address: int, length: int) -> bytes:
     records = space.read_many(addresses([address]), length)
     if not records.present[0]:
         raise MemoryNotReadable(address, length, space=space.name)
-    return records.data[0].tobytes()
+    return bytes(records.data[0])

@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 
 from inspector.errors import MemoryNotReadable, TargetNotSupported
-from inspector.memory.base import Bytes, Records, U64, read_one
+from inspector.memory.base import U64, Bytes, Records, read_one
 from inspector.memory.ram import RamMap
 
 __all__ = ["DirectMemory", "hva_of", "process_behind"]
@@ -54,7 +54,9 @@ class DirectMemory:
         if chosen.size:
             index = np.searchsorted(self._ram.starts, chosen, side="right") - 1
             remote = self._hva[index] + (chosen - self._ram.starts[index])
-            target = data if chosen.size == where.size else np.empty((chosen.size, length), np.uint8)
+            target = (
+                data if chosen.size == where.size else np.empty((chosen.size, length), np.uint8)
+            )
             self._copy(remote, length, target)
             if target is not data:
                 data[present] = target

@@ -141,7 +141,8 @@ def _parse(path: Path, buffer: Bytes) -> ElfCore:
     cut = int(np.count_nonzero(sizes < loads["filesz"]))
     if cut:
         raise BadData(
-            f"{path} is truncated: {cut} of its {len(loads)} segments end beyond the end of the file"
+            f"{path} is truncated: {cut} of its {len(loads)} segments "
+            "end beyond the end of the file"
         )
     notes = tuple(
         note

@@ -21,7 +21,7 @@ from types import TracebackType
 import numpy as np
 
 from inspector.errors import InspectorError, TargetNotSupported
-from inspector.memory.base import Records, U64, addresses, read_one
+from inspector.memory.base import U64, Records, addresses, read_one
 from inspector.memory.direct import DirectMemory, hva_of, process_behind
 from inspector.memory.mi import GdbError, GdbProcess
 from inspector.memory.ram import RamMap, parse_mtree
@@ -161,7 +161,10 @@ class LiveMachine:
                 self._resume()
 
     def for_reading(self) -> contextlib.AbstractContextManager[None]:
-        """Return a block in which reading needs no further stops: none at all on the direct path."""
+        """Return a block in which reading causes no stops of its own.
+
+        On the direct path it does not stop the machine at all.
+        """
         if isinstance(self.memory, DirectMemory):
             return contextlib.nullcontext()
         return self.stopped()

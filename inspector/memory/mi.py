@@ -59,7 +59,8 @@ class GdbProcess:
             stderr=subprocess.DEVNULL,
             start_new_session=True,
         )
-        assert self._process.stdin is not None and self._process.stdout is not None
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
         self._io = IoManager(self._process.stdin, self._process.stdout, None)
         self._out = self._process.stdout.fileno()
         self._partial: list[bytes] = []

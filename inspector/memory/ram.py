@@ -35,9 +35,9 @@ class RamMap:
         index = np.searchsorted(self.starts, where, side="right").astype(np.int64) - 1
         inside = where - self.starts[index]
         size = self.sizes[index]
-        return (
-            (index >= 0) & (inside < size) & (size - np.minimum(inside, size) >= np.uint64(length))
-        )
+        room = size - np.minimum(inside, size)
+        whole: NDArray[np.bool_] = (index >= 0) & (inside < size) & (room >= np.uint64(length))
+        return whole
 
 
 def parse_mtree(text: str) -> RamMap:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from inspector.memory.base import AddressSpace, Bytes, Records, U64, addresses
+from inspector.memory.base import U64, AddressSpace, Bytes, Records, addresses
 from inspector.memory.segments import SegmentedMemory
 
 __all__ = ["RecordingMemory"]

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from inspector.errors import MemoryNotReadable
-from inspector.memory.base import Bytes, Records, U64
+from inspector.memory.base import U64, Bytes, Records
 
 __all__ = ["SegmentedMemory"]
 

@@ -63,7 +63,7 @@ class EntryPlace(NamedTuple):
     """An entry and where it stands: its slot, its position, and whether the kernel meets it."""
 
     gfn: int
-    index: int
+    position: int
     word: int
     reachable: bool
 

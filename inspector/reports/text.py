@@ -21,7 +21,9 @@ def table(heading: Sequence[str], rows: Sequence[Sequence[object]]) -> Iterator[
     """Yield the lines of a table, numbers to the right."""
     cells = [[str(cell) for cell in row] for row in rows]
     widths = [max(len(row[i]) for row in [list(heading), *cells]) for i in range(len(heading))]
-    right = [bool(rows) and all(isinstance(row[i], int) for row in rows) for i in range(len(widths))]
+    right = [
+        bool(rows) and all(isinstance(row[i], int) for row in rows) for i in range(len(widths))
+    ]
     for row in [list(heading), *cells]:
         yield "  ".join(
             cell.rjust(width) if to_right else cell.ljust(width)

@@ -21,7 +21,7 @@ def list_entries(kernel: KernelSpace, head: int, struct: str, member: str) -> It
     """
     offset = kernel.profile.struct(struct).offset(member)
     next_offset = kernel.profile.struct("list_head").offset("next")
-    seen = set()
+    seen: set[int] = set()
     link = kernel.pointer(head + next_offset)
     while link != head:
         if link in seen or len(seen) >= LIST_LIMIT:

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from inspector import pte
-from inspector.memory.base import AddressSpace, U64, addresses
+from inspector.memory.base import U64, AddressSpace, addresses
 
 __all__ = ["Found", "LeafTable", "TableProblem", "lookup", "walk"]
 
@@ -114,8 +114,9 @@ def lookup(memory: AddressSpace, root: pte.Root, where: U64) -> Found:
         rows, table, bits, shift = rows[fits], table[fits], bits[fits], shift[fits] - bits[fits]
         if not rows.size:
             break
-        index = target[rows] >> shift & ((ONE << bits) - ONE)
-        unique, back = np.unique(table + index * np.uint64(8), return_inverse=True)
+        index: U64 = target[rows] >> shift & ((ONE << bits) - ONE)
+        place: U64 = table + index * np.uint64(8)
+        unique, back = np.unique(place, return_inverse=True)
         records = memory.read_many(unique, 8)
         entry = records.words(pte.BYTE_ORDER).reshape(-1)[back]
         valid = records.present[back] & (entry & VALID != 0)
@@ -170,12 +171,12 @@ def walk(space: AddressSpace, root: pte.Root) -> LeafTable:
                     (address[keep], entry[keep], page_shift[keep].astype(np.uint8), where[keep])
                 )
                 on = ~is_leaf & ~wrong
-                following.append(
-                    (entry[on] & NEXT, address[on], entry[on] & BITS, page_shift[on])
-                )
+                following.append((entry[on] & NEXT, address[on], entry[on] & BITS, page_shift[on]))
         if not following:
             break
-        table, base, bits, shift = (np.concatenate(column) for column in zip(*following, strict=True))
+        table, base, bits, shift = (
+            np.concatenate(column) for column in zip(*following, strict=True)
+        )
     if not leaves:
         return LeafTable.empty(tuple(problems))
     address, entry, small, where = (np.concatenate(column) for column in zip(*leaves, strict=True))

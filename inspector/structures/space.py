@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from inspector import pte
 from inspector.errors import MemoryNotReadable
 from inspector.image.profile import Profile
-from inspector.memory.base import AddressSpace, Records, U64, addresses, read_one
+from inspector.memory.base import U64, AddressSpace, Records, addresses, read_one
 from inspector.structures.radix import lookup
 
 __all__ = ["GuestSpace", "KernelSpace", "SlotRange"]
@@ -72,7 +72,8 @@ class _Translated:
         steps = np.arange(count, dtype=np.uint64) * np.uint64(self.page_size)
         pages = (where[:, None] + steps).reshape(-1)
         data, present = self._read_pieces(pages, self.page_size)
-        return Records(data.reshape(where.size, length), present.reshape(-1, count).all(axis=1))
+        whole = np.all(present.reshape(-1, count), axis=1)
+        return Records(data.reshape(where.size, length), whole)
 
     def _read_pieces(self, where: U64, length: int) -> Records:
         physical, known = self.translate(where)
