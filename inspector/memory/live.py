@@ -104,6 +104,7 @@ class LiveMachine:
         self._depth = 0
         self._attached = False
         self._physical_before: str | None = None
+        self._process = process_behind(port) if read_path != "gdb" and _is_local(host) else None
         self._gdb = GdbProcess()
         try:
             self._attach()
@@ -220,7 +221,7 @@ class LiveMachine:
         """Open the direct path and prove that it shows the same memory as the stub."""
         if not _is_local(self.host):
             raise TargetNotSupported(f"{self.host} is not this host")
-        pid = process_behind(self.port)
+        pid = self._process
         if pid is None:
             raise TargetNotSupported(
                 f"the process behind port {self.port} is not visible from here"
@@ -262,9 +263,10 @@ class LiveMachine:
         self._gdb.wait_stopped()
 
     def _resume(self) -> None:
+        # Set first: after a Ctrl-C in between, close() must take the machine for running.
+        self._gdb.running = True
         self._gdb.command("-exec-continue")
         self._note_resumed()
-        self._gdb.running = True
 
     def _note_resumed(self) -> None:
         if self._stop_began:

@@ -1,0 +1,71 @@
+"""Machines of the lab, booted once for the tests that share them.
+
+Where the lab is not installed these tests are skipped, except in CI, where a
+missing lab is a failure.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from fixtures.lab import packages
+from fixtures.lab.machine import Machine
+from tests.live.tools import Lab
+
+PROGRAMS = ("qemu-system-ppc64", "gdb-multiarch", "powerpc64le-linux-gnu-gcc", "dtc")
+
+
+def _missing() -> str:
+    programs = [program for program in PROGRAMS if shutil.which(program) is None]
+    if programs:
+        return f"{', '.join(programs)} not installed"
+    if not (packages.cache_dir() / "kernels" / packages.DEFAULT_KERNEL).is_dir():
+        return f"kernel {packages.DEFAULT_KERNEL} not downloaded"
+    return ""
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _lab_installed() -> None:
+    missing = _missing()
+    if missing:
+        text = f"the lab is not installed ({missing}); run fixtures/lab/lab install"
+        if os.environ.get("CI"):
+            pytest.fail(text)
+        pytest.skip(text)
+
+
+@pytest.fixture(scope="module")
+def boot(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[..., Lab]]:
+    """Return a function that boots a machine, or gives the one that was booted before."""
+    state = tmp_path_factory.mktemp("lab")
+    before = os.environ.get("INSPECTOR_LAB_STATE")
+    os.environ["INSPECTOR_LAB_STATE"] = str(_short(state))
+    machines: dict[str, Lab] = {}
+    with contextlib.ExitStack() as stack:
+
+        def start(scenario: str = "mixed", machine: str = "powernv9", idle: str = "host") -> Lab:
+            name = f"{machine}-{scenario}-{idle}"
+            if name not in machines:
+                started = Machine.start(scenario=scenario, machine=machine, idle=idle, name=name)
+                machines[name] = Lab(stack.enter_context(started))
+            return machines[name]
+
+        yield start
+    if before is None:
+        del os.environ["INSPECTOR_LAB_STATE"]
+    else:
+        os.environ["INSPECTOR_LAB_STATE"] = before
+
+
+def _short(path: Path) -> Path:
+    """Return a path short enough for the name of a socket in it."""
+    link = Path(f"/tmp/inspector-{os.getpid()}")
+    link.unlink(missing_ok=True)
+    link.symlink_to(path)
+    return link

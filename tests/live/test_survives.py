@@ -1,0 +1,109 @@
+"""The machine is left as it was found, whatever context it was stopped in."""
+
+from __future__ import annotations
+
+import random
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from inspector.checks.verdict import Verdict, judge
+from inspector.image.elf import ElfFile
+from inspector.session import Options, acquire
+from tests.live.tools import Lab, Stub, leaves_of, slots_of, vm_at
+
+MSR_HV = 1 << 60
+MSR_NAME = "msr"
+INTERRUPTIONS = 12
+CHURN_STOPS = 25
+GUEST_STOPS = 60
+
+
+def _msr(stub: Stub) -> int:
+    """Read the MSR; its number among the registers comes from the stub's own description."""
+    features = ("target.xml", "power64-core.xml")
+    number = 0
+    for name in features:
+        text = stub.packet(f"qXfer:features:read:{name}:0,fff")
+        for register in text.split("<reg ")[1:]:
+            if f'name="{MSR_NAME}"' in register.split("/>")[0]:
+                return int.from_bytes(bytes.fromhex(stub.packet(f"p{number:x}")), "little")
+            number += 1
+    raise AssertionError("the stub describes no MSR")
+
+
+@pytest.mark.parametrize("idle", ["l1", "l2"])
+def test_stopped_in_a_guest(boot: Callable[..., Lab], idle: str) -> None:
+    """Where the vCPU runs a guest, a virtual read is wrong and the inspector is right."""
+    lab = boot("singles", idle=idle)
+    state = lab.machine.state
+    image = ElfFile(Path(state.vmlinux))
+    (banner,) = image.symbols.values("linux_banner")
+    truth = image.at(banner, 16)
+    assert truth is not None
+    wrong = 0
+    for _ in range(GUEST_STOPS):
+        stub = Stub(state.gdb_port)
+        try:
+            if not _msr(stub) & MSR_HV:
+                answer = stub.packet(f"m{banner:x},10")
+                wrong += answer != truth.hex()
+        finally:
+            stub.close()
+        if wrong >= 3:
+            break
+        time.sleep(0.01)
+    assert wrong >= 3, "the vCPU was never stopped in a guest"
+
+    expected = lab.machine.expectation
+    for read_path in ("direct", "gdb"):
+        options = Options(Path(state.vmlinux), Path(state.modules), read_path)
+        for _ in range(3):
+            vm = vm_at(acquire(lab.target, options).snapshot, expected.memslots[0].hva)
+            assert slots_of(vm) == {gfn: words for (_, gfn), words in expected.slots.items()}
+            assert leaves_of(vm) >= {(leaf.lpid, leaf.l2) for leaf in expected.leaves}
+    lab.assert_untouched()
+
+
+def test_no_false_alarm_while_entries_come_and_go(boot: Callable[..., Lab]) -> None:
+    lab = boot("mixed", idle="churn")
+    state = lab.machine.state
+    options = Options(Path(state.vmlinux), Path(state.modules))
+    verdicts = []
+    entries = set()
+    for _ in range(CHURN_STOPS):
+        judgement = judge(acquire(lab.target, options).snapshot)
+        verdicts.append(judgement.verdict)
+        entries.add(sum(vm.counts.entries for vm in judgement.vms))
+        assert judgement.verdict is not Verdict.VIOLATIONS, judgement.findings[:3]
+    assert verdicts.count(Verdict.CONSISTENT) > CHURN_STOPS // 2
+    assert len(entries) > 1, "nothing changed, so nothing was shown"
+    lab.assert_untouched()
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("read_path", ["gdb", "direct"])
+def test_interrupted_at_a_random_moment(
+    boot: Callable[..., Lab], read_path: str, number: signal.Signals
+) -> None:
+    lab = boot("mixed")
+    chance = random.Random(f"{read_path}-{number}")
+    command = [sys.executable, "-m", "inspector", "check", lab.target, *lab.files]
+    command += ["--read-path", read_path]
+    codes = set()
+    for _ in range(INTERRUPTIONS):
+        running = subprocess.Popen(
+            command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
+        )
+        time.sleep(chance.uniform(0.4, 1.6))
+        running.send_signal(number)
+        _, errors = running.communicate(timeout=30)
+        codes.add(running.returncode)
+        assert "Traceback" not in errors
+        lab.assert_untouched()
+    assert codes & {130, 143}, "no run was interrupted"

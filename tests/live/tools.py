@@ -1,0 +1,118 @@
+"""What live tests ask of a lab machine besides the inspector."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import subprocess
+import sys
+from dataclasses import dataclass
+from typing import Any
+
+from fixtures.lab.machine import Machine
+from inspector.kvm.snapshot import Snapshot, Vm
+
+
+@dataclass(frozen=True)
+class Lab:
+    """A booted lab machine and the inspector's arguments for it."""
+
+    machine: Machine
+
+    @property
+    def target(self) -> str:
+        """The TARGET argument."""
+        return self.machine.target
+
+    @property
+    def files(self) -> list[str]:
+        """The options that give the kernel's files."""
+        state = self.machine.state
+        return ["--kernel", state.vmlinux, "--modules", state.modules]
+
+    def run(self, command: str, *options: str) -> subprocess.CompletedProcess[str]:
+        """Run the inspector on the machine as a user would."""
+        return inspector(command, self.target, *self.files, *options)
+
+    def status(self) -> str:
+        """Return QEMU's own word on whether the machine runs."""
+        return str(self.machine.qmp.execute("query-status")["status"])
+
+    def assert_untouched(self) -> None:
+        """The machine runs, and its stub is in virtual mode."""
+        assert self.status() == "running"
+        assert physical_mode(self.machine.state.gdb_port) == "0"
+        assert self.status() == "running"
+
+
+def inspector(*arguments: str) -> subprocess.CompletedProcess[str]:
+    """Run the inspector."""
+    return subprocess.run(
+        [sys.executable, "-m", "inspector", *arguments],
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=120,
+        env={**os.environ, "PYTHONWARNINGS": "error"},
+    )
+
+
+def document(done: subprocess.CompletedProcess[str]) -> Any:
+    """Return the JSON a command printed."""
+    assert "Traceback" not in done.stderr
+    return json.loads(done.stdout)
+
+
+class Stub:
+    """A bare client of QEMU's stub, independent of GDB; stops the machine while it is open."""
+
+    def __init__(self, port: int) -> None:
+        self._socket = socket.create_connection(("127.0.0.1", port), timeout=10)
+        self._buffer = b""
+
+    def packet(self, text: str) -> str:
+        """Send a packet and return the answer."""
+        data = text.encode()
+        self._socket.sendall(b"$" + data + b"#%02x" % (sum(data) & 0xFF))
+        while True:
+            begin, end = self._buffer.find(b"$"), self._buffer.find(b"#")
+            if 0 <= begin < end and len(self._buffer) >= end + 3:
+                answer = self._buffer[begin + 1 : end]
+                self._buffer = self._buffer[end + 3 :]
+                self._socket.sendall(b"+")
+                return answer.decode("latin-1")
+            self._buffer += self._socket.recv(1 << 16)
+
+    def close(self) -> None:
+        """Detach, which lets the machine go on."""
+        # The stub may still be in the multiprocess mode of an earlier client.
+        if self.packet("D") != "OK":
+            assert self.packet("D;1") == "OK"
+        self._socket.close()
+
+
+def physical_mode(port: int) -> str:
+    """Return the stub's physical-mode flag."""
+    stub = Stub(port)
+    try:
+        return stub.packet("qqemu.PhyMemMode")
+    finally:
+        stub.close()
+
+
+def slots_of(vm: Vm) -> dict[int, list[int]]:
+    """Return the rmap slots of a VM as the exerciser states them."""
+    return {slot.gfn: [int(word) for word in slot.words] for slot in vm.rmaps}
+
+
+def leaves_of(vm: Vm) -> set[tuple[int, int]]:
+    """Return the shadow leaves of a VM as (LPID, L2 address)."""
+    return {(nested.lpid, int(a)) for nested in vm.nested for a in nested.shadow.address}
+
+
+def vm_at(snapshot: Snapshot, hva: int) -> Vm:
+    """Return the VM one of whose memslots lies at a user address."""
+    return next(
+        vm for vm in snapshot.vms if any(slot.userspace_addr == hva for slot in vm.memslots)
+    )
