@@ -112,33 +112,45 @@ def _vmcoreinfo(memory: AddressSpace, image: ElfFile, symbols: dict[str, int]) -
 
 def _matches(memory: AddressSpace, image: ElfFile) -> bool:
     """Compare the banner and the build ID in the target's memory with the file's."""
-    for name, length in (("linux_banner", BANNER_LENGTH), ("__start_notes", NOTES_LENGTH)):
-        for address in image.symbols.values(name):
-            expected = image.at(address, length)
-            if expected is None:
-                continue
-            try:
-                actual = memory.read(address & LINEAR_MAP_MASK, length)
-            except MemoryNotReadable:
+    banner = _text_at(image, "linux_banner")
+    if banner is None:
+        return False
+    address, text = banner
+    try:
+        if memory.read(address & LINEAR_MAP_MASK, len(text)) != text:
+            return False
+        for notes in image.symbols.values("__start_notes"):
+            actual = memory.read(notes & LINEAR_MAP_MASK, NOTES_LENGTH)
+            if build_id_in(actual, image.byte_order) != image.build_id:
                 return False
-            if name == "linux_banner":
-                text = expected.split(b"\0", 1)[0]
-                if not text or not actual.startswith(text + b"\0"):
-                    return False
-            elif build_id_in(actual, image.byte_order) != image.build_id:
-                return False
+    except MemoryNotReadable:
+        return False
     return True
+
+
+def _text_at(image: ElfFile, symbol: str) -> tuple[int, bytes] | None:
+    """Return the address of a string and the string with its NUL, as the file has them."""
+    for address in image.symbols.values(symbol):
+        data = image.at(address, BANNER_LENGTH) or b""
+        text, end, _ = data.partition(b"\0")
+        if text and end:
+            return address, text + end
+    return None
 
 
 def _given(memory: AddressSpace, kernel: Path) -> ElfFile:
     image = ElfFile(kernel)
     if _matches(memory, image):
         return image
-    address = next(iter(image.symbols.values("linux_banner")), 0) & LINEAR_MAP_MASK
+    banner = _text_at(image, "linux_banner")
+    why = (
+        f"its banner is not at physical address {banner[0] & LINEAR_MAP_MASK:#x}"
+        if banner
+        else ("it has no symbol linux_banner")
+    )
     raise TargetNotSupported(
         f"{kernel} (build ID {image.build_id or 'none'}) is not the kernel that runs in the "
-        f"target: its banner is not at physical address {address:#x}; "
-        "give the vmlinux of the host kernel"
+        f"target: {why}; give the vmlinux of the host kernel"
     )
 
 
