@@ -1,0 +1,208 @@
+"""Small VMs for property tests: random ones, and the same ones as a snapshot."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
+
+import numpy as np
+from hypothesis import strategies as st
+
+from inspector import encoding, pte
+from inspector.kvm.snapshot import Memslot, Nested, Rmaps, Vm
+from inspector.memory.base import addresses
+from inspector.model.vm import Leaf, Table, VmState
+from inspector.structures.radix import LeafTable
+
+__all__ = [
+    "MemslotRange",
+    "leaf",
+    "leaf_table",
+    "leaves_of",
+    "rmaps_of",
+    "snapshot_vm",
+    "state_of",
+    "table",
+    "vm_states",
+    "words",
+]
+
+LEAF_BITS = pte.VALID | pte.LEAF | pte.REFERENCED | pte.CHANGED | pte.READ | pte.WRITE
+
+LPIDS = (0, 1, 2, 4095)
+HUGE = 21
+# Few places, so that entries, leaves and frames meet each other often.
+REGIONS = (0, 1, 5, 512, 1 << 12)
+FRAMES = (0, 1, 2, 600)
+GFN_REGIONS = (0, 1, 5)
+
+
+class MemslotRange(NamedTuple):
+    """What a test says of a memslot; ``npages`` in pages of the host."""
+
+    base_gfn: int
+    npages: int
+    userspace_addr: int
+    id: int = 0
+    flags: int = 0
+
+
+def leaf(address: int, frame: int, shift: int = 12, bits: int = LEAF_BITS) -> Leaf:
+    """Return a leaf with the bits of a present entry."""
+    return Leaf(address, frame | bits, shift)
+
+
+def table(*leaves: Leaf) -> Table:
+    """Return a table of these leaves."""
+    return Table({leaf.address: leaf for leaf in leaves})
+
+
+def leaf_table(source: Table) -> LeafTable:
+    """Return a table in the form of a snapshot."""
+    leaves = sorted(source.leaves.values())
+    return LeafTable(
+        addresses([leaf.address for leaf in leaves]),
+        addresses([leaf.entry for leaf in leaves]),
+        np.array([leaf.shift for leaf in leaves], dtype=np.uint8),
+        addresses([0x1000 + 8 * i for i in range(len(leaves))]),
+    )
+
+
+def leaves_of(source: LeafTable) -> dict[int, Leaf]:
+    """Return the leaves of a snapshot's table by address."""
+    columns = (source.address.tolist(), source.entry.tolist(), source.shift.tolist())
+    return {address: Leaf(address, *rest) for address, *rest in zip(*columns, strict=True)}
+
+
+def words(*entries: tuple[int, int]) -> tuple[int, ...]:
+    """Return the words of a slot that holds these entries, newest first."""
+    last = len(entries) - 1
+    return tuple(
+        encoding.encode(lpid, gpa, single=i == last) for i, (lpid, gpa) in enumerate(entries)
+    )
+
+
+def rmaps_of(slots: Mapping[int, Sequence[int]]) -> Rmaps:
+    """Return slots in the form of a snapshot; addresses of slots and nodes are invented."""
+    gfns = sorted(gfn for gfn, found in slots.items() if found)
+    found: list[int] = []
+    nodes: list[int] = []
+    heads: list[int] = []
+    start = [0]
+    for gfn in gfns:
+        first = 0xC000_0000_1000_0000 + 16 * len(found)
+        count = len(slots[gfn])
+        nodes += [first + 16 * i for i in range(count - 1)] + [0]
+        found += slots[gfn]
+        heads.append(first if count > 1 else slots[gfn][0])
+        start.append(len(found))
+    return Rmaps(
+        memslot=np.zeros(len(gfns), np.int64),
+        gfn=addresses(gfns),
+        where=addresses([0xC008_0000_0000_0000 + 8 * gfn for gfn in gfns]),
+        head=addresses(heads),
+        start=np.array(start, np.int64),
+        word=addresses(found),
+        node=addresses(nodes),
+    )
+
+
+def snapshot_vm(state: VmState) -> Vm:
+    """Return the model's state of a VM in the form of a snapshot."""
+    return Vm(
+        address=0xC000_0000_0001_0000,
+        lpid=1,
+        pid=1,
+        radix=True,
+        nesting=True,
+        l1_ptcr=0,
+        mmu_lock=0,
+        locked=False,
+        memslots=(Memslot(0xC000_0000_0002_0000, 0, 0, 1 << 30, 0, 0x7000_0000_0000, 1),),
+        rmaps=rmaps_of(state.slots),
+        host=leaf_table(state.host),
+        nested=tuple(
+            Nested(
+                address=0xC000_0000_0003_0000 + 0x1000 * lpid,
+                lpid=lpid,
+                l1_lpid=lpid,
+                shadow_lpid=2 + i,
+                refcnt=1,
+                l1_gr_to_hr=0,
+                process_table=0,
+                shadow_pgtable=0,
+                shadow=leaf_table(shadow),
+                l1=leaf_table(state.l1_tables[lpid]) if lpid in state.l1_tables else None,
+            )
+            for i, (lpid, shadow) in enumerate(sorted(state.shadows.items()))
+        ),
+    )
+
+
+def state_of(vm: Vm, page_shift: int) -> VmState:
+    """Return a VM of a snapshot as the model keeps it."""
+    return VmState(
+        page_shift,
+        Table(leaves_of(vm.host)),
+        {slot.gfn: tuple(slot.words.tolist()) for slot in vm.rmaps},
+        {nested.lpid: Table(leaves_of(nested.shadow)) for nested in vm.nested},
+        {nested.lpid: Table(leaves_of(nested.l1)) for nested in vm.nested if nested.l1 is not None},
+    )
+
+
+@st.composite
+def _tables(draw: st.DrawFn, regions: Sequence[int], shifts: Sequence[int]) -> Table:
+    """Return a table whose 2 MiB regions hold nothing, one huge leaf, or some small ones."""
+    found = []
+    for region in regions:
+        kind = draw(st.sampled_from(("none", "huge", *("small",) * 3)))
+        frames = st.sampled_from([frame << HUGE for frame in FRAMES])
+        if kind == "huge":
+            found.append(leaf(region << HUGE, draw(frames), HUGE))
+        elif kind == "small":
+            shift = draw(st.sampled_from(list(shifts)))
+            for index in draw(st.lists(st.integers(0, 3), max_size=3, unique=True)):
+                frame = draw(frames) + (draw(st.integers(0, 3)) << shift)
+                found.append(leaf((region << HUGE) + (index << shift), frame, shift))
+    return table(*found)
+
+
+@st.composite
+def _slots(draw: st.DrawFn, page_shift: int, *, odd_bits: bool) -> dict[int, tuple[int, ...]]:
+    small = st.builds(
+        lambda lpid, region, index: (lpid, (region << HUGE) + (index << page_shift)),
+        st.sampled_from(LPIDS),
+        st.sampled_from(REGIONS),
+        st.integers(0, 3),
+    )
+    gfns = st.builds(
+        lambda region, index: (region << HUGE - page_shift) + index,
+        st.sampled_from(GFN_REGIONS),
+        st.integers(0, 3),
+    )
+    lists = st.lists(small, min_size=1, max_size=6)
+    slots = {gfn: words(*entries) for gfn, entries in draw(st.dictionaries(gfns, lists)).items()}
+    if odd_bits:
+        noise = st.sampled_from([0, 0, 0, encoding.RESERVED_MASK, 0x10])
+        slots = {gfn: tuple(word | draw(noise) for word in found) for gfn, found in slots.items()}
+    return slots
+
+
+@st.composite
+def vm_states(draw: st.DrawFn, page_shift: int | None = None, *, odd_bits: bool = False) -> VmState:
+    """Return a small VM in which entries of every state and leaves of every state are common.
+
+    Slots hold any words: stale ones, duplicates, a zero word in the middle
+    of a list, and reserved bits too where ``odd_bits`` is set.
+    """
+    if page_shift is None:
+        page_shift = draw(st.sampled_from((12, 16)))
+    lpids = draw(st.lists(st.sampled_from(LPIDS), unique=True, max_size=3))
+    with_l1 = [lpid for lpid in lpids if draw(st.booleans())]
+    return VmState(
+        page_shift,
+        draw(_tables(GFN_REGIONS, (page_shift,))),
+        draw(_slots(page_shift, odd_bits=odd_bits)),
+        {lpid: draw(_tables(REGIONS, (12, 16))) for lpid in lpids},
+        {lpid: draw(_tables(REGIONS, (12, 16))) for lpid in with_l1},
+    )

@@ -1,0 +1,127 @@
+"""The shape of the package: who imports whom, and where a rule is written down."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+import inspector
+
+PACKAGE = Path(inspector.__file__).parent
+SOURCES = sorted(PACKAGE.rglob("*.py"))
+
+FLOORS = (
+    ("__init__", "errors", "encoding", "pte"),
+    ("memory",),
+    ("image",),
+    ("structures",),
+    ("kvm",),
+    ("checks",),
+    ("capture",),
+    ("session",),
+    ("reports",),
+    ("cli",),
+    ("__main__",),
+)
+"""Each imports from itself and from the floors before it."""
+
+BESIDE = {"model": {"encoding", "pte", "model"}}
+"""The model stands on the words alone, so that nothing that is checked is used to check it."""
+
+STANDARD_ONLY = ("encoding", "pte", "model")
+MODEL_READERS = {"checks", "reports", "cli", "model"}
+
+
+def part(path: Path) -> str:
+    return path.relative_to(PACKAGE).parts[0].removesuffix(".py")
+
+
+def imports(path: Path) -> Iterator[str]:
+    """Yield the modules a file imports, wherever in it."""
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path} has a relative import"
+            assert node.module is not None
+            if node.module == "inspector":
+                yield from (f"inspector.{alias.name}" for alias in node.names)
+            else:
+                yield node.module
+
+
+def own(path: Path) -> set[str]:
+    """Return the parts of the package that a file imports from."""
+    found = set()
+    for name in imports(path):
+        first, _, rest = name.partition(".")
+        if first == "inspector" and rest and rest != "__version__":
+            found.add(rest.split(".")[0])
+    return found
+
+
+def test_every_part_has_its_floor() -> None:
+    known = {name for floor in FLOORS for name in floor} | BESIDE.keys()
+    assert {part(path) for path in SOURCES} == known
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=lambda path: str(path.relative_to(PACKAGE)))
+def test_imports_lead_down(path: Path) -> None:
+    here = part(path)
+    if here in BESIDE:
+        allowed = BESIDE[here]
+    else:
+        level = next(i for i, floor in enumerate(FLOORS) if here in floor)
+        allowed = {name for floor in FLOORS[:level] for name in floor} | {here}
+        if here in MODEL_READERS:
+            allowed |= BESIDE.keys()
+    assert own(path) <= allowed
+
+
+@pytest.mark.parametrize("name", STANDARD_ONLY)
+def test_the_words_and_the_model_need_the_standard_library_only(name: str) -> None:
+    modules = [
+        ".".join(path.relative_to(PACKAGE.parent).with_suffix("").parts)
+        for path in SOURCES
+        if part(path) == name
+    ]
+    code = (
+        f"import sys; sys.path.insert(0, {str(PACKAGE.parent)!r}); import "
+        + ", ".join(module.removesuffix(".__init__") for module in modules)
+        + "; print(*sorted(m for m in sys.modules if m.startswith('inspector')))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-I", "-S", "-c", code], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    loaded = {module.split(".")[1] for module in done.stdout.split() if "." in module}
+    assert loaded <= set(STANDARD_ONLY)
+
+
+LPID_SHIFT = 52
+RMAP_MASKS = {0xFFF0_0000_0000_0000, 0x000F_FFFF_FFFF_F000, 0xFFFF_FFFF_FFFF_F000}
+
+
+def rmap_bits(tree: ast.AST) -> Iterator[str]:
+    """Yield every use of the masks of an rmap word, and every shift by its LPID's place."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.BinOp) and isinstance(node.op, ast.LShift | ast.RShift):
+            if getattr(node.right, "value", None) == LPID_SHIFT:
+                yield ast.unparse(node)
+        elif isinstance(node, ast.Constant) and node.value in RMAP_MASKS:
+            yield f"{node.value:#x}"
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=lambda path: str(path.relative_to(PACKAGE)))
+def test_the_bits_of_an_rmap_word_are_written_down_once(path: Path) -> None:
+    found = list(rmap_bits(ast.parse(path.read_text())))
+    assert (found != []) is (path.name == "encoding.py")
+
+
+def test_a_shift_of_an_rmap_word_would_be_seen() -> None:
+    assert list(rmap_bits(ast.parse("word >> 52 & 0xFFF"))) == ["word >> 52"]
