@@ -32,9 +32,10 @@ LEAF_BITS = pte.VALID | pte.LEAF | pte.REFERENCED | pte.CHANGED | pte.READ | pte
 LPIDS = (0, 1, 2, 4095)
 HUGE = 21
 # Few places, so that entries, leaves and frames meet each other often.
-REGIONS = (0, 1, 5, 512, 1 << 12)
-FRAMES = (0, 1, 2, 600)
-GFN_REGIONS = (0, 1, 5)
+L2_REGIONS = (0, 1, 1 << 12)
+GFN_REGIONS = (0, 5)
+FRAMES = (0, 5, 600)
+PAGES = st.integers(0, 2)
 
 
 class MemslotRange(NamedTuple):
@@ -150,41 +151,46 @@ def state_of(vm: Vm, page_shift: int) -> VmState:
     )
 
 
-@st.composite
-def _tables(draw: st.DrawFn, regions: Sequence[int], shifts: Sequence[int]) -> Table:
-    """Return a table whose 2 MiB regions hold nothing, one huge leaf, or some small ones."""
+def _tables(regions: Sequence[int], shifts: Sequence[int]) -> st.SearchStrategy[Table]:
+    """Return tables whose 2 MiB regions hold nothing, one huge leaf, or some small ones."""
+    rows = st.tuples(
+        st.sampled_from(list(regions)),
+        st.sampled_from((*shifts, *shifts, HUGE)),
+        PAGES,
+        st.sampled_from(FRAMES),
+        PAGES,
+    )
+    return st.lists(rows, max_size=6).map(_table_of)
+
+
+def _table_of(rows: Sequence[tuple[int, int, int, int, int]]) -> Table:
+    shifts: dict[int, int] = {}
     found = []
-    for region in regions:
-        kind = draw(st.sampled_from(("none", "huge", *("small",) * 3)))
-        frames = st.sampled_from([frame << HUGE for frame in FRAMES])
-        if kind == "huge":
-            found.append(leaf(region << HUGE, draw(frames), HUGE))
-        elif kind == "small":
-            shift = draw(st.sampled_from(list(shifts)))
-            for index in draw(st.lists(st.integers(0, 3), max_size=3, unique=True)):
-                frame = draw(frames) + (draw(st.integers(0, 3)) << shift)
-                found.append(leaf((region << HUGE) + (index << shift), frame, shift))
+    for region, wanted, page, frame, frame_page in rows:
+        shift = shifts.setdefault(region, wanted)
+        inside = (0, 0) if shift == HUGE else (page << shift, frame_page << shift)
+        found.append(leaf((region << HUGE) + inside[0], (frame << HUGE) + inside[1], shift))
     return table(*found)
 
 
 @st.composite
-def _slots(draw: st.DrawFn, page_shift: int, *, odd_bits: bool) -> dict[int, tuple[int, ...]]:
-    small = st.builds(
-        lambda lpid, region, index: (lpid, (region << HUGE) + (index << page_shift)),
-        st.sampled_from(LPIDS),
-        st.sampled_from(REGIONS),
-        st.integers(0, 3),
+def _slots(
+    draw: st.DrawFn, page_shift: int, known: Sequence[tuple[int, int]], *, odd_bits: bool
+) -> dict[int, tuple[int, ...]]:
+    """Return slots of entries that mostly are ``known`` ones."""
+    gfns = st.tuples(st.sampled_from(GFN_REGIONS), PAGES).map(
+        lambda place: (place[0] << HUGE - page_shift) + place[1]
     )
-    gfns = st.builds(
-        lambda region, index: (region << HUGE - page_shift) + index,
-        st.sampled_from(GFN_REGIONS),
-        st.integers(0, 3),
-    )
-    lists = st.lists(small, min_size=1, max_size=6)
-    slots = {gfn: words(*entries) for gfn, entries in draw(st.dictionaries(gfns, lists)).items()}
-    if odd_bits:
-        noise = st.sampled_from([0, 0, 0, encoding.RESERVED_MASK, 0x10])
-        slots = {gfn: tuple(word | draw(noise) for word in found) for gfn, found in slots.items()}
+    entries = st.sampled_from([*known, *known, (0, 0), (1, 0x1000), (4095, 1 << 33)])
+    slots = {
+        gfn: words(*found)
+        for gfn, found in draw(
+            st.dictionaries(gfns, st.lists(entries, max_size=5), max_size=5)
+        ).items()
+    }
+    if odd_bits and draw(st.integers(0, 3)) == 0:
+        noise = draw(st.sampled_from((encoding.RESERVED_MASK, 0x10)))
+        slots = {gfn: tuple(word | noise for word in found) for gfn, found in slots.items()}
     return slots
 
 
@@ -197,12 +203,14 @@ def vm_states(draw: st.DrawFn, page_shift: int | None = None, *, odd_bits: bool 
     """
     if page_shift is None:
         page_shift = draw(st.sampled_from((12, 16)))
-    lpids = draw(st.lists(st.sampled_from(LPIDS), unique=True, max_size=3))
-    with_l1 = [lpid for lpid in lpids if draw(st.booleans())]
+    lpids = st.sampled_from(LPIDS)
+    tables = _tables(L2_REGIONS, (12, 16))
+    shadows = draw(st.dictionaries(lpids, tables, max_size=3))
+    known = [(lpid, address) for lpid, shadow in shadows.items() for address in shadow.leaves]
     return VmState(
         page_shift,
         draw(_tables(GFN_REGIONS, (page_shift,))),
-        draw(_slots(page_shift, odd_bits=odd_bits)),
-        {lpid: draw(_tables(REGIONS, (12, 16))) for lpid in lpids},
-        {lpid: draw(_tables(REGIONS, (12, 16))) for lpid in with_l1},
+        draw(_slots(page_shift, known, odd_bits=odd_bits)),
+        shadows,
+        draw(st.dictionaries(st.sampled_from(sorted(shadows)), tables)) if shadows else {},
     )

@@ -41,13 +41,13 @@ def collected(image: Image) -> Snapshot:
 
 
 def kept(state: VmState) -> VmState:
-    """Return what can be seen of a state: empty slots leave no trace, nor do tables of no guest."""
+    """Return what can be seen of a state: empty slots leave no trace."""
     return VmState(
         state.page_shift,
         state.host,
         {gfn: found for gfn, found in state.slots.items() if found},
         state.shadows,
-        {lpid: found for lpid, found in state.l1_tables.items() if lpid in state.shadows},
+        state.l1_tables,
     )
 
 

@@ -1,0 +1,148 @@
+"""The checks over arrays say what the model says one by one."""
+
+from __future__ import annotations
+
+import functools
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+
+from inspector import encoding
+from inspector.checks.view import STATES, CheckedVm, ModelView
+from inspector.kvm.snapshot import Vm
+from inspector.model.slot import first_hidden
+from inspector.model.vm import (
+    EntryPlace,
+    EntryState,
+    Leaf,
+    LeafJudgement,
+    LeafState,
+    Table,
+    VmState,
+    judge_entry,
+    judge_leaf,
+)
+from tests.builders import snapshot_vm, state_of, vm_states
+from tests.fixtures import CAPTURES, opened
+
+
+class IndexedTable(Table):
+    """The model's table, with its leaves looked up by frame too."""
+
+    @functools.cached_property
+    def by_frame(self) -> dict[tuple[int, int], list[Leaf]]:
+        found: dict[tuple[int, int], list[Leaf]] = {}
+        for leaf in self.leaves.values():
+            found.setdefault((leaf.shift, leaf.frame), []).append(leaf)
+        return found
+
+    def onto(self, frame: int) -> Sequence[Leaf]:
+        keys = [(shift, frame >> shift << shift) for shift in (12, 16, 21, 30)]
+        return [leaf for key in keys for leaf in self.by_frame.get(key, ())]
+
+
+class Indexed(VmState):
+    """The model's state with its entries looked up by page, for captures of whole machines."""
+
+    @classmethod
+    def of(cls, state: VmState) -> Indexed:
+        host = IndexedTable(state.host.leaves)
+        return cls(state.page_shift, host, state.slots, state.shadows, state.l1_tables)
+
+    @functools.cached_property
+    def by_page(self) -> dict[tuple[int, int], list[EntryPlace]]:
+        found: dict[tuple[int, int], list[EntryPlace]] = {}
+        for gfn, words in self.slots.items():
+            hidden = first_hidden(words)
+            for i, word in enumerate(words):
+                found.setdefault(encoding.decode(word), []).append(
+                    EntryPlace(gfn, i, word, i < hidden)
+                )
+        return found
+
+    def entries_for(self, lpid: int, leaf: Leaf) -> list[EntryPlace]:
+        pages = range(leaf.address, leaf.address + leaf.size, 4096)
+        return [place for page in pages for place in self.by_page.get((lpid, page), ())]
+
+
+def compare(vm: Vm, state: VmState) -> Counter[EntryState | LeafState]:
+    """Compare every answer; return how often each state was met."""
+    checked = CheckedVm(vm, state.page_shift)
+    met: Counter[EntryState | LeafState] = Counter()
+    entries = [
+        (gfn, word, position < first_hidden(words))
+        for gfn, words in sorted(state.slots.items())
+        for position, word in enumerate(words)
+    ]
+    assert checked.rmaps.word.tolist() == [word for _, word, _ in entries]
+    assert checked.reachable.tolist() == [reachable for *_, reachable in entries]
+    states = [judge_entry(state, gfn, word) for gfn, word, _ in entries]
+    assert [STATES[code] for code in checked.state] == states
+    met.update(states)
+
+    view = ModelView(checked)
+    suspects = {(s.nested.lpid, s.leaf.address): s for s in checked.suspects}
+    for nested in vm.nested:
+        covered = checked.covered(nested)
+        leaves = sorted(state.shadows[nested.lpid].leaves.values())
+        for row, leaf in enumerate(leaves):
+            judgement = judge_leaf(state, nested.lpid, leaf)
+            met[judgement.state] += 1
+            assert covered[row] == (judgement.state is LeafState.COVERED)
+            assert as_sets(judge_leaf(view, nested.lpid, leaf)) == as_sets(judgement)
+            suspect = suspects.pop((nested.lpid, leaf.address), None)
+            assert (suspect is None) == bool(covered[row])
+            if suspect is not None:
+                assert (suspect.row, suspect.leaf) == (row, leaf)
+                assert as_sets(suspect.judgement) == as_sets(judgement)
+        pending = [
+            leaf
+            for leaf in leaves
+            if nested.lpid in state.l1_tables
+            and judge_leaf(state, nested.lpid, leaf).state is LeafState.COVERED
+            and judge_leaf(state, nested.lpid, leaf).agrees(leaf) is not True
+        ]
+        assert checked.pending(nested) == len(pending)
+    assert not suspects
+    return met
+
+
+def as_sets(judgement: LeafJudgement) -> tuple[object, ...]:
+    """Return a judgement without the order of what was found, which says nothing."""
+    return (
+        judgement.state,
+        set(judgement.entries),
+        set(judgement.backing),
+        *judgement[3:],
+    )
+
+
+def test_arrays_and_model_agree_in_every_state() -> None:
+    met: Counter[EntryState | LeafState] = Counter()
+
+    @settings(max_examples=300, derandomize=True, database=None)
+    @given(vm_states(odd_bits=True))
+    def run(state: VmState) -> None:
+        met.update(compare(snapshot_vm(state), state))
+
+    run()
+    assert set(met) == {*EntryState, *LeafState}
+
+
+@pytest.mark.parametrize("path", CAPTURES, ids=lambda path: path.name)
+def test_they_agree_on_every_fixture(path: Path) -> None:
+    acquired = opened(path)
+    for vm in acquired.snapshot.vms:
+        met = compare(vm, Indexed.of(state_of(vm, acquired.snapshot.page_shift)))
+        assert sum(met.values()) == vm.rmaps.word.size + sum(len(n.shadow) for n in vm.nested)
+
+
+def test_an_empty_vm_has_nothing_to_say() -> None:
+    checked = CheckedVm(snapshot_vm(VmState(12)), 12)
+    assert checked.suspects == ()
+    assert checked.state.dtype == np.int8
+    assert checked.state.size == 0

@@ -1,0 +1,41 @@
+"""The shipped captures, opened once for all tests."""
+
+from __future__ import annotations
+
+import functools
+import json
+from pathlib import Path
+from typing import Any
+
+from inspector.capture import read_capture
+from inspector.image.profile import Profile
+from inspector.memory.elfcore import open_core
+from inspector.memory.segments import SegmentedMemory
+from inspector.session import Acquired, Options, acquire
+
+__all__ = ["CAPTURES", "SMALL", "description", "opened", "pieces"]
+
+DIRECTORY = Path(__file__).resolve().parent.parent / "fixtures" / "captures"
+CAPTURES = sorted(DIRECTORY.glob("*.core.zst"))
+SMALL = DIRECTORY / "powernv9-mixed.core.zst"
+
+
+@functools.cache
+def opened(path: Path) -> Acquired:
+    """Return a capture as the commands see it."""
+    return acquire(str(path), Options())
+
+
+def pieces(path: Path) -> tuple[SegmentedMemory, Profile]:
+    """Return the memory and the profile of a capture."""
+    core = open_core(path)
+    capture = read_capture(core)
+    assert capture is not None
+    return capture.memory, capture.profile
+
+
+def description(path: Path) -> dict[str, Any]:
+    """Return what is written about a capture."""
+    text = path.with_name(path.name.replace(".core.zst", ".json")).read_text()
+    found: dict[str, Any] = json.loads(text)
+    return found
