@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import importlib
+import os
 import signal
 import sys
+import threading
 from types import FrameType
 
 import click
@@ -17,6 +19,7 @@ __all__ = ["main"]
 EXIT_NOT_USABLE = 3
 EXIT_INTERRUPTED = 130
 EXIT_TERMINATED = 143
+REPEAT_AFTER = 0.01
 
 COMMANDS = {
     "capture": "Save what an inspection needs as a small core file.",
@@ -66,9 +69,20 @@ def _on_terminate(number: int, frame: FrameType | None) -> None:
     raise _Terminated
 
 
+def _on_unraisable(unraisable: sys.UnraisableHookArgs) -> None:
+    """Repeat a signal whose exception was lost where Python cannot raise, as in a callback."""
+    lost = {KeyboardInterrupt: signal.SIGINT, _Terminated: signal.SIGTERM}
+    number = lost.get(unraisable.exc_type)
+    if number is None:
+        sys.__unraisablehook__(unraisable)
+        return
+    threading.Timer(REPEAT_AFTER, os.kill, (os.getpid(), number)).start()
+
+
 def main() -> None:
     """Run the command line and exit with its documented code."""
     signal.signal(signal.SIGTERM, _on_terminate)
+    sys.unraisablehook = _on_unraisable
     try:
         sys.exit(cli.main(standalone_mode=False))
     except click.exceptions.Exit as exit_:

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import contextlib
 import ipaddress
+import signal
 import socket
 import time
 from collections.abc import Iterator
@@ -132,7 +133,11 @@ class LiveMachine:
         return sum(self.stops)
 
     def close(self) -> None:
-        """Put physical mode back, let the machine go on and detach; never raises."""
+        """Put physical mode back, let the machine go on and detach; never raises.
+
+        Signals wait until this is done: it must not be interrupted a second time.
+        """
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGINT, signal.SIGTERM))
         try:
             if self._attached:
                 with contextlib.suppress(InspectorError):
@@ -144,8 +149,9 @@ class LiveMachine:
                     self._gdb.command("-target-detach")
                     self._note_resumed()
                 self._attached = False
-        finally:
             self._gdb.close()
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
     @contextlib.contextmanager
     def stopped(self) -> Iterator[None]:
@@ -182,6 +188,8 @@ class LiveMachine:
         for setting in ("mi-async on", "tcp auto-retry off", "confirm off", "width 0"):
             self._gdb.command(f"-gdb-set {setting}")
         self._stop_began = time.perf_counter()
+        # Set first: after a Ctrl-C in between, close() must detach.
+        self._attached = True
         try:
             self._gdb.command(f"-target-select remote {place}", CONNECT_TIMEOUT)
         except GdbError as error:
@@ -189,7 +197,6 @@ class LiveMachine:
                 f"cannot attach to a GDB stub at {place}: {str(error).split(': ', 1)[-1]} "
                 "Start QEMU with '-gdb tcp:127.0.0.1:PORT', and see that no other GDB is attached"
             ) from error
-        self._attached = True
         self._gdb.command("-gdb-set remotetimeout 30")
         mode = self._packet("qqemu.PhyMemMode")
         if mode not in ("0", "1"):
