@@ -1,0 +1,69 @@
+"""Reading another process, which here is this one."""
+
+from __future__ import annotations
+
+import os
+import socket
+
+import numpy as np
+import pytest
+
+from inspector.errors import MemoryNotReadable, TargetNotSupported
+from inspector.memory.base import addresses
+from inspector.memory.direct import IOV_MAX, DirectMemory, hva_of, process_behind
+from inspector.memory.ram import RamMap
+
+
+@pytest.fixture(scope="module")
+def content() -> np.ndarray[tuple[int], np.dtype[np.uint8]]:
+    return np.random.default_rng(1).integers(0, 256, 1 << 16, dtype=np.uint8)
+
+
+def direct(content: np.ndarray[tuple[int], np.dtype[np.uint8]]) -> DirectMemory:
+    half = content.size // 2
+    ram = RamMap(addresses([0, 1 << 32]), addresses([half, half]))
+    hva = addresses([content.ctypes.data, content.ctypes.data + half])
+    return DirectMemory(os.getpid(), ram, hva)
+
+
+def test_bytes_are_those_of_the_process(
+    content: np.ndarray[tuple[int], np.dtype[np.uint8]],
+) -> None:
+    memory = direct(content)
+    half = content.size // 2
+    assert memory.read(16, 100) == content[16:116].tobytes()
+    assert memory.read((1 << 32) + 5, 9) == content[half + 5 : half + 14].tobytes()
+    where = np.concatenate(
+        (np.arange(2 * IOV_MAX + 7, dtype=np.uint64) * 8, addresses([half, 1 << 40, half - 4]))
+    )
+    data, present = memory.read_many(where, 8)
+    assert present.sum() == 2 * IOV_MAX + 7
+    assert data[present].tobytes() == content[: 8 * (2 * IOV_MAX + 7)].tobytes()
+    assert not data[~present].any()
+
+
+def test_what_is_not_ram_is_not_readable(
+    content: np.ndarray[tuple[int], np.dtype[np.uint8]],
+) -> None:
+    with pytest.raises(MemoryNotReadable):
+        direct(content).read(content.size // 2 - 4, 8)
+
+
+def test_a_process_that_lacks_the_memory_is_an_error() -> None:
+    ram = RamMap(addresses([0]), addresses([4096]))
+    with pytest.raises((MemoryNotReadable, TargetNotSupported)):
+        DirectMemory(os.getpid(), ram, addresses([8])).read(0, 8)
+
+
+def test_the_process_behind_a_port_is_found() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = server.getsockname()[1]
+        assert process_behind(port) == os.getpid()
+    assert process_behind(port) is None
+
+
+def test_the_answer_to_gpa2hva() -> None:
+    text = "Host virtual address for 0x0 (pnv.ram) is 0x7f5a3be00000\n"
+    assert hva_of(text) == 0x7F5A_3BE0_0000
+    with pytest.raises(TargetNotSupported, match="gpa2hva"):
+        hva_of("Memory at address 0x0 is not RAM\n")
