@@ -25,6 +25,8 @@ __all__ = ["collect", "held_locks", "vm_list"]
 
 MMU_FTR_TYPE_RADIX = 0x40
 QSPINLOCK_LOCKED = 0x1
+MEMSLOT_PAGES = (1 << 31) - 1
+"""The most that a memslot may have (``KVM_MEM_MAX_NR_PAGES``)."""
 
 Item = TypeVar("Item")
 
@@ -163,7 +165,7 @@ def _memslots(kernel: KernelSpace, vm: int) -> Iterator[Memslot]:
     offset = layout.offset("gfn_node") + index * kernel.profile.struct("rb_node").size
     for node in tree_nodes(kernel, root):
         slot = node - offset
-        yield Memslot(
+        memslot = Memslot(
             address=slot,
             id=kernel.field("kvm_memory_slot", slot, "id"),
             base_gfn=kernel.field("kvm_memory_slot", slot, "base_gfn"),
@@ -172,6 +174,13 @@ def _memslots(kernel: KernelSpace, vm: int) -> Iterator[Memslot]:
             userspace_addr=kernel.field("kvm_memory_slot", slot, "userspace_addr"),
             rmap=kernel.field("kvm_memory_slot", slot, "arch.rmap"),
         )
+        end = memslot.base_gfn + memslot.npages << kernel.profile.page_shift
+        if memslot.npages > MEMSLOT_PAGES or end > 1 << pte.TREE_BITS:
+            raise BadData(
+                f"the memslot at {slot:#x} says it has {memslot.npages} pages "
+                f"from gfn {memslot.base_gfn:#x}, which no guest can have"
+            )
+        yield memslot
 
 
 def _nested_guests(

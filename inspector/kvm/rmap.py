@@ -69,7 +69,7 @@ def _array(kernel: KernelSpace, index: int, slot: Memslot) -> _Arrays:
     step = max(1, READ_LIMIT // page)
     for begin in range(0, pages, step):
         count = min(step, pages - begin)
-        where = addresses(first + begin * page) + np.arange(count, dtype=np.uint64) * np.uint64(
+        where = addresses(first) + np.arange(begin, begin + count, dtype=np.uint64) * np.uint64(
             page
         )
         records = kernel.read_many(where, page)

@@ -15,7 +15,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from inspector.errors import MemoryNotReadable
 
-__all__ = ["U64", "AddressSpace", "Bytes", "Records", "addresses", "read_one"]
+__all__ = ["U64", "AddressSpace", "Bytes", "Records", "addresses", "is_address", "read_one"]
 
 U64 = NDArray[np.uint64]
 Bytes = NDArray[np.uint8]
@@ -60,8 +60,15 @@ def addresses(values: ArrayLike) -> U64:
     return np.asarray(values, dtype=np.uint64)
 
 
+def is_address(value: int) -> bool:
+    """Say whether a number can be an address at all; what was computed from a bad word may not."""
+    return 0 <= value < 1 << 64
+
+
 def read_one(space: AddressSpace, address: int, length: int) -> bytes:
     """Read through ``read_many``, for spaces that have no quicker way."""
+    if not is_address(address):
+        raise MemoryNotReadable(address, length, "it is no address", space.name)
     records = space.read_many(addresses([address]), length)
     if not records.present[0]:
         raise MemoryNotReadable(address, length, space=space.name)

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from inspector import pte
 from inspector.errors import MemoryNotReadable
 from inspector.image.profile import Profile
-from inspector.memory.base import U64, AddressSpace, Records, addresses, read_one
+from inspector.memory.base import U64, AddressSpace, Records, addresses, is_address, read_one
 from inspector.structures.radix import lookup
 
 __all__ = ["GuestSpace", "KernelSpace", "SlotRange"]
@@ -121,8 +121,9 @@ class KernelSpace(_Translated):
         Raises:
             MemoryNotReadable: the kernel does not map it.
         """
-        physical, known = self.translate(addresses([address]))
-        if not known[0]:
+        where = addresses([address] if is_address(address) else [])
+        physical, known = self.translate(where)
+        if not known.any():
             raise MemoryNotReadable(address, 1, "the kernel's page table does not map it", "kernel")
         return int(physical[0])
 
