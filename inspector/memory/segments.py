@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from inspector.errors import MemoryNotReadable
-from inspector.memory.base import U64, Bytes, Records
+from inspector.memory.base import U64, Bytes, Records, addresses, is_address
 
 __all__ = ["SegmentedMemory"]
 
@@ -40,7 +40,7 @@ class SegmentedMemory:
         order = np.argsort(starts, kind="stable")
         starts, sizes, offsets = starts[order], sizes[order], offsets[order]
         ends = np.maximum.accumulate(starts + sizes) if starts.size else starts
-        covered = np.concatenate((starts[:0], [0], ends[:-1])).astype(np.uint64)[: starts.size]
+        covered = np.concatenate((addresses([0]), ends[:-1]))[: starts.size]
         overlap = np.minimum(np.maximum(covered, starts) - starts, sizes)
         keep = overlap < sizes
         self._buffer = buffer
@@ -54,7 +54,9 @@ class SegmentedMemory:
         pieces = []
         position, left = address, length
         while left > 0:
-            index = int(np.searchsorted(self.starts, np.uint64(position), side="right")) - 1
+            index = -1
+            if is_address(position):
+                index = int(np.searchsorted(self.starts, np.uint64(position), side="right")) - 1
             if index < 0 or position >= int(self._ends[index]):
                 raise MemoryNotReadable(address, length)
             inside = position - int(self.starts[index])
