@@ -31,6 +31,7 @@ PT_LOAD = 1
 PT_NOTE = 4
 PN_XNUM = 0xFFFF
 LINEAR_MAP = 0xC000_0000_0000_0000
+UNPACK_STEP = 1 << 12
 CAPTURE_LIMIT = 1 << 32
 """A compressed core may unpack to this many bytes; more is taken for a bomb."""
 
@@ -102,14 +103,20 @@ def _decompressed(path: Path, file: io.BufferedReader) -> bytes:
     import zstandard
 
     out = io.BytesIO()
+    frame = zstandard.ZstdDecompressor().decompressobj()
     try:
-        with zstandard.ZstdDecompressor().stream_reader(file, read_across_frames=True) as reader:
-            while piece := reader.read(1 << 20):
-                out.write(piece)
-                if out.tell() > CAPTURE_LIMIT:
-                    raise BadData(f"{path} unpacks to more than {CAPTURE_LIMIT >> 30} GiB")
+        while piece := file.read(UNPACK_STEP):
+            while piece:
+                if frame.eof:
+                    frame = zstandard.ZstdDecompressor().decompressobj()
+                out.write(frame.decompress(piece))
+                piece = frame.unused_data
+            if out.tell() > CAPTURE_LIMIT:
+                raise BadData(f"{path} unpacks to more than {CAPTURE_LIMIT >> 30} GiB")
     except zstandard.ZstdError as error:
         raise BadData(f"{path} is damaged: {error}") from error
+    if not frame.eof:
+        raise BadData(f"{path} is truncated: it ends within its zstd frame")
     return out.getvalue()
 
 
