@@ -81,7 +81,7 @@ def write_capture(path: Path, capture: Capture) -> int:
         capture.memory,
         (
             Note(VMCOREINFO, 0, capture.profile.vmcoreinfo.encode("ascii", "replace")),
-            Note(NOTE_NAME, 0, json.dumps(note, sort_keys=True).encode()),
+            Note(NOTE_NAME, 0, json.dumps(note).encode()),
         ),
         capture.profile.byte_order,
     )

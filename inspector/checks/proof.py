@@ -9,7 +9,7 @@ import numpy as np
 from inspector import encoding, pte
 from inspector.checks.base import Evidence, Finding
 from inspector.checks.view import CheckedVm, Suspect
-from inspector.model.vm import LeafState
+from inspector.model.vm import Leaf, LeafState
 from inspector.structures.radix import LeafTable
 
 __all__ = ["leaf_findings"]
@@ -43,11 +43,7 @@ def _expected(checked: CheckedVm, suspect: Suspect) -> str:
         return f"frame {judgement.expected:#x} = L0(L1({leaf.address:#x})) in the shadow entry"
     if judgement.state is LeafState.UNMAPPED:
         return "no shadow entry: L0 clears it together with its own leaf for the host page"
-    ranges = " or ".join(
-        f"{host.address >> checked.page_shift:#x}"
-        + (f"..{host.address + host.size - 1 >> checked.page_shift:#x}" if host.size > 1 else "")
-        for host in judgement.backing
-    )
+    ranges = " or ".join(_gfns(host, checked.page_shift) for host in judgement.backing)
     return f"an entry {word} (single bit aside) in a slot of gfn {ranges}, met by the kernel's walk"
 
 
@@ -68,6 +64,7 @@ def _evidence(checked: CheckedVm, suspect: Suspect) -> Iterator[Evidence]:
         yield _asked(
             "L0's leaf that maps the host page", "physical", checked.vm.host, host.address, "L1"
         )
+        yield from _consulted_slots(checked, host)
     shown = judgement.entries[:SHOWN_ENTRIES]
     for place in shown:
         row = int(np.searchsorted(checked.rmaps.gfn, np.uint64(place.gfn)))
@@ -78,6 +75,31 @@ def _evidence(checked: CheckedVm, suspect: Suspect) -> Iterator[Evidence]:
         yield Evidence("entry for it", "kernel", where, place.word, meaning)
     if not shown:
         yield Evidence("entry for it", "kernel", 0, None, "in no slot of this VM")
+
+
+def _gfns(host: Leaf, page_shift: int) -> str:
+    first, last = host.address >> page_shift, host.address + host.size - 1 >> page_shift
+    return f"{first:#x}" if first == last else f"{first:#x}..{last:#x}"
+
+
+def _consulted_slots(checked: CheckedVm, host: Leaf) -> Iterator[Evidence]:
+    """Show the slots L0 empties together with one of its leaves, or the first if all are empty."""
+    first = host.address >> checked.page_shift
+    pages = max(1, host.size >> checked.page_shift)
+    inside = checked.rmaps.gfn - np.uint64(first) < np.uint64(pages)
+    rows = np.flatnonzero(inside)
+    for row in rows[:SHOWN_ENTRIES]:
+        slot = checked.rmaps[int(row)]
+        count = len(slot.words)
+        meaning = f"gfn {slot.gfn:#x}, {count} {'entry' if count == 1 else 'entries'}"
+        yield Evidence("slot consulted for it", "kernel", slot.where, slot.head, meaning)
+    if not rows.size:
+        for memslot in checked.vm.memslots:
+            if 0 <= first - memslot.base_gfn < memslot.npages:
+                where = memslot.rmap + 8 * (first - memslot.base_gfn)
+                yield Evidence(
+                    "slot consulted for it", "kernel", where, 0, f"gfn {first:#x}, empty"
+                )
 
 
 def _asked(what: str, space: str, table: LeafTable | None, address: int, of: str) -> Evidence:
