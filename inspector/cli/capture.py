@@ -9,7 +9,8 @@ import click
 
 from inspector import __version__
 from inspector.capture import Capture, write_capture
-from inspector.cli.common import json_option, open_target, print_json, target_options
+from inspector.cli.common import open_target, print_json
+from inspector.cli.options import json_option, target_options
 from inspector.reports.jsonform import target_json
 
 __all__ = ["command"]

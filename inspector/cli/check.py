@@ -8,7 +8,8 @@ import click
 
 from inspector.checks.base import all_invariants
 from inspector.checks.verdict import Verdict, judge
-from inspector.cli.common import json_option, open_target, print_json, target_options
+from inspector.cli.common import open_target, print_json
+from inspector.cli.options import json_option, target_options
 from inspector.reports.jsonform import check_json
 from inspector.reports.text import check_report, invariant_list
 

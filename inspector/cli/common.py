@@ -6,55 +6,17 @@ import json
 import sys
 import threading
 import time
-from collections.abc import Callable
 from pathlib import Path
 from types import TracebackType
-from typing import Any, TypeVar
+from typing import Any
 
 import click
 
 from inspector.session import Acquired, Options, acquire
 
-__all__ = ["json_option", "open_target", "print_json", "target_options"]
+__all__ = ["open_target", "print_json"]
 
-READ_PATHS = ("auto", "gdb", "direct")
 PROGRESS_AFTER = 1.0
-
-Command = TypeVar("Command", bound=Callable[..., Any])
-
-
-def target_options(command: Command) -> Command:
-    """Add the TARGET argument and the options that say how to open it."""
-    decorators = (
-        click.argument("target"),
-        click.option(
-            "--kernel",
-            type=click.Path(path_type=Path, dir_okay=False, exists=True),
-            help="vmlinux of the host kernel; found on this host if not given",
-        ),
-        click.option(
-            "--modules",
-            type=click.Path(path_type=Path, file_okay=False, exists=True),
-            help="modules tree, or folder with kvm.ko and kvm-hv.ko",
-        ),
-        click.option(
-            "--read-path",
-            type=click.Choice(READ_PATHS),
-            default="auto",
-            show_default=True,
-            help="how to read a live machine: through GDB, or directly from the QEMU process",
-        ),
-    )
-    for decorator in reversed(decorators):
-        command = decorator(command)
-    return command
-
-
-def json_option(command: Command) -> Command:
-    """Add ``--json``."""
-    return click.option("--json", "as_json", is_flag=True, help="print JSON instead of text")(
-        command
-    )
 
 
 def open_target(target: str, kernel: Path | None, modules: Path | None, read_path: str) -> Acquired:

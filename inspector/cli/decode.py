@@ -7,6 +7,7 @@ import json
 import click
 
 from inspector import encoding
+from inspector.cli.options import json_option
 
 __all__ = ["command"]
 
@@ -56,7 +57,7 @@ def _text(row: dict[str, object]) -> str:
 
 @click.command()
 @click.argument("words", nargs=-1, required=True, type=_Word())
-@click.option("--json", "as_json", is_flag=True, help="print JSON instead of text")
+@json_option
 def command(words: tuple[int, ...], as_json: bool) -> None:
     """Decode rmap words, each with the three readings a slot can have."""
     rows = [_decoded(word) for word in words]

@@ -7,7 +7,8 @@ from pathlib import Path
 
 import click
 
-from inspector.cli.common import json_option, open_target, print_json, target_options
+from inspector.cli.common import open_target, print_json
+from inspector.cli.options import json_option, target_options
 from inspector.reports.jsonform import rmap_json, rmap_lines
 from inspector.reports.text import rmap_report
 

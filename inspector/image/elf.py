@@ -18,6 +18,7 @@ from elftools.common.exceptions import ELFError
 from elftools.elf.elffile import ELFFile
 
 from inspector.errors import BadData
+from inspector.memory.elfcore import parse_notes
 
 __all__ = ["ElfFile", "SymbolTable", "unpacked"]
 
@@ -147,17 +148,7 @@ class ElfFile:
 
 def build_id_in(notes: bytes, byte_order: str) -> str:
     """Return the GNU build ID among ELF notes, in hexadecimal, or an empty string."""
-    little = "little" if byte_order == "<" else "big"
-    position = 0
-    while position + 12 <= len(notes):
-        name_size, size, kind = (
-            int.from_bytes(notes[position + 4 * i : position + 4 * i + 4], little)  # type: ignore[arg-type]
-            for i in range(3)
-        )
-        position += 12
-        name = notes[position : position + name_size]
-        position += name_size + 3 & ~3
-        if name == b"GNU\0" and kind == NT_GNU_BUILD_ID:
-            return notes[position : position + size].hex()
-        position += size + 3 & ~3
+    for note in parse_notes(notes, byte_order):
+        if note.name == "GNU" and note.type == NT_GNU_BUILD_ID:
+            return note.data.hex()
     return ""

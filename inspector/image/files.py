@@ -16,14 +16,14 @@ from inspector.errors import BadData, InspectorError, MemoryNotReadable, TargetN
 from inspector.image.btf import Btf
 from inspector.image.elf import ElfFile, build_id_in
 from inspector.image.profile import SYMBOLS, Profile, layouts
-from inspector.memory.base import AddressSpace
+from inspector.memory.base import AddressSpace, integer
+from inspector.regions import linear_to_physical
 
 __all__ = ["SEARCH_VARIABLE", "profile_from_files"]
 
 SEARCH_VARIABLE = "INSPECTOR_KERNEL_PATH"
 """Directories, separated by colons, that are searched like ``/`` for kernel files."""
 
-LINEAR_MAP_MASK = 0x0FFF_FFFF_FFFF_FFFF
 NOTES_LENGTH = 512
 BANNER_LENGTH = 512
 VMCOREINFO_LIMIT = 1 << 16
@@ -95,10 +95,8 @@ def _symbol(image: ElfFile, name: str) -> int:
 
 
 def _vmcoreinfo(memory: AddressSpace, image: ElfFile, symbols: dict[str, int]) -> str:
-    order = "little" if image.byte_order == "<" else "big"
-
     def word(address: int) -> int:
-        return int.from_bytes(memory.read(address & LINEAR_MAP_MASK, 8), order)  # type: ignore[arg-type]
+        return integer(memory.read(linear_to_physical(address), 8), image.byte_order)
 
     address = word(symbols["vmcoreinfo_data"])
     length = word(symbols["vmcoreinfo_size"])
@@ -107,7 +105,7 @@ def _vmcoreinfo(memory: AddressSpace, image: ElfFile, symbols: dict[str, int]) -
             f"the kernel's VMCOREINFO at {address:#x} has a length of {length} bytes; "
             "the machine may not have booted far enough"
         )
-    return memory.read(address & LINEAR_MAP_MASK, length).decode("ascii", "replace")
+    return memory.read(linear_to_physical(address), length).decode("ascii", "replace")
 
 
 def _matches(memory: AddressSpace, image: ElfFile) -> bool:
@@ -117,10 +115,10 @@ def _matches(memory: AddressSpace, image: ElfFile) -> bool:
         return False
     address, text = banner
     try:
-        if memory.read(address & LINEAR_MAP_MASK, len(text)) != text:
+        if memory.read(linear_to_physical(address), len(text)) != text:
             return False
         for notes in image.symbols.values("__start_notes"):
-            actual = memory.read(notes & LINEAR_MAP_MASK, NOTES_LENGTH)
+            actual = memory.read(linear_to_physical(notes), NOTES_LENGTH)
             if build_id_in(actual, image.byte_order) != image.build_id:
                 return False
     except MemoryNotReadable:
@@ -144,7 +142,7 @@ def _given(memory: AddressSpace, kernel: Path) -> ElfFile:
         return image
     banner = _text_at(image, "linux_banner")
     why = (
-        f"its banner is not at physical address {banner[0] & LINEAR_MAP_MASK:#x}"
+        f"its banner is not at physical address {linear_to_physical(banner[0]):#x}"
         if banner
         else ("it has no symbol linux_banner")
     )

@@ -14,7 +14,8 @@ from numpy.typing import NDArray
 from inspector import encoding
 from inspector.kvm.snapshot import LinkProblem, Memslot, Rmaps
 from inspector.memory.base import U64, addresses
-from inspector.structures.space import LINEAR_MAP, LINEAR_SIZE, KernelSpace
+from inspector.regions import LINEAR_MAP, LINEAR_SIZE
+from inspector.structures.space import KernelSpace
 
 __all__ = ["NO_RMAPS", "read_rmaps"]
 

@@ -15,7 +15,16 @@ from numpy.typing import ArrayLike, NDArray
 
 from inspector.errors import MemoryNotReadable
 
-__all__ = ["U64", "AddressSpace", "Bytes", "Records", "addresses", "is_address", "read_one"]
+__all__ = [
+    "U64",
+    "AddressSpace",
+    "Bytes",
+    "Records",
+    "addresses",
+    "integer",
+    "is_address",
+    "read_one",
+]
 
 U64 = NDArray[np.uint64]
 Bytes = NDArray[np.uint8]
@@ -53,6 +62,11 @@ class AddressSpace(Protocol):
 
     def read_many(self, where: U64, length: int) -> Records:
         """Return ``length`` bytes at each address, missing ones marked."""
+
+
+def integer(data: bytes, byte_order: str) -> int:
+    """Return the unsigned integer in some bytes; ``byte_order`` is ``"<"`` or ``">"``."""
+    return int.from_bytes(data, "little" if byte_order == "<" else "big")
 
 
 def addresses(values: ArrayLike) -> U64:

@@ -20,8 +20,9 @@ import numpy as np
 from inspector.errors import BadData
 from inspector.memory.base import Bytes, addresses
 from inspector.memory.segments import SegmentedMemory
+from inspector.regions import LINEAR_MAP
 
-__all__ = ["ElfCore", "Note", "open_core", "write_core"]
+__all__ = ["ElfCore", "Note", "open_core", "parse_notes", "write_core"]
 
 ELF_MAGIC = b"\x7fELF"
 ZSTD_MAGIC = b"\x28\xb5\x2f\xfd"
@@ -30,7 +31,6 @@ EM_PPC64 = 21
 PT_LOAD = 1
 PT_NOTE = 4
 PN_XNUM = 0xFFFF
-LINEAR_MAP = 0xC000_0000_0000_0000
 UNPACK_STEP = 1 << 12
 CAPTURE_LIMIT = 1 << 32
 """A compressed core may unpack to this many bytes; more is taken for a bomb."""
@@ -154,7 +154,7 @@ def _parse(path: Path, buffer: Bytes) -> ElfCore:
     notes = tuple(
         note
         for entry in headers[headers["type"] == PT_NOTE]
-        for note in _notes(
+        for note in parse_notes(
             buffer[int(entry["offset"]) : int(entry["offset"]) + int(entry["filesz"])].tobytes(),
             byte_order,
         )
@@ -163,7 +163,8 @@ def _parse(path: Path, buffer: Bytes) -> ElfCore:
     return ElfCore(memory, notes)
 
 
-def _notes(data: bytes, byte_order: str) -> Iterable[Note]:
+def parse_notes(data: bytes, byte_order: str) -> Iterable[Note]:
+    """Yield the notes in the contents of a note segment or section."""
     position = 0
     while position + 12 <= len(data):
         name_size, size, kind = struct.unpack_from(byte_order + "III", data, position)

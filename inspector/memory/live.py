@@ -28,9 +28,8 @@ from inspector.memory.mi import GdbError, GdbProcess
 from inspector.memory.ram import RamMap, parse_mtree
 from inspector.memory.segments import SegmentedMemory
 
-__all__ = ["READ_PATHS", "GdbMemory", "LiveMachine"]
+__all__ = ["GdbMemory", "LiveMachine"]
 
-READ_PATHS = ("auto", "gdb", "direct")
 CONNECT_TIMEOUT = 10.0
 MERGE_GAP = 1 << 11
 """Records closer than one packet of QEMU's stub are read as one range."""

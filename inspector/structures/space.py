@@ -15,14 +15,19 @@ from numpy.typing import NDArray
 from inspector import pte
 from inspector.errors import MemoryNotReadable
 from inspector.image.profile import Profile
-from inspector.memory.base import U64, AddressSpace, Records, addresses, is_address, read_one
+from inspector.memory.base import (
+    U64,
+    AddressSpace,
+    Records,
+    addresses,
+    integer,
+    is_address,
+    read_one,
+)
+from inspector.regions import LINEAR_MAP, LINEAR_SIZE, OFFSET_MASK, linear_to_physical
 from inspector.structures.radix import lookup
 
 __all__ = ["GuestSpace", "KernelSpace", "SlotRange"]
-
-LINEAR_MAP = 0xC000_0000_0000_0000
-LINEAR_SIZE = 0x0008_0000_0000_0000
-LINEAR_MASK = 0x0FFF_FFFF_FFFF_FFFF
 
 
 class _Translated:
@@ -99,14 +104,13 @@ class KernelSpace(_Translated):
     def __init__(self, memory: AddressSpace, profile: Profile) -> None:
         super().__init__(memory, profile.page_size)
         self.profile = profile
-        self._integer = "little" if profile.byte_order == "<" else "big"
-        swapper = profile.symbols["swapper_pg_dir"] & LINEAR_MASK
+        swapper = linear_to_physical(profile.symbols["swapper_pg_dir"])
         self._root = pte.Root(swapper, pte.PGD_BITS)
 
     def translate(self, where: U64) -> tuple[U64, NDArray[np.bool_]]:
         """Return physical addresses of kernel virtual addresses."""
         linear = where - np.uint64(LINEAR_MAP) < np.uint64(LINEAR_SIZE)
-        physical = where & np.uint64(LINEAR_MASK)
+        physical = where & np.uint64(OFFSET_MASK)
         known = linear.copy()
         rest = np.flatnonzero(~linear & (where >= np.uint64(LINEAR_MAP)))
         if rest.size:
@@ -129,7 +133,7 @@ class KernelSpace(_Translated):
 
     def unsigned(self, address: int, size: int) -> int:
         """Read an unsigned integer of ``size`` bytes in the kernel's byte order."""
-        return int.from_bytes(self.read(address, size), self._integer)  # type: ignore[arg-type]
+        return integer(self.read(address, size), self.profile.byte_order)
 
     def pointer(self, address: int) -> int:
         """Read a pointer."""
@@ -177,7 +181,7 @@ class GuestSpace(_Translated):
         self, kernel: KernelSpace, page_directory: int, memslots: tuple[SlotRange, ...]
     ) -> None:
         super().__init__(kernel.memory, kernel.page_size)
-        self._root = pte.Root(page_directory & LINEAR_MASK, pte.PGD_BITS)
+        self._root = pte.Root(linear_to_physical(page_directory), pte.PGD_BITS)
         shift = kernel.profile.page_shift
         ordered = sorted(memslots, key=lambda slot: slot.base_gfn)
         self._ranges = _Ranges(
