@@ -57,7 +57,7 @@ def read_capture(core: ElfCore) -> Capture | None:
             )
         facts = {str(key): str(value) for key, value in raw["facts"].items()}
         profile = json.dumps(raw["profile"])
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
+    except (AttributeError, KeyError, RecursionError, TypeError, ValueError) as error:
         raise BadData(f"the capture's own note is damaged: {error!r}") from error
     return Capture(core.memory, Profile.from_json(profile), facts)
 

@@ -6,10 +6,12 @@ for seconds, is taken as one array.
 
 from __future__ import annotations
 
+import contextlib
 import gzip
 import io
 import lzma
 import zlib
+from collections.abc import Iterator
 from functools import cached_property
 from pathlib import Path
 
@@ -24,8 +26,8 @@ __all__ = ["ElfFile", "SymbolTable", "unpacked"]
 
 EM_PPC64 = 21
 NT_GNU_BUILD_ID = 3
+_ELF_DAMAGE = (ELFError, AttributeError, KeyError, OverflowError, TypeError, ValueError)
 STT_TYPES = {0: "NOTYPE", 1: "OBJECT", 2: "FUNC"}
-UNPACK_LIMIT = 2 << 30
 
 
 def unpacked(path: Path) -> bytes:
@@ -41,15 +43,25 @@ def unpacked(path: Path) -> bytes:
         if data.startswith(b"\x1f\x8b"):
             return gzip.decompress(data)
         if data.startswith(b"\x28\xb5\x2f\xfd"):
-            import zstandard
-
-            stream = zstandard.ZstdDecompressor().stream_reader(io.BytesIO(data))
-            return bytes(stream.read(UNPACK_LIMIT))
+            return _from_zstd(path, data)
     except OSError as error:
         raise BadData(f"cannot read {path}: {error.strerror or error}") from error
     except (lzma.LZMAError, zlib.error, EOFError) as error:
         raise BadData(f"{path} is damaged: {error}") from error
     return data
+
+
+def _from_zstd(path: Path, data: bytes) -> bytes:
+    import zstandard
+
+    frame = zstandard.ZstdDecompressor().decompressobj()
+    try:
+        content: bytes = frame.decompress(data)
+    except zstandard.ZstdError as error:
+        raise BadData(f"{path} is damaged: {error}") from error
+    if not frame.eof:
+        raise BadData(f"{path} is truncated: it ends within its zstd frame")
+    return content
 
 
 class SymbolTable:
@@ -103,7 +115,7 @@ class ElfFile:
         try:
             self._elf = ELFFile(io.BytesIO(self._data))
             machine, bits = self._elf.header["e_machine"], self._elf.elfclass
-        except (ELFError, KeyError, ValueError) as error:
+        except _ELF_DAMAGE as error:
             raise BadData(f"{path} is not an ELF file: {error}") from error
         if machine != "EM_PPC64" or bits != 64:
             raise BadData(f"{path} is an ELF file for {machine}, not for 64-bit POWER")
@@ -111,10 +123,14 @@ class ElfFile:
 
     def section(self, name: str) -> bytes | None:
         """Return the contents of a section, or None where there is none."""
-        found = self._elf.get_section_by_name(name)
-        if found is None or found["sh_type"] == "SHT_NOBITS":
-            return None
-        return self._data[found["sh_offset"] : found["sh_offset"] + found["sh_size"]]
+        with self._reading():
+            found = self._elf.get_section_by_name(name)
+            if found is None or found["sh_type"] == "SHT_NOBITS":
+                return None
+            begin, size = int(found["sh_offset"]), int(found["sh_size"])
+        if begin + size > len(self._data):
+            raise BadData(f"{self.path} is truncated: its section {name} ends beyond its end")
+        return self._data[begin : begin + size]
 
     @cached_property
     def symbols(self) -> SymbolTable:
@@ -138,12 +154,21 @@ class ElfFile:
 
     def at(self, address: int, length: int) -> bytes | None:
         """Return what the file holds for a virtual address, if it holds it."""
-        for segment in self._elf.iter_segments("PT_LOAD"):
-            inside = address - segment["p_vaddr"]
-            if inside >= 0 and inside + length <= segment["p_filesz"]:
-                begin = segment["p_offset"] + inside
-                return self._data[begin : begin + length]
+        with self._reading():
+            for segment in self._elf.iter_segments("PT_LOAD"):
+                inside = address - segment["p_vaddr"]
+                if inside >= 0 and inside + length <= segment["p_filesz"]:
+                    begin = segment["p_offset"] + inside
+                    return self._data[begin : begin + length]
         return None
+
+    @contextlib.contextmanager
+    def _reading(self) -> Iterator[None]:
+        """Turn what pyelftools raises over damaged headers into BadData."""
+        try:
+            yield
+        except _ELF_DAMAGE as error:
+            raise BadData(f"{self.path} is damaged: {error}") from error
 
 
 def build_id_in(notes: bytes, byte_order: str) -> str:

@@ -26,6 +26,8 @@ from inspector.image.btf import Btf
 __all__ = ["PROFILE_FORMAT", "SYMBOLS", "Profile", "StructLayout", "layouts"]
 
 PROFILE_FORMAT = 1
+STRUCT_LIMIT = 1 << 20
+"""No structure of the kernel is larger than this many bytes."""
 
 SYMBOLS = (
     "cur_cpu_spec",
@@ -193,7 +195,15 @@ class Profile:
                     for name, item in raw["structs"].items()
                 },
             )
-        except (KeyError, TypeError, ValueError, AttributeError, IndexError) as error:
+        except (
+            AttributeError,
+            IndexError,
+            KeyError,
+            OverflowError,
+            RecursionError,
+            TypeError,
+            ValueError,
+        ) as error:
             raise BadData(f"the layout profile is damaged: {error!r}") from error
         profile._check()
         return profile
@@ -205,6 +215,15 @@ class Profile:
         ]
         if missing:
             raise BadData(f"the layout profile lacks {', '.join(missing)}")
+        wrong = [name for name, value in self.symbols.items() if not 0 <= value < 1 << 64]
+        wrong += [
+            f"{name}.{member}"
+            for name, layout in self.structs.items()
+            for member, (offset, size) in layout.members.items()
+            if not 0 <= offset <= offset + size <= layout.size <= STRUCT_LIMIT
+        ]
+        if wrong:
+            raise BadData(f"the layout profile has no possible place for {', '.join(wrong)}")
         if self.page_size not in (1 << 12, 1 << 16):
             raise TargetNotSupported(
                 f"the kernel has pages of {self.page_size} bytes; only 4 KiB and 64 KiB are known"
