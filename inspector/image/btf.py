@@ -170,16 +170,18 @@ class Btf:
         """Find a member by a dotted path; members of anonymous members count as direct ones."""
         current = Member(0, self.size_of(type_id), type_id)
         for name in path.split("."):
-            found = self._direct_member(current.type_id, name, 0)
+            found = self._direct_member(current.type_id, name, set())
             if found is None:
                 return None
             current = Member(current.offset + found.offset, found.size, found.type_id)
         return current
 
-    def _direct_member(self, type_id: int, name: str, depth: int) -> Member | None:
-        kind, count, _size, owner, position = self._head(self._resolve(type_id))
-        if kind not in (STRUCT, UNION) or depth > _NESTING_LIMIT:
+    def _direct_member(self, type_id: int, name: str, seen: set[int]) -> Member | None:
+        type_id = self._resolve(type_id)
+        kind, count, _size, owner, position = self._head(type_id)
+        if kind not in (STRUCT, UNION) or type_id in seen:
             return None
+        seen.add(type_id)
         bitfields = int(owner._words[position + 1]) >> 31
         items = owner._words[position + 3 : position + 3 + 3 * count].reshape(-1, 3).tolist()
         for name_offset, member_type, bits in items:
@@ -188,7 +190,7 @@ class Btf:
             if member_name == name:
                 return Member(offset, self.size_of(member_type), member_type)
             if not member_name:
-                inner = self._direct_member(member_type, name, depth + 1)
+                inner = self._direct_member(member_type, name, seen)
                 if inner is not None:
                     return Member(offset + inner.offset, inner.size, inner.type_id)
         return None
