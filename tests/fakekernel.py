@@ -29,7 +29,20 @@ from inspector.memory.segments import SegmentedMemory
 from inspector.model.vm import Leaf, VmState
 from tests.builders import MemslotRange
 
-__all__ = ["FakeVm", "Image", "Kernel", "Tree", "build", "plant"]
+__all__ = [
+    "LAYOUTS",
+    "LINEAR",
+    "Area",
+    "Columns",
+    "FakeVm",
+    "Image",
+    "Kernel",
+    "Tree",
+    "build",
+    "columns",
+    "mapping",
+    "plant",
+]
 
 LINEAR = 0xC000_0000_0000_0000
 VMALLOC = 0xC008_0000_0020_0000
@@ -263,6 +276,10 @@ class Kernel:
         """Write 64-bit words at aligned physical addresses."""
         self._ram.view(f"{byte_order}u8")[physical // np.uint64(WORD)] = values
 
+    def read_word(self, physical: int, byte_order: str) -> int:
+        """Return what has been written at an aligned physical address."""
+        return int(self._ram.view(f"{byte_order}u8")[physical // WORD])
+
     def tree(self, leaves: Columns) -> int:
         """Write a radix tree; return the physical address of its root."""
         tree = plant(leaves, self.take)
@@ -274,7 +291,7 @@ class Kernel:
         none = [addresses([])]
         where = np.concatenate([area.pages for area in self._areas] or none)
         frames = np.concatenate([area.frames for area in self._areas] or none)
-        return LINEAR | self.tree(_mapping(where, frames, self.page_size))
+        return LINEAR | self.tree(mapping(where, frames, self.page_size))
 
     def memory(self) -> SegmentedMemory:
         """Return what was built."""
@@ -320,7 +337,8 @@ class Kernel:
         return node | 2
 
 
-def _mapping(where: U64, frames: U64, page_size: int) -> Columns:
+def mapping(where: U64, frames: U64, page_size: int) -> Columns:
+    """Return the leaves that map pages at ascending addresses to frames."""
     shift = np.full(where.size, page_size.bit_length() - 1, dtype=np.uint64)
     return Columns(
         where & np.uint64((1 << pte.TREE_BITS) - 1), frames | np.uint64(PAGE_BITS), shift
@@ -517,5 +535,5 @@ def _l1_tables(kernel: Kernel, vm: FakeVm) -> tuple[dict[int, int], tuple[Memslo
         base // page, count, TABLES_HVA, 1 + max((slot.id for slot in vm.memslots), default=-1)
     )
     hva = area.pages - np.uint64(base) + np.uint64(TABLES_HVA)
-    pgd = kernel.tree(_mapping(hva, area.frames, page))
+    pgd = kernel.tree(mapping(hva, area.frames, page))
     return {lpid: tree.root for lpid, tree in trees.items()}, (memslot,), pgd
