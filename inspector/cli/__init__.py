@@ -18,6 +18,7 @@ __all__ = ["main"]
 
 EXIT_NOT_USABLE = 3
 EXIT_INTERRUPTED = 130
+EXIT_PIPE = 141
 EXIT_TERMINATED = 143
 REPEAT_AFTER = 0.01
 
@@ -42,6 +43,14 @@ class _Commands(click.Group):
         module = importlib.import_module(f"inspector.cli.{cmd_name}")
         command: click.Command = module.command
         return command
+
+    def invoke(self, ctx: click.Context) -> object:
+        """Run a sub-command; click itself would exit with 1, which says violations."""
+        try:
+            return super().invoke(ctx)
+        except BrokenPipeError:
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            raise click.exceptions.Exit(EXIT_PIPE) from None
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         with formatter.section("Commands"):
@@ -98,6 +107,3 @@ def main() -> None:
         sys.exit(EXIT_INTERRUPTED)
     except _Terminated:
         sys.exit(EXIT_TERMINATED)
-    except BrokenPipeError:
-        sys.stderr.close()
-        sys.exit(0)
