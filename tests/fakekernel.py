@@ -294,7 +294,8 @@ class Kernel:
         return LINEAR | self.tree(mapping(where, frames, self.page_size))
 
     def memory(self) -> SegmentedMemory:
-        """Return what was built."""
+        """Return what was built, in whole pages; nothing can be added after."""
+        self.take(0, self.page_size)
         self._ram.setflags(write=False)
         zero = addresses([0])
         return SegmentedMemory(self._ram, zero, addresses([self._end]), zero)

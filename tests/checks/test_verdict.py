@@ -1,0 +1,134 @@
+"""Verdicts: what is concluded, and when nothing is."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+from hypothesis import given
+
+from inspector.checks.base import all_invariants
+from inspector.checks.verdict import Judgement, Verdict, judge
+from inspector.kvm.snapshot import Gap, LinkProblem, Snapshot, Vm
+from inspector.model.vm import EntryState, LeafState, VmState, judge_entry, judge_leaf
+from inspector.structures.radix import TableProblem
+from tests.builders import leaf, snapshot_vm, table, vm_states, words
+
+GOOD = VmState(
+    12,
+    table(leaf(0x1000, 0x40_0000)),
+    {1: words((1, 0x5000), (2, 0x6000))},
+    {1: table(leaf(0x5000, 0x40_0000))},
+)
+LOST = VmState(12, GOOD.host, {}, GOOD.shadows)
+
+
+def judged(*vms: Vm, page_shift: int = 12) -> Judgement:
+    return judge(Snapshot("release", "id", page_shift, vms))
+
+
+def test_a_good_vm_is_consistent() -> None:
+    judgement = judged(snapshot_vm(GOOD))
+    assert judgement.verdict is Verdict.CONSISTENT
+    counts = judgement.vms[0].counts
+    assert (counts.slots, counts.entries, counts.singles, counts.lists) == (1, 2, 0, 1)
+    assert (counts.longest, counts.live, counts.shadow_leaves, counts.host_leaves) == (2, 1, 1, 1)
+    assert counts.stale == {EntryState.NO_GUEST: 1}
+
+
+def test_no_vms_are_consistent() -> None:
+    assert judged().verdict is Verdict.CONSISTENT
+
+
+@pytest.mark.parametrize(
+    ("verdicts", "worst"),
+    [
+        ((GOOD, GOOD), Verdict.CONSISTENT),
+        ((GOOD, LOST), Verdict.VIOLATIONS),
+    ],
+)
+def test_the_worst_vm_decides(verdicts: tuple[VmState, ...], worst: Verdict) -> None:
+    judgement = judged(*(snapshot_vm(state) for state in verdicts))
+    assert judgement.verdict is worst
+    assert len(judgement.findings) == sum(len(vm.findings) for vm in judgement.vms)
+
+
+def test_a_held_lock_concludes_nothing() -> None:
+    for state in (GOOD, LOST):
+        vm = replace(snapshot_vm(state), locked=True, mmu_lock=1)
+        assert judged(vm).verdict is Verdict.INCONCLUSIVE
+    violations = snapshot_vm(LOST)
+    assert judged(vm, violations).verdict is Verdict.VIOLATIONS
+
+
+def test_a_gap_concludes_nothing_only_where_it_is_needed() -> None:
+    needed = replace(snapshot_vm(GOOD), gaps=(Gap("shadow table"),))
+    assert judged(needed).verdict is Verdict.INCONCLUSIVE
+    assert judged(needed).vms[0].notes == ("shadow table",)
+    other = replace(snapshot_vm(GOOD), gaps=(Gap("L1's table", needed=False),))
+    assert judged(other).verdict is Verdict.CONSISTENT
+    assert judged(other).vms[0].notes == ("L1's table",)
+
+
+def test_notes_say_why_there_is_nothing_to_see() -> None:
+    empty = snapshot_vm(VmState(12))
+    assert judged(empty).vms[0].notes == ("no nested guests",)
+    (note,) = judged(replace(empty, nesting=False)).vms[0].notes
+    assert "nesting is not enabled" in note
+    (note,) = judged(replace(empty, radix=False)).vms[0].notes
+    assert "hash-MMU guest" in note
+
+
+@given(vm_states(odd_bits=True))
+def test_findings_are_what_the_model_finds(state: VmState) -> None:
+    vm = snapshot_vm(state)
+    (judgement,) = judged(vm, page_shift=state.page_shift).vms
+    by_invariant: dict[str, int] = {}
+    for finding in judgement.findings:
+        by_invariant[finding.invariant] = by_invariant.get(finding.invariant, 0) + 1
+        assert finding.evidence
+        assert finding.summary
+        assert finding.expected
+    states = [
+        judge_leaf(state, lpid, one).state
+        for lpid, shadow in state.shadows.items()
+        for one in shadow.leaves.values()
+    ]
+    expected = {
+        "shadow-leaf-covered": states.count(LeafState.LOST) + states.count(LeafState.HIDDEN),
+        "shadow-leaf-frame": states.count(LeafState.MOVED),
+        "shadow-leaf-mapped": states.count(LeafState.UNMAPPED),
+    }
+    assert {name: by_invariant.get(name, 0) for name in expected} == expected
+    live = [
+        judge_entry(state, gfn, word) for gfn, found in state.slots.items() for word in found
+    ].count(EntryState.LIVE)
+    assert judgement.counts.live == live
+    broken = any(word & 0xFFE for found in state.slots.values() for word in found)
+    assert ("rmap-word" in by_invariant) == broken
+
+
+def test_every_kind_of_link_problem_is_told() -> None:
+    vm = snapshot_vm(GOOD)
+    for kind in ("pointer", "unreadable", "cycle", "end"):
+        problem = LinkProblem(0, kind, 0xC000_0000_0000_1000, 0x1234)
+        (finding,) = judged(replace(vm, rmaps=replace(vm.rmaps, problems=(problem,)))).findings
+        assert finding.invariant == "rmap-list"
+        assert finding.evidence[1].address == 0xC000_0000_0000_1000
+
+
+def test_only_malformed_tables_are_violations_not_missing_ones() -> None:
+    vm = snapshot_vm(GOOD)
+    for missing in (False, True):
+        host = replace(vm.host, problems=(TableProblem(0, 0x1000, "odd", missing),))
+        found = judged(replace(vm, host=host)).findings
+        assert [finding.invariant for finding in found] == ["table-form"] * (not missing)
+
+
+def test_invariants_are_told_apart_and_explained() -> None:
+    found = all_invariants()
+    assert len({invariant.id for invariant in found}) == len(found) == 7
+    for invariant in found:
+        assert invariant.statement.endswith(".")
+        assert invariant.why.endswith(".")
+        assert invariant.source

@@ -1,0 +1,176 @@
+"""Lists followed all at once, against following them one by one."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import pytest
+from hypothesis import example, given
+from hypothesis import strategies as st
+
+from inspector import encoding
+from inspector.encoding import Step
+from inspector.errors import MemoryNotReadable
+from inspector.kvm import rmap
+from inspector.kvm.rmap import read_rmaps
+from inspector.kvm.snapshot import Memslot, Rmaps
+from inspector.memory.base import addresses
+from inspector.structures.space import KernelSpace
+from tests.fakekernel import Kernel, build
+
+PAGE = 4096
+PROFILES = {order: build([], byte_order=order).profile for order in "<>"}
+NODES = 8
+BAD_LINKS = (0x10, 0xC000_0000_0000_0004, 0xC008_0000_0000_0000, 0xC000_7000_0000_0000, 1 << 63)
+LINKS = st.one_of(
+    st.integers(0, NODES - 1),
+    st.integers(0, NODES - 1),
+    st.sampled_from((0, 1, 0x0010_0000_0000_1001, *BAD_LINKS)).map(lambda word: -1 - word),
+)
+"""A link: the number of a node, or a word that is none, below zero."""
+
+
+@dataclass
+class Array:
+    """An rmap array with nodes of any links, and its memslot."""
+
+    kernel: KernelSpace
+    memslot: Memslot
+    heads: dict[int, int]
+    nodes: dict[int, tuple[int, int]]
+
+    @classmethod
+    def of(
+        cls, heads: dict[int, int], nodes: list[tuple[int, int]], order: str = "<", skip: int = 0
+    ) -> Array:
+        kernel = Kernel(PAGE, order)
+        base = kernel.kmalloc(16 * NODES)
+
+        def word(link: int) -> int:
+            return base + 16 * link if link >= 0 else -1 - link
+
+        made = {base + 16 * i: (word(link), value) for i, (link, value) in enumerate(nodes)}
+        for node, (link, value) in made.items():
+            kernel.put("rmap_nested", node, list__next=link, rmap=value)
+        npages = max(heads, default=0) + 1
+        area = kernel.vmalloc(8 * (skip + npages))
+        where = area.base + 8 * skip
+        for gfn, link in heads.items():
+            place = addresses([where + 8 * gfn])
+            kernel.words(area.physical(place), addresses([word(link)]), order)
+        own = {**PROFILES[order].symbols, "swapper_pg_dir": kernel.own_table()}
+        profile = type(PROFILES[order])(**{**vars(PROFILES[order]), "symbols": own})
+        memslot = Memslot(0xC000_0000_0000_1000, 0, 0x100, npages, 0, 0, where)
+        opened = KernelSpace(kernel.memory(), profile)
+        return cls(opened, memslot, {gfn: word(link) for gfn, link in heads.items()}, made)
+
+    def read(self) -> Rmaps:
+        return read_rmaps(self.kernel, (self.memslot,))
+
+    def followed(self, head: int) -> tuple[list[Step], str | None]:
+        """Follow one slot by encoding.walk; return its steps, and why it ended if it should not."""
+        last = head
+
+        def node_at(address: int) -> tuple[int, int]:
+            nonlocal last
+            if not 0xC000_0000_0000_0000 <= address < 0xC008_0000_0000_0000 or address % 8:
+                raise ValueError("pointer")
+            if address not in self.nodes:
+                raise MemoryNotReadable(address, 16)
+            last = self.nodes[address][0]
+            return self.nodes[address]
+
+        steps: list[Step] = []
+        try:
+            for step in encoding.walk(head, node_at):
+                steps.append(step)
+        except ValueError:
+            return steps, "pointer"
+        except MemoryNotReadable:
+            return steps, "unreadable"
+        if encoding.is_single(last):
+            return steps, None
+        return steps, "cycle" if last else "end"
+
+
+@given(
+    st.dictionaries(st.integers(0, 40), LINKS, max_size=8),
+    st.lists(st.tuples(LINKS, st.integers(0, (1 << 64) - 1)), min_size=NODES, max_size=NODES),
+    st.sampled_from("<>"),
+    st.integers(0, 600),
+)
+@example({0: 0}, [(i + 1, 0) for i in range(NODES - 1)] + [(3, 0)], "<", 0)
+@example({0: 0, 1: 4}, [(i + 1, i) for i in range(NODES - 1)] + [(-2, 0)], ">", 511)
+def test_every_slot_is_followed_as_one_by_one(
+    heads: dict[int, int], nodes: list[tuple[int, int]], order: str, skip: int
+) -> None:
+    array = Array.of(heads, nodes, order, skip)
+    found = array.read()
+    wanted = {gfn: head for gfn, head in sorted(array.heads.items()) if head}
+    assert found.gfn.tolist() == [0x100 + gfn for gfn in wanted]
+    assert found.where.tolist() == [array.memslot.rmap + 8 * gfn for gfn in wanted]
+    assert found.head.tolist() == list(wanted.values())
+    problems = {problem.slot: problem for problem in found.problems}
+    assert len(problems) == len(found.problems)
+    for i, (gfn, head) in enumerate(wanted.items()):
+        steps, ending = array.followed(head)
+        assert list(zip(found[i].nodes.tolist(), found[i].words.tolist(), strict=True)) == steps
+        if ending is None:
+            assert i not in problems
+            continue
+        problem = problems[i]
+        assert problem.kind == ending
+        assert array.kernel.pointer(problem.place) == problem.link
+        assert (problem.place == array.memslot.rmap + 8 * gfn) == (not steps)
+
+
+def test_a_long_list_is_read_in_order() -> None:
+    kernel = Kernel(PAGE, "<")
+    count = 3000
+    base = kernel.kmalloc(16 * count)
+    order = np.random.default_rng(1).permutation(count).astype(np.uint64)
+    node = addresses(base) + order * np.uint64(16)
+    link = np.append(node[1:], np.uint64(1))
+    physical = kernel.physical(node)
+    kernel.words(physical, link, "<")
+    word = np.arange(count, dtype=np.uint64) * np.uint64(4096)
+    kernel.words(physical + np.uint64(8), word, "<")
+    head = kernel.kmalloc(8)
+    kernel.store(head, int(node[0]))
+    opened = KernelSpace(kernel.memory(), PROFILES["<"])
+    found = read_rmaps(opened, (Memslot(0, 0, 0, 1, 0, 0, head),))
+    assert found.length.tolist() == [count + 1]
+    assert found[0].words.tolist() == [*word.tolist(), 1]
+    assert found[0].nodes.tolist() == [*node.tolist(), 0]
+
+
+@pytest.mark.parametrize("limit", [PAGE, 3 * PAGE])
+def test_arrays_are_read_in_pieces(limit: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(rmap, "READ_LIMIT", limit)
+    heads = {gfn: -1 - (0x1001 | gfn << 12) for gfn in (0, 511, 512, 513, 2047, 2048, 4000)}
+    array = Array.of(heads, [], skip=1)
+    assert [(slot.gfn, slot.words.tolist()) for slot in array.read()] == [
+        (0x100 + gfn, [0x1001 | gfn << 12]) for gfn in heads
+    ]
+
+
+def test_neighbours_of_an_array_are_not_its_slots() -> None:
+    array = Array.of({0: -2, 4: -2, 5: -2, 9: -2}, [])
+    part = Memslot(0, 0, 0, 3, 0, 0, array.memslot.rmap + 8 * 3)
+    assert read_rmaps(array.kernel, (part,)).gfn.tolist() == [1, 2]
+
+
+def test_unreadable_pages_are_told_by_gfn() -> None:
+    array = Array.of({0: -2, 2000: -2}, [], skip=3)
+    beyond = Memslot(0, 0, 0x100, 4 * 512, 0, 0, array.memslot.rmap)
+    found = read_rmaps(array.kernel, (beyond,))
+    assert found.unread == ((0x100 + 4 * 512 - 3, 3),)
+    assert found.gfn.tolist() == [0x100, 0x100 + 2000]
+
+
+def test_no_memslot_and_no_array_are_no_slots() -> None:
+    array = Array.of({}, [])
+    assert len(read_rmaps(array.kernel, ())) == 0
+    assert len(read_rmaps(array.kernel, (Memslot(0, 0, 0, 9, 0, 0, 0),))) == 0
+    assert len(array.read()) == 0
