@@ -12,18 +12,17 @@ from typing import TypeVar
 
 from inspector import pte
 from inspector.errors import BadData, InspectorError, MemoryNotReadable, TargetNotSupported
+from inspector.kvm.containers import memslot_addresses, nested_guest_addresses
+from inspector.kernel.host import kvm_modules, require_radix
 from inspector.kvm.rmap import NO_RMAPS, read_rmaps
 from inspector.kvm.snapshot import Gap, Memslot, Nested, Rmaps, Snapshot, Vm
-from inspector.structures.idr import idr_entries
 from inspector.structures.lists import list_entries
-from inspector.structures.modules import find_modules, module_symbols
+from inspector.structures.modules import module_symbols
 from inspector.structures.radix import LeafTable, walk
-from inspector.structures.rbtree import tree_nodes
 from inspector.structures.space import GuestSpace, KernelSpace
 
 __all__ = ["collect", "held_locks", "vm_list"]
 
-MMU_FTR_TYPE_RADIX = 0x40
 QSPINLOCK_LOCKED = 0x1
 MEMSLOT_PAGES = (1 << 31) - 1
 """The most that a memslot may have (``KVM_MEM_MAX_NR_PAGES``)."""
@@ -38,21 +37,10 @@ def vm_list(kernel: KernelSpace) -> int:
         TargetNotSupported: KVM-HV is not loaded, or the host does not use
             the radix MMU.
     """
-    cpu = kernel.pointer(kernel.profile.symbols["cur_cpu_spec"])
-    if not kernel.field("cpu_spec", cpu, "mmu_features") & MMU_FTR_TYPE_RADIX:
-        raise TargetNotSupported(
-            "the host kernel runs with the hash MMU; KVM-HV has nested guests only on a radix host "
-            "(POWER9 or later, booted without disable_radix)"
-        )
+    require_radix(kernel)
     if "vm_list" in kernel.profile.symbols:
         return kernel.profile.symbols["vm_list"]
-    modules = find_modules(kernel, {"kvm", "kvm_hv"})
-    missing = sorted({"kvm", "kvm_hv"} - modules.keys())
-    if missing:
-        raise TargetNotSupported(
-            f"KVM-HV is not loaded in the target (no module {' and no module '.join(missing)}); "
-            "load it there with 'modprobe kvm_hv'"
-        )
+    modules = kvm_modules(kernel)
     values = module_symbols(kernel, modules["kvm"]).values("vm_list")
     if len(values) != 1:
         raise TargetNotSupported(
@@ -153,18 +141,8 @@ def _table(kernel: KernelSpace, pgtable: int) -> LeafTable:
 
 
 def _memslots(kernel: KernelSpace, vm: int) -> Iterator[Memslot]:
-    """Yield the memslots of address space 0, in guest order.
-
-    Since 5.17 (a54d806688fe) ``kvm->memslots[0]`` is one of two sets, and
-    ``node_idx`` says which of the two tree nodes of a slot belongs to it.
-    """
-    slots = kernel.pointer(vm + kernel.profile.struct("kvm").offset("memslots"))
-    root = kernel.field("kvm_memslots", slots, "gfn_tree.rb_node")
-    index = kernel.field("kvm_memslots", slots, "node_idx")
-    layout = kernel.profile.struct("kvm_memory_slot")
-    offset = layout.offset("gfn_node") + index * kernel.profile.struct("rb_node").size
-    for node in tree_nodes(kernel, root):
-        slot = node - offset
+    """Yield the memslots of address space 0."""
+    for slot in memslot_addresses(kernel, vm):
         memslot = Memslot(
             address=slot,
             id=kernel.field("kvm_memory_slot", slot, "id"),
@@ -186,15 +164,10 @@ def _memslots(kernel: KernelSpace, vm: int) -> Iterator[Memslot]:
 def _nested_guests(
     kernel: KernelSpace, vm: int, memslots: tuple[Memslot, ...], gaps: list[Gap]
 ) -> Iterator[Nested]:
-    """Yield the L2 guests of a VM.
-
-    They are found in an idr since 5.19; it was backported to older stable
-    kernels, so the member is looked for, not the version.
-    """
-    idr = vm + kernel.profile.struct("kvm").offset("arch.kvm_nested_guest_idr")
+    """Yield the L2 guests of a VM."""
     mm = kernel.field("kvm", vm, "mm")
     guest = GuestSpace(kernel, kernel.field("mm_struct", mm, "pgd"), memslots)
-    for lpid, address in _gather(idr_entries(kernel, idr), gaps, "nested guests"):
+    for lpid, address in _gather(nested_guest_addresses(kernel, vm), gaps, "nested guests"):
         try:
             nested = _nested(kernel, lpid, address, guest)
         except InspectorError as error:
