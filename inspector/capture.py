@@ -11,10 +11,7 @@ The note is JSON (``CAPTURE_FORMAT`` 1)::
 
 from __future__ import annotations
 
-import contextlib
 import json
-import os
-import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -22,6 +19,7 @@ from inspector.errors import BadData
 from inspector.image.profile import Profile
 from inspector.memory.elfcore import ElfCore, Note, write_core
 from inspector.memory.segments import SegmentedMemory
+from inspector.storage import write_aside
 
 __all__ = ["CAPTURE_FORMAT", "Capture", "read_capture", "write_capture"]
 
@@ -86,16 +84,5 @@ def write_capture(path: Path, capture: Capture) -> int:
         capture.profile.byte_order,
     )
     packed = zstandard.ZstdCompressor(level=COMPRESSION_LEVEL, write_checksum=True).compress(core)
-    try:
-        descriptor, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
-        try:
-            with os.fdopen(descriptor, "wb") as file:
-                file.write(packed)
-            os.replace(name, path)
-        except BaseException:
-            with contextlib.suppress(OSError):
-                os.unlink(name)
-            raise
-    except OSError as error:
-        raise BadData(f"cannot write {path}: {error.strerror}") from error
+    write_aside(path, packed)
     return len(packed)

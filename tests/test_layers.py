@@ -16,10 +16,12 @@ PACKAGE = Path(inspector.__file__).parent
 SOURCES = sorted(PACKAGE.rglob("*.py"))
 
 FLOORS = (
-    ("__init__", "errors", "encoding", "pte"),
+    ("__init__", "errors", "regions", "encoding", "pte"),
+    ("storage",),
     ("memory",),
     ("image",),
     ("structures",),
+    ("kernel",),
     ("kvm",),
     ("checks",),
     ("capture",),

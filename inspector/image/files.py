@@ -8,6 +8,7 @@ kernel elsewhere in the same RAM cannot be taken for it.
 
 from __future__ import annotations
 
+import hashlib
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,18 +16,18 @@ from pathlib import Path
 from inspector.errors import BadData, InspectorError, MemoryNotReadable, TargetNotSupported
 from inspector.image.btf import Btf
 from inspector.image.elf import ElfFile, build_id_in
-from inspector.image.profile import SYMBOLS, Profile, layouts
-from inspector.memory.base import AddressSpace, integer
+from inspector.image.profile import OPTIONAL_SYMBOLS, SYMBOLS, Profile, layouts
+from inspector.image.vmcoreinfo import read_vmcoreinfo, release_and_page_size
+from inspector.memory.base import AddressSpace
 from inspector.regions import linear_to_physical
 
-__all__ = ["SEARCH_VARIABLE", "profile_from_files"]
+__all__ = ["SEARCH_VARIABLE", "build_id_at", "profile_from_files"]
 
 SEARCH_VARIABLE = "INSPECTOR_KERNEL_PATH"
 """Directories, separated by colons, that are searched like ``/`` for kernel files."""
 
 NOTES_LENGTH = 512
 BANNER_LENGTH = 512
-VMCOREINFO_LIMIT = 1 << 16
 MODULES = ("kvm-hv", "kvm")
 _PACKINGS = ("", ".xz", ".zst", ".gz")
 
@@ -48,15 +49,12 @@ def profile_from_files(
     """
     image = _given(memory, kernel) if kernel else _found(memory)
     symbols = {name: _symbol(image, name) for name in SYMBOLS}
-    vmcoreinfo = _vmcoreinfo(memory, image, symbols)
-    facts = dict(line.split("=", 1) for line in vmcoreinfo.splitlines() if "=" in line)
-    try:
-        release, page_size = facts["OSRELEASE"], int(facts["PAGESIZE"])
-    except (KeyError, ValueError) as error:
-        raise BadData(
-            f"the kernel's VMCOREINFO in memory has no usable {error}; "
-            "the machine may not have booted far enough"
-        ) from error
+    for name in OPTIONAL_SYMBOLS:
+        values = image.symbols.values(name)
+        if len(values) == 1:
+            symbols[name] = values[0]
+    vmcoreinfo = read_vmcoreinfo(memory, symbols, image.byte_order)
+    release, page_size = release_and_page_size(vmcoreinfo)
     base = image.section(".BTF")
     if base is None:
         raise TargetNotSupported(
@@ -65,6 +63,7 @@ def profile_from_files(
         )
     vmlinux = Btf(base)
     blobs = []
+    digests = {}
     for name in MODULES:
         module = ElfFile(_module_file(name, release, image.path, modules))
         if f"vermagic={release} ".encode() not in (module.section(".modinfo") or b""):
@@ -75,6 +74,7 @@ def profile_from_files(
         section = module.section(".BTF")
         if section is not None:
             blobs.append(Btf(section, vmlinux))
+            digests[name.replace("-", "_")] = hashlib.sha256(section).hexdigest()
     return Profile(
         release=release,
         build_id=image.build_id,
@@ -83,6 +83,7 @@ def profile_from_files(
         vmcoreinfo=vmcoreinfo,
         symbols=symbols,
         structs=layouts([*blobs, vmlinux]),
+        module_btf=digests,
     )
 
 
@@ -92,20 +93,6 @@ def _symbol(image: ElfFile, name: str) -> int:
         how = "no" if not values else f"{len(values)} different"
         raise BadData(f"{image.path} has {how} symbols named {name}; is it a complete vmlinux?")
     return values[0]
-
-
-def _vmcoreinfo(memory: AddressSpace, image: ElfFile, symbols: dict[str, int]) -> str:
-    def word(address: int) -> int:
-        return integer(memory.read(linear_to_physical(address), 8), image.byte_order)
-
-    address = word(symbols["vmcoreinfo_data"])
-    length = word(symbols["vmcoreinfo_size"])
-    if not 0 < length <= VMCOREINFO_LIMIT:
-        raise BadData(
-            f"the kernel's VMCOREINFO at {address:#x} has a length of {length} bytes; "
-            "the machine may not have booted far enough"
-        )
-    return memory.read(linear_to_physical(address), length).decode("ascii", "replace")
 
 
 def _matches(memory: AddressSpace, image: ElfFile) -> bool:
@@ -118,12 +105,16 @@ def _matches(memory: AddressSpace, image: ElfFile) -> bool:
         if memory.read(linear_to_physical(address), len(text)) != text:
             return False
         for notes in image.symbols.values("__start_notes"):
-            actual = memory.read(linear_to_physical(notes), NOTES_LENGTH)
-            if build_id_in(actual, image.byte_order) != image.build_id:
+            if build_id_at(memory, notes, image.byte_order) != image.build_id:
                 return False
     except MemoryNotReadable:
         return False
     return True
+
+
+def build_id_at(memory: AddressSpace, notes: int, byte_order: str) -> str:
+    """Return the build ID among the notes at a linear address of a kernel in memory."""
+    return build_id_in(memory.read(linear_to_physical(notes), NOTES_LENGTH), byte_order)
 
 
 def _text_at(image: ElfFile, symbol: str) -> tuple[int, bytes] | None:

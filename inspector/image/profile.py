@@ -8,22 +8,30 @@ JSON form (``PROFILE_FORMAT`` 1)::
     {"format": 1, "release": "...", "build_id": "...", "byte_order": "little",
      "page_size": 4096, "vmcoreinfo": "OSRELEASE=...\\n...",
      "symbols": {"swapper_pg_dir": "0xc000...", ...},
-     "structs": {"kvm": {"size": 19888, "members": {"mm": [72, 8], ...}}, ...}}
+     "structs": {"kvm": {"size": 19888, "members": {"mm": [72, 8], ...}}, ...},
+     "module_btf": {"kvm": "sha256...", "kvm_hv": "sha256..."}}
 
-Member offsets and sizes are in bytes.
+Member offsets and sizes are in bytes.  See ``manual/layout.md``.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 from inspector.errors import BadData, TargetNotSupported
 from inspector.image.btf import Btf
 
-__all__ = ["PROFILE_FORMAT", "SYMBOLS", "Profile", "StructLayout", "layouts"]
+__all__ = [
+    "OPTIONAL_SYMBOLS",
+    "PROFILE_FORMAT",
+    "SYMBOLS",
+    "Profile",
+    "StructLayout",
+    "layouts",
+]
 
 PROFILE_FORMAT = 1
 STRUCT_LIMIT = 1 << 20
@@ -34,19 +42,24 @@ SYMBOLS = (
     "linux_banner",
     "modules",
     "swapper_pg_dir",
-    "vmcoreinfo_data",
-    "vmcoreinfo_size",
 )
 """Symbols of vmlinux that every target must have."""
 
+OPTIONAL_SYMBOLS = ("__start_notes", "btf_modules", "vmcoreinfo_data", "vmcoreinfo_size")
+"""Symbols that say more of the kernel where there are any."""
+
 STRUCTS: Mapping[str, tuple[str, ...]] = {
+    "btf": ("data", "data_size", "name"),
+    "btf_module": ("btf", "list"),
     "cpu_spec": ("mmu_features",),
     "idr": ("idr_rt.xa_head", "idr_base"),
     "kvm": (
         "arch.kvm_nested_guest_idr",
         "arch.l1_ptcr",
         "arch.lpid",
+        "arch.max_nested_lpid",
         "arch.nested_enable",
+        "arch.nested_guests",
         "arch.pgtable",
         "arch.radix",
         "memslots",
@@ -64,7 +77,7 @@ STRUCTS: Mapping[str, tuple[str, ...]] = {
         "npages",
         "userspace_addr",
     ),
-    "kvm_memslots": ("gfn_tree.rb_node", "node_idx"),
+    "kvm_memslots": ("gfn_tree.rb_node", "memslots", "node_idx", "used_slots"),
     "kvm_nested_guest": (
         "l1_gr_to_hr",
         "l1_lpid",
@@ -84,8 +97,8 @@ STRUCTS: Mapping[str, tuple[str, ...]] = {
 }
 """Structures and the members that are looked up in every kernel."""
 
-OPTIONAL_STRUCTS = frozenset({"qspinlock"})
-"""Structures whose absence says something: without this one a spinlock is a plain word."""
+OPTIONAL_STRUCTS = frozenset({"btf", "btf_module", "qspinlock"})
+"""Structures whose absence says something: without a qspinlock a spinlock is a plain word."""
 
 
 @dataclass(frozen=True)
@@ -123,7 +136,9 @@ class Profile:
     """Everything the tool needs to know of a kernel.
 
     ``symbols`` are virtual addresses of vmlinux symbols; ``vmcoreinfo`` is
-    the kernel's own VMCOREINFO text as it stands in memory.
+    the kernel's own VMCOREINFO text as it stands in memory, or empty;
+    ``module_btf`` the SHA-256 of the type information of the modules that
+    ``structs`` was taken from.
     """
 
     release: str
@@ -133,6 +148,7 @@ class Profile:
     vmcoreinfo: str
     symbols: Mapping[str, int]
     structs: Mapping[str, StructLayout]
+    module_btf: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def page_shift(self) -> int:
@@ -160,7 +176,7 @@ class Profile:
                 }
                 for name, layout in self.structs.items()
             },
-        }
+        } | ({"module_btf": dict(self.module_btf)} if self.module_btf else {})
 
     @classmethod
     def from_json(cls, text: bytes | str) -> Profile:
@@ -193,6 +209,9 @@ class Profile:
                         },
                     )
                     for name, item in raw["structs"].items()
+                },
+                module_btf={
+                    str(name): str(digest) for name, digest in raw.get("module_btf", {}).items()
                 },
             )
         except (
@@ -230,8 +249,8 @@ class Profile:
             )
 
 
-def layouts(blobs: Sequence[Btf]) -> dict[str, StructLayout]:
-    """Look the structures up in BTF, the most specific blob first.
+def layouts(blobs: Sequence[Btf], names: Iterable[str] = STRUCTS) -> dict[str, StructLayout]:
+    """Look structures up in BTF, the most specific blob first.
 
     Members that a kernel does not have are left out; whoever needs one asks
     for it and is told.
@@ -240,7 +259,8 @@ def layouts(blobs: Sequence[Btf]) -> dict[str, StructLayout]:
         TargetNotSupported: a structure is in none of the blobs.
     """
     found: dict[str, StructLayout] = {}
-    for name, members in STRUCTS.items():
+    for name in names:
+        members = STRUCTS[name]
         for blob in blobs:
             type_id = blob.find_struct(name)
             if type_id is not None:

@@ -1,0 +1,323 @@
+"""The kernel's own symbol table, as it lies compressed in its read-only data.
+
+A name is a row of bytes, each of which stands for a token; the 256 tokens
+and an index of where each begins are unmistakable, so they are looked for.
+Everything else lies around them in an order that changed over time
+(scripts/kallsyms.c): what fits is taken, the version is not asked.
+
+===========  ==================================================================
+to 6.3       addresses, number, names, markers, (order by name), tokens, index
+from 6.4     number, names, markers, tokens, index, addresses, order by name
+addresses    8 bytes each; from 4.6 on 4 bytes, relative to a base, positive
+             ones absolute in one variant; in the newest kernels relative to
+             the place of the entry itself
+names        a length, then that many bytes; lengths over 127 take two bytes
+             from 6.1 on
+markers      where every 256th name begins
+===========  ==================================================================
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from inspector.errors import BadData
+from inspector.memory.base import U64, AddressSpace, Bytes, addresses
+from inspector.regions import LINEAR_MAP, LINEAR_SIZE
+
+__all__ = ["CHUNK", "Kallsyms", "Tokens", "Window", "decode", "token_tables"]
+
+CHUNK = 1 << 20
+PIECE = 1 << 12
+DIGITS = b"".join(b"%d\0" % digit for digit in range(10))
+FIRST_DIGIT = ord("0")
+TOKENS = 256
+TOKENS_LIMIT = 1 << 13
+GROUP = 256
+"""A marker stands for so many names."""
+NAME_LIMIT = 514
+"""The longest compressed name with its length."""
+MARKER_LIMITS = (2 * GROUP, NAME_LIMIT * GROUP)
+FEWEST_MARKERS = 2
+MARKERS_LIMIT = 1 << 13
+MARKER_WINDOWS = (1 << 20, 1 << 22)
+"""How far before the tokens the markers may lie: the order by name can lie between them."""
+NAMES_LIMIT = 1 << 26
+ALIGNMENTS = (4, 8)
+PADDING = 8
+
+_WEIGHTS = np.random.default_rng(256).integers(0, 1 << 64, size=256, dtype=np.uint64)
+
+
+class Window:
+    """Physical memory that is read in chunks, each of them once.
+
+    Pages that are not there read as zeros, which no table survives.
+    """
+
+    def __init__(self, memory: AddressSpace) -> None:
+        self._memory = memory
+        self._chunks: dict[int, bytes] = {}
+
+    def chunk(self, index: int) -> bytes:
+        """Return the chunk that begins at ``index * CHUNK``."""
+        if index not in self._chunks:
+            where = addresses(index * CHUNK) + np.arange(CHUNK // PIECE, dtype=np.uint64) * (
+                np.uint64(PIECE)
+            )
+            self._chunks[index] = self._memory.read_many(where, PIECE).data.tobytes()
+        return self._chunks[index]
+
+    def held(self, index: int) -> bytes:
+        """Return a chunk if it was read before, else nothing."""
+        return self._chunks.get(index, b"")
+
+    def read(self, address: int, length: int) -> bytes:
+        """Return ``length`` bytes at a physical address."""
+        if address < 0:
+            return bytes(length)
+        first, last = address // CHUNK, (address + length - 1) // CHUNK
+        joined = b"".join(self.chunk(index) for index in range(first, last + 1))
+        return joined[address - first * CHUNK :][:length]
+
+
+class Tokens(NamedTuple):
+    """The token table: where it and the end of its index lie, and what it says."""
+
+    place: int
+    end: int
+    byte_order: str
+    tokens: list[bytes]
+
+
+class Kallsyms:
+    """A decoded symbol table.
+
+    ``place`` is the physical address of its tokens, ``byte_order`` that of
+    the kernel it belongs to.
+    """
+
+    def __init__(self, tokens: Tokens, names: Bytes, rows: _Rows, values: U64) -> None:
+        self.place, self.byte_order = tokens.place, tokens.byte_order
+        self._tokens = tokens.tokens
+        self._names, self._rows, self._values = names, rows, values
+
+    def __len__(self) -> int:
+        return self._values.size
+
+    @property
+    def first(self) -> int:
+        """The lowest address of a symbol."""
+        return int(self._values.min())
+
+    @property
+    def last(self) -> int:
+        """The highest address of a symbol."""
+        return int(self._values.max())
+
+    def find(self, wanted: Iterable[str]) -> dict[str, list[int]]:
+        """Return the distinct addresses of the symbols of these names.
+
+        Each name's tokens are added up; only names whose sum is a wanted
+        one are spelt out.
+        """
+        sought = {name.encode("ascii") for name in wanted}
+        sums = addresses([_sum(name) for name in sought])
+        per_token = addresses([_sum(token) for token in self._tokens])
+        kind = addresses([_sum(token[:1]) for token in self._tokens])
+        total = np.concatenate((addresses([0]), np.cumsum(per_token[self._names])))
+        begin, end = self._rows.begin, self._rows.begin + self._rows.size
+        first = kind[self._names[np.minimum(begin, self._names.size - 1)]]
+        found: dict[str, list[int]] = {}
+        for row in np.flatnonzero(np.isin(total[end] - total[begin] - first, sums)):
+            codes = self._names[begin[row] : end[row]]
+            name = b"".join(self._tokens[code] for code in codes)[1:]
+            if name in sought:
+                values = found.setdefault(name.decode("ascii"), [])
+                if int(self._values[row]) not in values:
+                    values.append(int(self._values[row]))
+        return found
+
+
+class _Rows(NamedTuple):
+    """Where in the names' bytes each name's tokens begin, and how many there are."""
+
+    begin: NDArray[np.int64]
+    size: NDArray[np.int64]
+
+
+def _sum(text: bytes) -> int:
+    return int(_WEIGHTS[np.frombuffer(text, dtype=np.uint8)].sum(dtype=np.uint64))
+
+
+def token_tables(window: Window, chunks: Iterable[int]) -> Iterator[Tokens]:
+    """Yield every token table whose digits stand in some chunks, chunk by chunk."""
+    overlap = len(DIGITS) - 1
+    for index in chunks:
+        data = window.chunk(index)
+        before, after = window.held(index - 1)[-overlap:], window.held(index + 1)[:overlap]
+        joined = before + data + after
+        found = joined.find(DIGITS)
+        while found >= 0:
+            tokens = _tokens(window, index * CHUNK - len(before) + found)
+            if tokens is not None:
+                yield tokens
+            found = joined.find(DIGITS, found + 1)
+
+
+def decode(window: Window, tokens: Tokens) -> Kallsyms:
+    """Decode the symbol table around some tokens.
+
+    Raises:
+        BadData: the table is damaged, or not of a known form.
+    """
+    for size in MARKER_WINDOWS:
+        for at, markers in _marker_runs(window, tokens, size):
+            for start, number_at, count in _names_before(window, tokens, at, markers):
+                names = np.frombuffer(window.read(start, at - start), dtype=np.uint8)
+                rows = _rows(names, markers, count)
+                if rows is not None:
+                    values = _values(window, tokens, number_at, count)
+                    return Kallsyms(tokens, names, rows, values)
+    raise BadData(
+        f"the kernel symbol names before the tokens at physical {tokens.place:#x} do not fit them"
+    )
+
+
+def _tokens(window: Window, digits: int) -> Tokens | None:
+    """Read the tokens around those for the digits; None if no index after them fits them."""
+    begin = max(0, digits - TOKENS_LIMIT)
+    data = window.read(begin, digits - begin + TOKENS_LIMIT)
+    here = digits - begin
+    end = here
+    for _ in range(TOKENS - FIRST_DIGIT):
+        end = data.find(b"\0", end) + 1
+        if not end:
+            break
+    for alignment in (2, *ALIGNMENTS) if end else ():
+        place = begin + end + -(begin + end) % alignment
+        raw = data[place - begin : place - begin + 2 * TOKENS]
+        for order in "<>" if len(raw) == 2 * TOKENS else "":
+            index = np.frombuffer(raw, dtype=order + "u2").astype(np.int64)
+            start = here - int(index[FIRST_DIGIT])
+            tokens = data[max(0, start) : end].split(b"\0")[:-1]
+            sizes = np.array([len(token) + 1 for token in tokens], dtype=np.int64)
+            if len(tokens) == TOKENS and np.array_equal(np.cumsum(sizes) - sizes, index):
+                return Tokens(begin + start, place + 2 * TOKENS, order, tokens)
+    return None
+
+
+def _marker_runs(
+    window: Window, tokens: Tokens, size: int
+) -> Iterator[tuple[int, NDArray[np.int64]]]:
+    """Yield every row of numbers before the tokens that grows from 0 on as markers do."""
+    begin = max(0, tokens.place - size)
+    begin += (tokens.place - begin) % 4
+    raw = window.read(begin, (tokens.place - begin) // 4 * 4)
+    words = np.frombuffer(raw, dtype=tokens.byte_order + "u4").astype(np.int64)
+    step = np.diff(words)
+    grows = (step >= MARKER_LIMITS[0]) & (step <= MARKER_LIMITS[1])
+    stops = np.append(np.flatnonzero(~grows), words.size - 1)
+    for first in np.flatnonzero((words[:-1] == 0) & grows)[::-1]:
+        last = int(stops[np.searchsorted(stops, first)])
+        markers = words[first : last + 1]
+        if FEWEST_MARKERS <= markers.size <= MARKERS_LIMIT and markers[-1] < NAMES_LIMIT:
+            yield begin + 4 * int(first), markers
+
+
+def _names_before(
+    window: Window, tokens: Tokens, at: int, markers: NDArray[np.int64]
+) -> Iterator[tuple[int, int, int]]:
+    """Yield where the names may begin, where their number stands, and that number."""
+    last = at - int(markers[-1])
+    begin = last - GROUP * NAME_LIMIT
+    begin += (at - begin) % 4
+    raw = window.read(begin, (last - begin) // 4 * 4)
+    words = np.frombuffer(raw, dtype=tokens.byte_order + "u4").astype(np.int64)
+    fits = (words > (markers.size - 1) * GROUP) & (words <= markers.size * GROUP)
+    for index in np.flatnonzero(fits)[::-1]:
+        place = begin + 4 * int(index)
+        for alignment in ALIGNMENTS:
+            yield place + alignment, place, int(words[index])
+
+
+def _rows(names: Bytes, markers: NDArray[np.int64], count: int) -> _Rows | None:
+    """Follow the lengths from every marker at once; None where they miss the next marker."""
+    if not names.size or markers[-1] >= names.size:
+        return None
+    begin = np.zeros((GROUP, markers.size), dtype=np.int64)
+    size = np.zeros((GROUP, markers.size), dtype=np.int64)
+    position = markers.copy()
+    last = names.size - 1
+    in_last = count - (markers.size - 1) * GROUP
+    end = 0
+    for i in range(GROUP):
+        if i == in_last:
+            end = int(position[-1])
+        low = names[np.minimum(position, last)].astype(np.int64)
+        high = names[np.minimum(position + 1, last)].astype(np.int64)
+        big = low >> 7
+        size[i] = low & 0x7F | (high << 7) * big
+        begin[i] = position + 1 + big
+        position = begin[i] + size[i]
+    if in_last == GROUP:
+        end = int(position[-1])
+    if not np.array_equal(position[:-1], markers[1:]) or not 0 <= names.size - end < PADDING:
+        return None
+    return _Rows(begin.T.reshape(-1)[:count], size.T.reshape(-1)[:count])
+
+
+def _values(window: Window, tokens: Tokens, number_at: int, count: int) -> U64:
+    """Return the addresses, in the first form that makes sorted kernel addresses of them."""
+    order = tokens.byte_order
+    base_before = number_at - 8
+    small = 4 * count
+    for place in sorted({tokens.end + -tokens.end % alignment for alignment in ALIGNMENTS}):
+        after = place + small
+        yielded = _relative(window, order, place, after + -after % 8, count)
+        if yielded is not None:
+            return yielded
+        # From 7.0 on there is no base: an entry counts from where it stands itself.
+        here = addresses(LINEAR_MAP | place) + np.arange(count, dtype=np.uint64) * (np.uint64(4))
+        offsets = np.frombuffer(window.read(place, small), dtype=order + "i4")
+        steps = offsets.astype(np.int64).view(np.uint64)
+        values = here + steps
+        if _plausible(values):
+            return values
+    before = _relative(window, order, base_before - small - small % 8, base_before, count)
+    if before is not None:
+        return before
+    for place in (number_at - 8 * count, tokens.end + -tokens.end % 8):
+        absolute = np.frombuffer(window.read(place, 8 * count), dtype=order + "u8")
+        if _plausible(absolute.astype(np.uint64)):
+            return absolute.astype(np.uint64)
+    raise BadData(
+        f"the kernel symbols around physical {tokens.place:#x} have no addresses that make sense"
+    )
+
+
+def _relative(window: Window, order: str, place: int, base_at: int, count: int) -> U64 | None:
+    """Return addresses that count from a base, or None if these do not."""
+    base = np.frombuffer(window.read(base_at, 8), dtype=order + "u8").astype(np.uint64)
+    if not _linear(base).all():
+        return None
+    offsets = np.frombuffer(window.read(place, 4 * count), dtype=order + "u4")
+    values = base + offsets.astype(np.uint64)
+    if _plausible(values):
+        return values
+    signed = offsets.view(order + "i4").astype(np.int64)
+    relative = base - np.uint64(1) - signed.view(np.uint64)
+    return relative if _plausible(relative[signed < 0]) and 2 * (signed < 0).sum() > count else None
+
+
+def _linear(values: U64) -> NDArray[np.bool_]:
+    inside: NDArray[np.bool_] = values - np.uint64(LINEAR_MAP) < np.uint64(LINEAR_SIZE)
+    return inside
+
+
+def _plausible(values: U64) -> bool:
+    return bool(values.size and np.all(values[1:] >= values[:-1]) and _linear(values[-1:]).all())

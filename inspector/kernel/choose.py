@@ -1,0 +1,97 @@
+"""Where the description of a target's kernel comes from: the sources, in order."""
+
+from __future__ import annotations
+
+from contextlib import nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+
+from inspector.errors import BadData, TargetNotSupported
+from inspector.image.cache import cached_profiles, keep
+from inspector.image.files import profile_from_files
+from inspector.image.profile import Profile
+from inspector.kernel.discover import Found, find_kernel
+from inspector.kernel.host import Pause, confirmed
+from inspector.memory.base import AddressSpace
+
+__all__ = ["Known", "Sources", "describe_kernel"]
+
+
+@dataclass(frozen=True)
+class Sources:
+    """What the user gave: a layout profile, or the kernel's files."""
+
+    layout: Path | None = None
+    kernel: Path | None = None
+    modules: Path | None = None
+
+
+@dataclass(frozen=True)
+class Known:
+    """A profile, where it comes from, and the kernels that were met and are not the host's."""
+
+    profile: Profile
+    source: str
+    rejected: tuple[str, ...] = ()
+
+
+def describe_kernel(
+    memory: AddressSpace, sources: Sources, vmcoreinfo: str = "", pause: Pause = nullcontext
+) -> Known:
+    """Return the profile of the kernel that runs in a physical memory.
+
+    Args:
+        memory: the target's physical memory.
+        sources: what was given; it is used, and compared with the target.
+        vmcoreinfo: the VMCOREINFO a dump carries, if it does.
+        pause: gives a block in which reads cause no stops of their own.
+
+    Raises:
+        InspectorError: no description fits, or KVM cannot be inspected.
+    """
+    if sources.layout is not None:
+        profile = confirmed(memory, _from_file(sources.layout), pause)
+        return Known(profile, f"the layout {sources.layout}")
+    if sources.kernel is not None or sources.modules is not None:
+        profile = profile_from_files(memory, sources.kernel, sources.modules)
+        keep(profile)
+        return Known(profile, "files")
+    cached = _from_cache(memory, pause)
+    if cached is not None:
+        return Known(cached, "the cache")
+    found = find_kernel(memory, vmcoreinfo, pause)
+    if found.profile is not None:
+        keep(found.profile)
+        return Known(found.profile, "the target's memory", found.rejected)
+    try:
+        profile = profile_from_files(memory)
+    except TargetNotSupported as error:
+        raise TargetNotSupported(_what_to_get(found)) from error
+    keep(profile)
+    return Known(profile, "files", found.rejected)
+
+
+def _from_file(path: Path) -> Profile:
+    try:
+        return Profile.from_json(path.read_bytes())
+    except OSError as error:
+        raise BadData(f"cannot read {path}: {error.strerror or error}") from error
+
+
+def _from_cache(memory: AddressSpace, pause: Pause) -> Profile | None:
+    for profile in cached_profiles():
+        try:
+            return confirmed(memory, profile, pause)
+        except TargetNotSupported:
+            continue
+    return None
+
+
+def _what_to_get(found: Found) -> str:
+    folder = f"/lib/modules/{found.release}"
+    return (
+        f"the host runs Linux {found.release}, and {found.missing}; give --layout FILE with its "
+        f"layout profile, or --kernel and --modules with a build that has BTF. Debian describes "
+        f"it in usr/lib/debug{folder}/kernel/arch/powerpc/kvm/kvm-hv.ko of the package "
+        f"linux-image-{found.release}-dbg, which this version cannot read"
+    )

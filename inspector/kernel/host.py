@@ -1,0 +1,190 @@
+"""Is this kernel the host's own, and can its KVM be inspected.
+
+An L1 or L2 kernel of the same build lies in the same RAM with the same
+bytes.  Only the host's pointers and page table mean the physical memory they
+lie in: a guest's are addresses of the guest.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from dataclasses import replace
+
+from inspector import pte
+from inspector.errors import BadData, MemoryNotReadable, TargetNotSupported
+from inspector.image.files import build_id_at
+from inspector.image.profile import Profile
+from inspector.image.vmcoreinfo import read_vmcoreinfo
+from inspector.memory.base import AddressSpace, addresses
+from inspector.regions import linear_to_physical
+from inspector.structures.lists import list_entries
+from inspector.structures.modules import find_modules
+from inspector.structures.radix import lookup
+from inspector.structures.space import KernelSpace
+
+__all__ = [
+    "KVM_MODULES",
+    "Pause",
+    "confirmed",
+    "digest",
+    "kvm_modules",
+    "module_types",
+    "prove_own",
+    "require_radix",
+]
+
+Pause = Callable[[], AbstractContextManager[None]]
+"""Gives a block in which many reads cause no stops of their own."""
+
+MMU_FTR_TYPE_RADIX = 0x40
+KVM_MODULES = ("kvm_hv", "kvm")
+"""The modules whose types are needed, the most specific first."""
+
+MODULE_BTF_LIMIT = 1 << 24
+BANNER = b"Linux version "
+PREVIOUS = 8
+"""Offset of ``list_head.prev``."""
+
+
+def require_radix(kernel: KernelSpace) -> None:
+    """See that the host uses the radix MMU.
+
+    Raises:
+        TargetNotSupported: it does not.
+    """
+    cpu = kernel.pointer(kernel.profile.symbols["cur_cpu_spec"])
+    if not kernel.field("cpu_spec", cpu, "mmu_features") & MMU_FTR_TYPE_RADIX:
+        raise TargetNotSupported(
+            "the host kernel runs with the hash MMU; KVM-HV has nested guests only on a radix host "
+            "(POWER9 or later, booted without disable_radix)"
+        )
+
+
+def kvm_modules(kernel: KernelSpace) -> dict[str, int]:
+    """Return the addresses of ``struct module`` of KVM's modules.
+
+    Raises:
+        TargetNotSupported: KVM-HV is not loaded.
+    """
+    modules = find_modules(kernel, set(KVM_MODULES))
+    missing = sorted(set(KVM_MODULES) - modules.keys())
+    if missing:
+        raise TargetNotSupported(
+            f"KVM-HV is not loaded in the target (no module {' and no module '.join(missing)}); "
+            "load it there with 'modprobe kvm_hv'"
+        )
+    return modules
+
+
+def prove_own(kernel: KernelSpace, place: int) -> None:
+    """See that the kernel's own page table and list of modules mean this memory.
+
+    Args:
+        kernel: its address space.
+        place: a linear address at which the kernel was found.
+
+    Raises:
+        BadData: they mean another memory, so this is a guest's kernel, or
+            the remains of one.
+    """
+    symbols = kernel.profile.symbols
+    swapper = linear_to_physical(symbols["swapper_pg_dir"])
+    found = lookup(kernel.memory, pte.Root(swapper, pte.PGD_BITS), addresses([place]))
+    if not found.known[0] or int(found.physical[0]) != linear_to_physical(place):
+        where = f"to physical {int(found.physical[0]):#x}" if found.known[0] else "nowhere"
+        raise BadData(
+            f"its page table at physical {swapper:#x} maps {place:#x} {where}, not to "
+            f"{linear_to_physical(place):#x} where it was found"
+        )
+    require_ring(kernel, "modules", symbols["modules"])
+
+
+def require_ring(kernel: KernelSpace, name: str, head: int) -> None:
+    """See that the first entry of a list leads back to the list's head.
+
+    Raises:
+        BadData: it does not.
+    """
+    try:
+        back = kernel.pointer(kernel.pointer(head) + PREVIOUS)
+    except MemoryNotReadable as error:
+        raise BadData(f"its list {name} at {head:#x} leads nowhere: {error}") from error
+    if back != head:
+        raise BadData(f"its list {name} at {head:#x} leads back to {back:#x}")
+
+
+def module_types(kernel: KernelSpace) -> dict[str, bytes]:
+    """Return the type information of KVM's modules that the kernel keeps.
+
+    ``module.btf_data`` is zero once a module is loaded; the kernel's copy
+    hangs on ``btf_modules``.
+    """
+    head = kernel.profile.symbols.get("btf_modules")
+    if head is None or not {"btf", "btf_module"} <= kernel.profile.structs.keys():
+        return {}
+    offset, size = kernel.profile.struct("btf").place("name")
+    found: dict[str, bytes] = {}
+    for entry in list_entries(kernel, head, "btf_module", "list"):
+        btf = kernel.field("btf_module", entry, "btf")
+        name = kernel.read(btf + offset, size).split(b"\0", 1)[0].decode("ascii", "replace")
+        if name not in KVM_MODULES:
+            continue
+        length = kernel.field("btf", btf, "data_size")
+        if length > MODULE_BTF_LIMIT:
+            raise BadData(f"the type information of the module {name} has {length} bytes")
+        found[name] = kernel.read(kernel.field("btf", btf, "data"), length)
+        if len(found) == len(KVM_MODULES):
+            break
+    return found
+
+
+def digest(types: bytes) -> str:
+    """Return what a profile remembers of a module's type information."""
+    return hashlib.sha256(types).hexdigest()
+
+
+def confirmed(memory: AddressSpace, profile: Profile, pause: Pause) -> Profile:
+    """Return a ready-made profile, once the target's own memory agrees with it.
+
+    Raises:
+        TargetNotSupported: it is not the profile of the kernel that runs
+            there, or its KVM cannot be inspected.
+    """
+    try:
+        with pause():
+            _compare(memory, profile)
+            kernel = KernelSpace(memory, profile)
+            text = read_vmcoreinfo(memory, profile.symbols, profile.byte_order)
+            require_radix(kernel)
+            prove_own(kernel, profile.symbols["linux_banner"])
+            loaded = module_types(kernel) if profile.module_btf else {}
+    except (BadData, MemoryNotReadable) as error:
+        raise TargetNotSupported(
+            f"the layout of Linux {profile.release} does not fit the target: {error}"
+        ) from error
+    for name, types in loaded.items():
+        if profile.module_btf.get(name) != digest(types):
+            raise TargetNotSupported(
+                f"the layout of Linux {profile.release} was made for another build of "
+                f"the module {name} than the one that is loaded in the target"
+            )
+    return replace(profile, vmcoreinfo=text)
+
+
+def _compare(memory: AddressSpace, profile: Profile) -> None:
+    """Compare banner and build ID at the places the profile names."""
+    symbols = profile.symbols
+    banner = BANNER + profile.release.encode() + b" "
+    place = linear_to_physical(symbols["linux_banner"])
+    if memory.read(place, len(banner)) != banner:
+        raise BadData(f"its banner is not at physical {place:#x}")
+    notes = symbols.get("__start_notes")
+    if notes is not None:
+        actual = build_id_at(memory, notes, profile.byte_order)
+        if actual != profile.build_id:
+            raise BadData(
+                f"the build ID at physical {linear_to_physical(notes):#x} is "
+                f"{actual or 'not there'}, not {profile.build_id or 'none'}"
+            )
