@@ -49,7 +49,9 @@ class Finding:
 class Invariant:
     """Something that must hold whenever ``mmu_lock`` is free.
 
-    ``source`` names the kernel function the rule comes from.
+    ``source`` names the kernel function the rule comes from.  ``by_absence``
+    tells that it is broken by something that is nowhere, which can be said
+    only where everything was read.
     """
 
     id: str
@@ -57,6 +59,7 @@ class Invariant:
     why: str
     source: str
     find: Callable[[CheckedVm], Iterator[Finding]]
+    by_absence: bool = False
 
 
 @cache

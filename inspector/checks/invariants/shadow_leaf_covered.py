@@ -25,4 +25,5 @@ INVARIANT = Invariant(
     "host has given to somebody else.",
     "kvmppc_unmap_pte, kvmhv_remove_nest_rmap_range, for_each_nest_rmap_safe",
     find,
+    by_absence=True,
 )

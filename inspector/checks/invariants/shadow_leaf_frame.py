@@ -24,4 +24,5 @@ INVARIANT = Invariant(
     "A wrong frame gives an L2 guest memory that is not its own.",
     "__kvmhv_nested_page_fault (steps 1 to 3)",
     find,
+    by_absence=True,
 )

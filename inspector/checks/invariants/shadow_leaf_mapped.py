@@ -24,4 +24,5 @@ INVARIANT = Invariant(
     "outlived the page.",
     "kvmppc_unmap_pte, kvm_unmap_radix",
     find,
+    by_absence=True,
 )
