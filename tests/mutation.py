@@ -46,13 +46,14 @@ class Mutant:
     def write(self, address: int, value: int, size: int = 8) -> None:
         """Write an integer of the kernel's at a kernel address."""
         order: Literal["little", "big"] = "little" if self.profile.byte_order == "<" else "big"
-        self._put(self.kernel.physical(address), value.to_bytes(size, order))
+        self.put(self.kernel.physical(address), value.to_bytes(size, order))
 
     def write_pte(self, address: int, value: int) -> None:
         """Write a page-table entry at a physical address."""
-        self._put(address, value.to_bytes(8, "big"))
+        self.put(address, value.to_bytes(8, "big"))
 
-    def _put(self, physical: int, data: bytes) -> None:
+    def put(self, physical: int, data: bytes) -> None:
+        """Write bytes at a physical address."""
         index = int(np.searchsorted(self.memory.starts, np.uint64(physical), side="right")) - 1
         inside = physical - int(self.memory.starts[index])
         assert 0 <= inside <= int(self.memory.sizes[index]) - len(data)

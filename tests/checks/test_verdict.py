@@ -64,10 +64,20 @@ def test_a_held_lock_concludes_nothing() -> None:
 def test_a_gap_concludes_nothing_only_where_it_is_needed() -> None:
     needed = replace(snapshot_vm(GOOD), gaps=(Gap("shadow table"),))
     assert judged(needed).verdict is Verdict.INCONCLUSIVE
-    assert judged(needed).vms[0].notes == ("shadow table",)
+    assert judged(needed).vms[0].notes[0] == "shadow table"
     other = replace(snapshot_vm(GOOD), gaps=(Gap("L1's table", needed=False),))
     assert judged(other).verdict is Verdict.CONSISTENT
     assert judged(other).vms[0].notes == ("L1's table",)
+
+
+def test_nothing_is_missed_where_something_was_not_read() -> None:
+    gaps = (Gap("rmap array"),)
+    lost = judged(replace(snapshot_vm(LOST), gaps=gaps))
+    assert lost.verdict is Verdict.INCONCLUSIVE
+    assert lost.findings == ()
+    odd = VmState(12, GOOD.host, {1: (0x0010_0000_0000_5003,)}, GOOD.shadows)
+    (finding,) = judged(replace(snapshot_vm(odd), gaps=gaps)).findings
+    assert finding.invariant == "rmap-word"
 
 
 def test_notes_say_why_there_is_nothing_to_see() -> None:

@@ -1,0 +1,112 @@
+"""Captures with holes, and captures with anything in any place."""
+
+from __future__ import annotations
+
+import random
+from collections import Counter
+
+import numpy as np
+import pytest
+
+from inspector.checks.verdict import Verdict, judge
+from inspector.errors import InspectorError
+from inspector.kvm.collect import collect, vm_list
+from inspector.kvm.snapshot import Snapshot
+from inspector.memory.recording import RecordingMemory
+from inspector.reports.jsonform import check_json, rmap_lines, vms_json
+from inspector.reports.text import check_report, rmap_report, vms_report
+from inspector.session import Acquired, Origin
+from inspector.structures.space import KernelSpace
+from tests.fixtures import DIRECTORY, opened
+from tests.memories import without
+from tests.mutation import Mutant
+
+ODD_WORDS = (
+    0,
+    1,
+    2,
+    0x7FFF_FFFF_FFFF_FFFF,
+    0x8000_0000_0000_0000,
+    0xC000_0000_0000_0000,
+    0xC007_FFFF_FFFF_FFF8,
+    0xC008_0000_0000_0000,
+    0xC00F_FFFF_FFFF_FFF0,
+    0xFFFF_FFFF_FFFF_FFF8,
+    0xFFFF_FFFF_FFFF_FFFF,
+)
+
+
+def report_all(acquired: Acquired) -> Verdict:
+    """Judge a snapshot and make every report of it."""
+    judgement = judge(acquired.snapshot)
+    check_json(acquired, judgement)
+    vms_json(acquired)
+    for lines in (
+        check_report(acquired, judgement),
+        rmap_report(acquired.snapshot, everything=False),
+        vms_report(acquired),
+        rmap_lines(acquired.snapshot),
+    ):
+        assert list(lines) is not None
+    return judgement.verdict
+
+
+@pytest.mark.parametrize("name", ["powernv9-singles", "powernv9-two-vms"])
+@pytest.mark.parametrize("seed", range(3))
+def test_any_word_anywhere_is_judged_or_refused(name: str, seed: int) -> None:
+    mutant = Mutant(DIRECTORY / f"{name}.core.zst")
+    choose = random.Random(seed)
+    outcomes: Counter[str] = Counter()
+    for _ in range(60):
+        row = choose.randrange(mutant.memory.starts.size)
+        size = int(mutant.memory.sizes[row])
+        place = int(mutant.memory.starts[row]) + choose.randrange(max(1, size // 8)) * 8
+        length = min(8, size)
+        before = mutant.memory.read(place, length)
+        value = choose.choice(
+            (
+                *ODD_WORDS,
+                choose.getrandbits(64),
+                pow(2, choose.randrange(64)) ^ int.from_bytes(before),
+            )
+        )
+        mutant.put(place, value.to_bytes(8)[-length:])
+        record = RecordingMemory(mutant.memory)
+        kernel = KernelSpace(record, mutant.profile)
+        try:
+            snapshot = collect(kernel, vm_list(kernel))
+        except InspectorError as error:
+            outcomes[type(error).__name__] += 1
+        else:
+            acquired = Acquired(snapshot, record.freeze(), mutant.profile, Origin(name, "a test"))
+            outcomes[report_all(acquired).value] += 1
+        mutant.put(place, before)
+    assert outcomes["consistent"]
+    assert len(outcomes) > 1
+
+
+def test_a_hole_is_no_violation() -> None:
+    """What a target does not hold cannot prove that anything is wrong."""
+    acquired = opened(DIRECTORY / "powernv9-singles.core.zst")
+    verdicts: Counter[Verdict | None] = Counter()
+    for start, size in zip(acquired.memory.starts, acquired.memory.sizes, strict=True):
+        memory = without(acquired.memory, int(start), min(4096, int(size)))
+        kernel = KernelSpace(memory, acquired.profile)
+        try:
+            snapshot: Snapshot | None = collect(kernel, vm_list(kernel))
+        except InspectorError:
+            snapshot = None
+        verdicts[judge(snapshot).verdict if snapshot else None] += 1
+    assert verdicts[Verdict.VIOLATIONS] == 0
+    assert verdicts[Verdict.INCONCLUSIVE]
+    assert verdicts[None]
+
+
+def test_a_missing_list_node_is_told_apart_from_a_bad_word() -> None:
+    mutant = Mutant(DIRECTORY / "powernv9-mixed.core.zst")
+    node = int(mutant.slot(3).nodes[1])
+    memory = without(mutant.memory, mutant.kernel.physical(node), 16)
+    kernel = KernelSpace(memory, mutant.profile)
+    (vm,) = collect(kernel, vm_list(kernel)).vms
+    assert [(problem.kind, problem.link) for problem in vm.rmaps.problems] == [("unreadable", node)]
+    assert np.count_nonzero(vm.rmaps.node == np.uint64(node)) == 0
