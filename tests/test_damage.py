@@ -52,12 +52,12 @@ def report_all(acquired: Acquired) -> Verdict:
 
 
 @pytest.mark.parametrize("name", ["powernv9-singles", "powernv9-two-vms"])
-@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("seed", range(2))
 def test_any_word_anywhere_is_judged_or_refused(name: str, seed: int) -> None:
     mutant = Mutant(DIRECTORY / f"{name}.core.zst")
     choose = random.Random(seed)
     outcomes: Counter[str] = Counter()
-    for _ in range(60):
+    for _ in range(40):
         row = choose.randrange(mutant.memory.starts.size)
         size = int(mutant.memory.sizes[row])
         place = int(mutant.memory.starts[row]) + choose.randrange(max(1, size // 8)) * 8

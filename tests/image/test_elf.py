@@ -131,7 +131,7 @@ def test_every_truncation_is_bad_data(tmp_path: Path) -> None:
             use(saved(tmp_path, data[:length]))
 
 
-@settings(max_examples=300, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=150, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.integers(0, len(kernel()) - 1), st.binary(min_size=1, max_size=8))
 def test_changed_bytes_raise_bad_data_or_nothing(
     tmp_path: Path, position: int, change: bytes
