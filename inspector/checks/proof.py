@@ -37,12 +37,14 @@ def leaf_findings(
 
 def _expected(checked: CheckedVm, suspect: Suspect) -> str:
     judgement, leaf = suspect.judgement, suspect.leaf
-    word = f"{encoding.encode(suspect.nested.lpid, leaf.address):#x}"
     if judgement.state is LeafState.MOVED:
         assert judgement.expected is not None
         return f"frame {judgement.expected:#x} = L0(L1({leaf.address:#x})) in the shadow entry"
     if judgement.state is LeafState.UNMAPPED:
         return "no shadow entry: L0 clears it together with its own leaf for the host page"
+    if suspect.nested.lpid > encoding.MAX_LPID:
+        return f"an LPID of 12 bits: no entry can name a guest with LPID {suspect.nested.lpid}"
+    word = f"{encoding.encode(suspect.nested.lpid, leaf.address):#x}"
     ranges = " or ".join(_gfns(host, checked.page_shift) for host in judgement.backing)
     return f"an entry {word} (single bit aside) in a slot of gfn {ranges}, met by the kernel's walk"
 
