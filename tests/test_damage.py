@@ -110,3 +110,13 @@ def test_a_missing_list_node_is_told_apart_from_a_bad_word() -> None:
     (vm,) = collect(kernel, vm_list(kernel)).vms
     assert [(problem.kind, problem.link) for problem in vm.rmaps.problems] == [("unreadable", node)]
     assert np.count_nonzero(vm.rmaps.node == np.uint64(node)) == 0
+
+
+def test_a_guest_that_no_entry_can_name_is_told() -> None:
+    mutant = Mutant(DIRECTORY / "powernv9-singles.core.zst")
+    idr = mutant.profile.struct("kvm").offset("arch.kvm_nested_guest_idr")
+    base = mutant.vm.address + idr + mutant.profile.struct("idr").offset("idr_base")
+    mutant.write(base, 5000, 4)
+    judgement = judge(mutant.snapshot())
+    assert judgement.verdict is Verdict.VIOLATIONS
+    assert "LPID 5001" in judgement.findings[0].expected
