@@ -18,7 +18,8 @@ class MemoryNotReadable(InspectorError):  # noqa: N818
     """Bytes that were asked for are not in the target.
 
     ``address`` is in the address space named by ``space`` (``"physical"``,
-    ``"kernel"``, ``"L1"``), ``length`` is in bytes.
+    ``"kernel"``, ``"L1"``), ``length`` is in bytes, and ``reason`` tells
+    memory that is not there from memory that a dump left out.
     """
 
     def __init__(
@@ -26,6 +27,7 @@ class MemoryNotReadable(InspectorError):  # noqa: N818
     ) -> None:
         self.address = address
         self.length = length
+        self.reason = reason
         self.space = space
         super().__init__(f"cannot read {length} bytes at {space} address {address:#x}: {reason}")
 

@@ -1,8 +1,9 @@
 """From a target to a snapshot: open, stop, copy, let go on, decode.
 
-A target is ``gdb:HOST:PORT`` or a file.  A live machine is read through a
-recorder while it stands still; the snapshot is then decoded from the record
-after it has gone on, exactly as from a capture of that record.
+A target is ``gdb:HOST:PORT``, a file, or ``raw:FILE@0xADDRESS``.  A live
+machine is read through a recorder while it stands still; the snapshot is then
+decoded from the record after it has gone on, exactly as from a capture of
+that record.
 """
 
 from __future__ import annotations
@@ -18,8 +19,9 @@ from inspector.image.files import profile_from_files
 from inspector.image.profile import Profile
 from inspector.kvm.collect import collect, held_locks, vm_list
 from inspector.kvm.snapshot import Snapshot
-from inspector.memory.elfcore import open_core
+from inspector.memory.dump import open_dump
 from inspector.memory.live import LiveMachine
+from inspector.memory.raw import RAW_PREFIX
 from inspector.memory.recording import RecordingMemory
 from inspector.memory.segments import SegmentedMemory
 from inspector.structures.space import KernelSpace
@@ -78,27 +80,26 @@ def acquire(target: str, options: Options, progress: Progress = lambda stage: No
     """
     if target.startswith(LIVE_PREFIX):
         return _live(target, options, progress)
-    path = Path(target)
-    if not path.exists():
+    if not target.startswith(RAW_PREFIX) and not Path(target).exists():
         raise BadData(f"there is no file {target}; a live machine is given as gdb:HOST:PORT")
-    return _file(path, options, progress)
+    return _file(target, options, progress)
 
 
-def _file(path: Path, options: Options, progress: Progress) -> Acquired:
+def _file(target: str, options: Options, progress: Progress) -> Acquired:
     progress("opening the file")
-    core = open_core(path)
-    capture = read_capture(core)
+    dump = open_dump(target)
+    capture = read_capture(dump.core) if dump.core else None
     if capture is None:
-        profile = profile_from_files(core.memory, options.kernel, options.modules)
+        profile = profile_from_files(dump.memory, options.kernel, options.modules)
         facts = None
     else:
         profile, facts = capture.profile, capture.facts
-    recorder = RecordingMemory(core.memory)
+    recorder = RecordingMemory(dump.memory)
     kernel = KernelSpace(recorder, profile)
     progress("decoding")
     snapshot = collect(kernel, vm_list(kernel))
-    kind = "an ELF core" if capture is None else "a capture"
-    return Acquired(snapshot, recorder.freeze(), profile, Origin(str(path), kind, facts=facts))
+    kind = dump.kind if capture is None else "a capture"
+    return Acquired(snapshot, recorder.freeze(), profile, Origin(target, kind, facts=facts))
 
 
 def _live(target: str, options: Options, progress: Progress) -> Acquired:

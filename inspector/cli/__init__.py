@@ -63,7 +63,9 @@ def cli() -> None:
     """Show and prove what KVM-HV on POWER believes about nested guests.
 
     TARGET is gdb:HOST:PORT (the GDB stub of a QEMU machine that runs the
-    host kernel) or a file: a capture of this tool or an ELF core.
+    host kernel), a file (a capture of this tool, an ELF core, a
+    kdump-compressed dump) or raw:FILE@0xADDRESS, an image of memory that
+    begins at a physical address.
 
     Exit codes: 0 consistent, 1 violations found, 2 usage, 3 target not
     usable or nothing can be concluded.

@@ -16,6 +16,8 @@ from numpy.typing import ArrayLike, NDArray
 from inspector.errors import MemoryNotReadable
 
 __all__ = [
+    "ABSENT",
+    "LEFT_OUT",
     "U64",
     "AddressSpace",
     "Bytes",
@@ -24,7 +26,11 @@ __all__ = [
     "integer",
     "is_address",
     "read_one",
+    "why_missing",
 ]
+
+ABSENT = "not in the target"
+LEFT_OUT = "left out of the dump"
 
 U64 = NDArray[np.uint64]
 Bytes = NDArray[np.uint8]
@@ -87,3 +93,12 @@ def read_one(space: AddressSpace, address: int, length: int) -> bytes:
     if not records.present[0]:
         raise MemoryNotReadable(address, length, space=space.name)
     return bytes(records.data[0])
+
+
+def why_missing(space: AddressSpace, address: int, length: int) -> str:
+    """Say why ``read_many`` did not find a record: absent, or left out of a dump."""
+    try:
+        space.read(address, length)
+    except MemoryNotReadable as error:
+        return error.reason
+    return ABSENT

@@ -1,4 +1,4 @@
-"""ELF core files: QEMU's ``dump-guest-memory`` and this tool's own captures.
+"""ELF core files: QEMU's ``dump-guest-memory``, kdump's vmcore, this tool's own captures.
 
 Only what the ELF specification fixes is used: program headers, their
 physical addresses, and notes.  ``EI_DATA`` gives the byte order of the
@@ -8,32 +8,31 @@ a machine that has not started Linux yet).
 
 from __future__ import annotations
 
-import io
-import mmap
 import struct
 from collections.abc import Iterable
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
 
-from inspector.errors import BadData
-from inspector.memory.base import Bytes, addresses
+from inspector.errors import BadData, MemoryNotReadable
+from inspector.memory.base import U64, addresses
+from inspector.memory.dumpfile import DumpFile, open_file
 from inspector.memory.segments import SegmentedMemory
-from inspector.regions import LINEAR_MAP
+from inspector.regions import LINEAR_MAP, LINEAR_SIZE
 
-__all__ = ["ElfCore", "Note", "open_core", "parse_notes", "write_core"]
+__all__ = ["ElfCore", "Note", "open_core", "parse_notes", "read_core", "write_core"]
 
 ELF_MAGIC = b"\x7fELF"
-ZSTD_MAGIC = b"\x28\xb5\x2f\xfd"
 ET_CORE = 4
 EM_PPC64 = 21
 PT_LOAD = 1
 PT_NOTE = 4
 PN_XNUM = 0xFFFF
-UNPACK_STEP = 1 << 12
-CAPTURE_LIMIT = 1 << 32
-"""A compressed core may unpack to this many bytes; more is taken for a bomb."""
+NO_ADDRESS = (1 << 64) - 1
+HEADERS_LIMIT = 1 << 28
+"""More than this is not asked for at once, whatever a header says."""
 
 _EHDR = "HHIQQQIHHHHHH"
 _SHDR = "IIQQQQIIQQ"
@@ -75,57 +74,27 @@ def open_core(path: Path) -> ElfCore:
         BadData: the file is empty, truncated, or not an ELF core of a
             64-bit POWER machine.
     """
-    buffer = _contents(path)
-    if bytes(buffer[:4]) != ELF_MAGIC:
+    return read_core(open_file(path))
+
+
+def read_core(file: DumpFile) -> ElfCore:
+    """Read the headers of an opened ELF core; the memory stays in the file.
+
+    Raises:
+        BadData: it is truncated, or not an ELF core of a 64-bit POWER machine.
+    """
+    path = file.path
+    ident = file.beginning(64)
+    if ident[:4] != ELF_MAGIC:
         raise BadData(
-            f"{path} is not an ELF core file (it begins with {bytes(buffer[:4])!r}); "
+            f"{path} is not an ELF core file (it begins with {ident[:4]!r}); "
             "give a capture of this tool or QEMU's dump-guest-memory output"
         )
-    return _parse(path, buffer)
-
-
-def _contents(path: Path) -> Bytes:
     try:
-        with path.open("rb") as file:
-            magic = file.read(4)
-            if not magic:
-                raise BadData(f"{path} is empty")
-            if magic == ZSTD_MAGIC:
-                file.seek(0)
-                return np.frombuffer(_decompressed(path, file), dtype=np.uint8)
-            mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-    except OSError as error:
-        raise BadData(f"cannot open {path}: {error.strerror}") from error
-    return np.frombuffer(mapped, dtype=np.uint8)
-
-
-def _decompressed(path: Path, file: io.BufferedReader) -> bytes:
-    import zstandard
-
-    out = io.BytesIO()
-    frame = zstandard.ZstdDecompressor().decompressobj()
-    try:
-        while piece := file.read(UNPACK_STEP):
-            while piece:
-                if frame.eof:
-                    frame = zstandard.ZstdDecompressor().decompressobj()
-                out.write(frame.decompress(piece))
-                piece = frame.unused_data
-            if out.tell() > CAPTURE_LIMIT:
-                raise BadData(f"{path} unpacks to more than {CAPTURE_LIMIT >> 30} GiB")
-    except zstandard.ZstdError as error:
-        raise BadData(f"{path} is damaged: {error}") from error
-    if not frame.eof:
-        raise BadData(f"{path} is truncated: it ends within its zstd frame")
-    return out.getvalue()
-
-
-def _parse(path: Path, buffer: Bytes) -> ElfCore:
-    try:
-        byte_order = {1: "<", 2: ">"}[int(buffer[5])]
-        if int(buffer[4]) != 2:
+        byte_order = {1: "<", 2: ">"}[ident[5]]
+        if ident[4] != 2:
             raise BadData(f"{path} is a 32-bit ELF file, not a core of a 64-bit POWER machine")
-        header = struct.unpack_from(byte_order + _EHDR, buffer[:64].tobytes(), 16)
+        header = struct.unpack_from(byte_order + _EHDR, ident, 16)
         kind, machine, phoff, shoff, phnum = (header[i] for i in (0, 1, 4, 5, 9))
         if kind != ET_CORE or machine != EM_PPC64:
             raise BadData(
@@ -133,34 +102,61 @@ def _parse(path: Path, buffer: Bytes) -> ElfCore:
                 f"not a core (type {ET_CORE}) of a 64-bit POWER machine ({EM_PPC64})"
             )
         if phnum == PN_XNUM:
-            section = struct.unpack_from(byte_order + _SHDR, buffer[shoff : shoff + 64].tobytes())
-            phnum = section[7]
+            phnum = struct.unpack(byte_order + _SHDR, _part(file, shoff, 64))[7]
         dtype = np.dtype([(name, byte_order + code) for name, code in _PHDR])
-        table = buffer[phoff : phoff + phnum * dtype.itemsize]
-        headers = np.frombuffer(table.tobytes(), dtype=dtype, count=phnum)
-    except (IndexError, KeyError, ValueError, struct.error) as error:
+        headers = np.frombuffer(_part(file, phoff, phnum * dtype.itemsize), dtype=dtype)
+        notes = tuple(
+            note
+            for entry in headers[headers["type"] == PT_NOTE]
+            for note in parse_notes(
+                _part(file, int(entry["offset"]), int(entry["filesz"])), byte_order
+            )
+        )
+    except (IndexError, KeyError, ValueError, struct.error, MemoryNotReadable) as error:
         raise BadData(f"{path} is truncated or damaged: its ELF headers do not fit") from error
+    return ElfCore(_memory(file, headers[headers["type"] == PT_LOAD]), notes)
 
-    loads = headers[(headers["type"] == PT_LOAD) & (headers["filesz"] > 0)]
-    offsets = loads["offset"].astype(np.uint64)
-    room = np.uint64(buffer.size) - np.minimum(offsets, np.uint64(buffer.size))
-    sizes = np.minimum(loads["filesz"].astype(np.uint64), room)
-    cut = int(np.count_nonzero(sizes < loads["filesz"]))
+
+def _part(file: DumpFile, position: int, length: int) -> bytes:
+    if not file.holds(position, length) or length > HEADERS_LIMIT:
+        raise MemoryNotReadable(position, length)
+    return file.contents.read(position, length)
+
+
+def _memory(file: DumpFile, loads: NDArray[np.void]) -> SegmentedMemory:
+    """Return the memory in the segments.
+
+    What the headers count as memory (``memsz``) without bytes in the file
+    (``filesz``) was left out by who wrote the dump; it is not zeros.
+    """
+    starts, known = _physical(loads)
+    loads = loads[known]
+    offsets, sizes, whole = (loads[n].astype(np.uint64) for n in ("offset", "filesz", "memsz"))
+    end = np.uint64(file.size)
+    cut = np.count_nonzero(sizes > end - np.minimum(offsets, end))
     if cut:
         raise BadData(
-            f"{path} is truncated: {cut} of its {len(loads)} segments "
+            f"{file.path} is truncated: {cut} of its {np.count_nonzero(sizes)} segments "
             "end beyond the end of the file"
         )
-    notes = tuple(
-        note
-        for entry in headers[headers["type"] == PT_NOTE]
-        for note in parse_notes(
-            buffer[int(entry["offset"]) : int(entry["offset"]) + int(entry["filesz"])].tobytes(),
-            byte_order,
-        )
-    )
-    memory = SegmentedMemory(buffer, loads["paddr"].astype(np.uint64), sizes, offsets)
-    return ElfCore(memory, notes)
+    less = whole > sizes
+    left_out = ((starts + sizes)[less], (whole - sizes)[less]) if less.any() else None
+    some = sizes > 0
+    return file.contents.view(starts[some], sizes[some], offsets[some], left_out)
+
+
+def _physical(loads: NDArray[np.void]) -> tuple[U64, NDArray[np.bool_]]:
+    """Return the physical address of each segment, and which have one.
+
+    A core of the running kernel's own view (/proc/kcore) gives none for
+    what is not in the linear map, and some writers leave all of them zero;
+    then the virtual address in the linear map tells.
+    """
+    physical, virtual = (loads[name].astype(np.uint64) for name in ("paddr", "vaddr"))
+    linear = virtual - np.uint64(LINEAR_MAP) < np.uint64(LINEAR_SIZE)
+    unset = (physical == np.uint64(NO_ADDRESS)) | ((physical == 0) & linear)
+    physical[unset] = virtual[unset] - np.uint64(LINEAR_MAP)
+    return physical, ~unset | linear
 
 
 def parse_notes(data: bytes, byte_order: str) -> Iterable[Note]:

@@ -12,7 +12,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from inspector.errors import MemoryNotReadable
-from inspector.memory.base import U64, Bytes, Records, addresses, is_address
+from inspector.memory.base import (
+    ABSENT,
+    LEFT_OUT,
+    U64,
+    Bytes,
+    Records,
+    addresses,
+    is_address,
+)
 
 __all__ = ["SegmentedMemory"]
 
@@ -28,6 +36,8 @@ class SegmentedMemory:
         starts: physical address of each segment.
         sizes: its length in bytes.
         offsets: where it begins in ``buffer``.
+        left_out: start and size of ranges that are known to be memory, but
+            whose bytes are not in ``buffer``.
 
     Segments may come in any order.  Where two overlap, the one that starts
     first wins, as in QEMU's own reader of its dumps.  Adjacent segments are
@@ -36,7 +46,14 @@ class SegmentedMemory:
 
     name = "physical"
 
-    def __init__(self, buffer: Bytes, starts: U64, sizes: U64, offsets: U64) -> None:
+    def __init__(
+        self,
+        buffer: Bytes,
+        starts: U64,
+        sizes: U64,
+        offsets: U64,
+        left_out: tuple[U64, U64] | None = None,
+    ) -> None:
         order = np.argsort(starts, kind="stable")
         starts, sizes, offsets = starts[order], sizes[order], offsets[order]
         ends = np.maximum.accumulate(starts + sizes) if starts.size else starts
@@ -48,6 +65,39 @@ class SegmentedMemory:
         self.sizes = (sizes - overlap)[keep]
         self.offsets = (offsets + overlap)[keep]
         self._ends = self.starts + self.sizes
+        self._left_out = left_out
+
+    @property
+    def end(self) -> int:
+        """The first address behind all segments."""
+        return int(self._ends[-1]) if self._ends.size else 0
+
+    def has(self, address: int) -> bool:
+        """Say whether the byte at an address is here."""
+        index = int(np.searchsorted(self.starts, np.uint64(address), side="right")) - 1
+        return index >= 0 and address < int(self._ends[index])
+
+    def view(
+        self, starts: U64, sizes: U64, offsets: U64, left_out: tuple[U64, U64] | None = None
+    ) -> SegmentedMemory:
+        """Return the memory whose segments lie at these addresses of this one.
+
+        What this one lacks of a segment is missing there, too.
+        """
+        first = np.searchsorted(self._ends, offsets, side="right")
+        last = np.searchsorted(self.starts, offsets + sizes, side="left")
+        count = np.maximum(last, first) - first
+        segment = np.repeat(np.arange(starts.size), count)
+        piece = np.arange(segment.size) + np.repeat(first - np.cumsum(count) + count, count)
+        begin = np.maximum(self.starts[piece], offsets[segment])
+        end = np.minimum(self._ends[piece], (offsets + sizes)[segment])
+        return SegmentedMemory(
+            self._buffer,
+            starts[segment] + (begin - offsets[segment]),
+            end - begin,
+            self.offsets[piece] + (begin - self.starts[piece]),
+            left_out,
+        )
 
     def read(self, address: int, length: int) -> bytes:
         """Return ``length`` bytes at a physical address."""
@@ -58,7 +108,7 @@ class SegmentedMemory:
             if is_address(position):
                 index = int(np.searchsorted(self.starts, np.uint64(position), side="right")) - 1
             if index < 0 or position >= int(self._ends[index]):
-                raise MemoryNotReadable(address, length)
+                raise MemoryNotReadable(address, length, self._why(position))
             inside = position - int(self.starts[index])
             take = min(left, int(self.sizes[index]) - inside)
             offset = int(self.offsets[index]) + inside
@@ -66,6 +116,13 @@ class SegmentedMemory:
             position += take
             left -= take
         return b"".join(pieces)
+
+    def _why(self, address: int) -> str:
+        if self._left_out is not None and is_address(address):
+            starts, sizes = self._left_out
+            if np.any(np.uint64(address) - starts < sizes):
+                return LEFT_OUT
+        return ABSENT
 
     def read_many(self, where: U64, length: int) -> Records:
         """Return ``length`` bytes at each physical address."""

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from inspector import pte
-from inspector.memory.base import U64, AddressSpace, addresses
+from inspector.memory.base import ABSENT, U64, AddressSpace, addresses, why_missing
 
 __all__ = ["Found", "LeafTable", "TableProblem", "lookup", "walk"]
 
@@ -202,7 +202,8 @@ def _table_entries(space: AddressSpace, table: U64, base: U64, width: int, shift
         TableProblem(
             int(base[i]),
             int(table[i]),
-            f"page table at {space.name} address {int(table[i]):#x} is not readable",
+            f"page table at {space.name} address {int(table[i]):#x} is not readable"
+            + _because(space, int(table[i]), 8 << width),
             missing=True,
         )
         for i in np.flatnonzero(~records.present)
@@ -216,6 +217,11 @@ def _table_entries(space: AddressSpace, table: U64, base: U64, width: int, shift
         ),
         problems,
     )
+
+
+def _because(space: AddressSpace, address: int, length: int) -> str:
+    why = why_missing(space, address, length)
+    return "" if why == ABSENT else f": {why}"
 
 
 def _usable(

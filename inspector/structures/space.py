@@ -22,12 +22,14 @@ from inspector.memory.base import (
     addresses,
     integer,
     is_address,
-    read_one,
 )
 from inspector.regions import LINEAR_MAP, LINEAR_SIZE, OFFSET_MASK, linear_to_physical
 from inspector.structures.radix import lookup
 
 __all__ = ["GuestSpace", "KernelSpace", "SlotRange"]
+
+
+NOT_MAPPED = "it is not mapped"
 
 
 class _Translated:
@@ -48,10 +50,19 @@ class _Translated:
         pieces = []
         while length > 0:
             take = min(length, self.page_size - address % self.page_size)
-            pieces.append(read_one(self, address, take))
+            pieces.append(self._read_piece(address, take))
             address += take
             length -= take
         return b"".join(pieces)
+
+    def _read_piece(self, address: int, length: int) -> bytes:
+        physical, known = self.translate(addresses([address] if is_address(address) else []))
+        if not known.any():
+            raise MemoryNotReadable(address, length, NOT_MAPPED, self.name)
+        try:
+            return self.memory.read(int(physical[0]), length)
+        except MemoryNotReadable as error:
+            raise MemoryNotReadable(address, length, error.reason, self.name) from error
 
     def read_many(self, where: U64, length: int) -> Records:
         """Return ``length`` bytes at each address."""

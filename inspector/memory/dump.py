@@ -1,0 +1,92 @@
+"""Open a dump, whatever its format: what the file begins with tells.
+
+A format is one file in this package and one line here.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from inspector.errors import BadData
+from inspector.memory.base import AddressSpace
+from inspector.memory.dumpfile import DumpFile, open_file
+from inspector.memory.elfcore import ELF_MAGIC, ElfCore, Note, read_core
+from inspector.memory.kdump import KDUMP_MAGIC, Layout, read_kdump
+from inspector.memory.raw import RAW_PREFIX, open_raw, parse_raw
+
+__all__ = ["Dump", "open_dump"]
+
+FILTERS = {2: "cache", 4: "private cache", 8: "user", 16: "free"}
+"""What makedumpfile's dump level leaves out; level 1, zero pages, loses nothing in this format."""
+
+
+@dataclass(frozen=True)
+class Dump:
+    """An opened dump.
+
+    ``kind`` says for people what it is.  ``dump_level`` is makedumpfile's,
+    None where the format has none.  ``core`` is there for ELF cores.
+    """
+
+    memory: AddressSpace
+    kind: str
+    notes: tuple[Note, ...] = ()
+    dump_level: int | None = None
+    core: ElfCore | None = None
+
+    def note(self, name: str) -> bytes | None:
+        """Return the contents of the first note of this name."""
+        return next((note.data for note in self.notes if note.name == name), None)
+
+    @property
+    def vmcoreinfo(self) -> str | None:
+        """The kernel's own VMCOREINFO, if the dump carries it."""
+        data = self.note("VMCOREINFO")
+        return None if data is None else data.decode("ascii", "replace")
+
+
+def open_dump(target: str | Path) -> Dump:
+    """Open a dump file, or a raw image given as ``raw:FILE@0xADDRESS``.
+
+    Raises:
+        BadData: it is damaged or truncated, or of no format that is known.
+        TargetNotSupported: it is of another architecture, or compressed in
+            a way that needs a package that is not installed.
+    """
+    if isinstance(target, str) and target.startswith(RAW_PREFIX):
+        raw = parse_raw(target)
+        return Dump(open_raw(raw), f"a raw image of memory from {raw.start:#x}")
+    file = open_file(Path(target))
+    magic = file.beginning(8)
+    if magic.startswith(ELF_MAGIC):
+        core = read_core(file)
+        return Dump(core.memory, _named("ELF core", file), core.notes, core=core)
+    if magic == KDUMP_MAGIC:
+        kdump = read_kdump(file)
+        kind = f"{_named('kdump-compressed dump', file)} ({_filter(kdump.layout)})"
+        return Dump(kdump.memory, kind, kdump.notes, kdump.layout.level)
+    raise BadData(
+        f"{file.path} is no dump of a format that is known (it begins with {magic!r}); give a "
+        "capture of this tool, an ELF core or a kdump-compressed dump, or a raw image of "
+        f"memory as {RAW_PREFIX}FILE@0xADDRESS"
+    )
+
+
+def _named(name: str, file: DumpFile) -> str:
+    if file.flattened:
+        return f"a flattened {name}"
+    return f"{'an' if name[0] in 'AEIOU' else 'a'} {name}"
+
+
+def _filter(layout: Layout) -> str:
+    parts = [layout.compression]
+    if layout.level is not None:
+        gone = [name for bit, name in FILTERS.items() if layout.level & bit]
+        left_out = f": without {', '.join(gone)} pages" if gone else ""
+        parts.append(f"dump level {layout.level}{left_out}")
+    if layout.split:
+        parts.append("one file of a split dump")
+    if layout.incomplete:
+        parts.append("not written to its end")
+    return ", ".join(parts)

@@ -1,0 +1,170 @@
+"""The bytes of a dump file by their position, however the file is wrapped.
+
+A plain file is mapped, so only what is read is touched.  A zstd frame (this
+tool's captures) is unpacked.  The flattened form of makedumpfile, which is
+for pipes, is a sequence of records that say where in the file their bytes
+belong; an index of the records makes it a file again.
+"""
+
+from __future__ import annotations
+
+import io
+import mmap
+import struct
+from array import array
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from inspector.errors import BadData
+from inspector.memory.base import U64, Bytes, addresses
+from inspector.memory.segments import SegmentedMemory
+
+__all__ = ["DumpFile", "open_file"]
+
+ZSTD_MAGIC = b"\x28\xb5\x2f\xfd"
+UNPACK_STEP = 1 << 12
+CAPTURE_LIMIT = 1 << 32
+"""A compressed core may unpack to this many bytes; more is taken for a bomb."""
+
+FLAT_MAGIC = b"makedumpfile\0\0\0\0"
+FLAT_HEADER = 4096
+FLAT_END = -1
+FLAT_TYPE = FLAT_VERSION = 1
+POSITION_LIMIT = 1 << 62
+HELD_LIMIT = 1 << 26
+"""Of a mapped file that is walked through, this much is kept in memory at most."""
+
+
+@dataclass(frozen=True)
+class DumpFile:
+    """An opened file: ``contents`` has its bytes, with positions for addresses."""
+
+    path: Path
+    contents: SegmentedMemory
+    flattened: bool = False
+    mapped: mmap.mmap | None = None
+
+    @property
+    def size(self) -> int:
+        """Where the file ends."""
+        return self.contents.end
+
+    def holds(self, position: int, length: int) -> bool:
+        """Say whether some bytes lie before the end of the file."""
+        return position >= 0 and length >= 0 and position + length <= self.size
+
+    def beginning(self, length: int) -> bytes:
+        """Return the first bytes, fewer where there are fewer."""
+        return self.contents.read(0, min(length, self.size)) if self.contents.has(0) else b""
+
+    def forget(self) -> None:
+        """Let go of the memory that holds what was read of a mapped file."""
+        if self.mapped is not None:
+            self.mapped.madvise(mmap.MADV_DONTNEED)
+
+
+def open_file(path: Path, *, wrapped: bool = True) -> DumpFile:
+    """Open a dump file; with ``wrapped`` false its bytes are taken as they are.
+
+    Raises:
+        BadData: the file cannot be read, is empty, or its wrapping is
+            damaged or truncated.
+    """
+    mapped = None
+    try:
+        with path.open("rb") as file:
+            magic = file.read(4)
+            if not magic:
+                raise BadData(f"{path} is empty")
+            if wrapped and magic == ZSTD_MAGIC:
+                file.seek(0)
+                buffer = np.frombuffer(_decompressed(path, file), dtype=np.uint8)
+            else:
+                mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+                buffer = np.frombuffer(mapped, dtype=np.uint8)
+    except OSError as error:
+        raise BadData(f"cannot open {path}: {error.strerror}") from error
+    if wrapped and buffer[: len(FLAT_MAGIC)].tobytes() == FLAT_MAGIC:
+        return DumpFile(path, _unflattened(path, buffer, mapped), True, mapped)
+    size = addresses([buffer.size])
+    return DumpFile(path, SegmentedMemory(buffer, size * 0, size, size * 0), mapped=mapped)
+
+
+def _decompressed(path: Path, file: io.BufferedReader) -> bytes:
+    import zstandard
+
+    out = io.BytesIO()
+    frame = zstandard.ZstdDecompressor().decompressobj()
+    try:
+        while piece := file.read(UNPACK_STEP):
+            while piece:
+                if frame.eof:
+                    frame = zstandard.ZstdDecompressor().decompressobj()
+                out.write(frame.decompress(piece))
+                piece = frame.unused_data
+            if out.tell() > CAPTURE_LIMIT:
+                raise BadData(f"{path} unpacks to more than {CAPTURE_LIMIT >> 30} GiB")
+    except zstandard.ZstdError as error:
+        raise BadData(f"{path} is damaged: {error}") from error
+    if not frame.eof:
+        raise BadData(f"{path} is truncated: it ends within its zstd frame")
+    return out.getvalue()
+
+
+def _unflattened(path: Path, buffer: Bytes, mapped: mmap.mmap | None) -> SegmentedMemory:
+    record = struct.Struct(">qq")
+    starts, sizes, offsets = array("Q"), array("Q"), array("Q")
+    view = buffer.data
+    end = buffer.size
+    place = FLAT_HEADER
+    held = place
+    if end >= 32 and record.unpack_from(view, 16) != (FLAT_TYPE, FLAT_VERSION):
+        raise BadData(f"{path} has a flattened form that is not known; try 'makedumpfile -R'")
+    if mapped is not None:
+        # Otherwise the kernel reads all that lies between the records, too.
+        mapped.madvise(mmap.MADV_RANDOM)
+    while True:
+        if place + record.size > end:
+            raise BadData(f"{path} is truncated: its flattened form has no end")
+        position, size = record.unpack_from(view, place)
+        if position == FLAT_END:
+            break
+        place += record.size
+        if mapped is not None and place - held > HELD_LIMIT:
+            mapped.madvise(mmap.MADV_DONTNEED)
+            held = place
+        if not (0 <= position < POSITION_LIMIT and 0 <= size < POSITION_LIMIT):
+            raise BadData(f"{path} is damaged: a record of its flattened form cannot be")
+        if size > end - place:
+            raise BadData(f"{path} is truncated within a record of its flattened form")
+        if size:
+            starts.append(position)
+            sizes.append(size)
+            offsets.append(place)
+        place += size
+    if mapped is not None:
+        mapped.madvise(mmap.MADV_DONTNEED)
+        mapped.madvise(mmap.MADV_NORMAL)
+    return SegmentedMemory(buffer, *_latest(*(addresses(a) for a in (starts, sizes, offsets))))
+
+
+def _latest(starts: U64, sizes: U64, offsets: U64) -> tuple[U64, U64, U64]:
+    """Cut records that overlap, so that of each byte the one written last remains."""
+    order = np.argsort(starts, kind="stable")
+    if np.all(starts[order][1:] >= (starts + sizes)[order][:-1]):
+        return starts, sizes, offsets
+    edges = np.unique(np.concatenate((starts, starts + sizes)))
+    first = np.searchsorted(edges, starts)
+    last = np.searchsorted(edges, starts + sizes)
+    owner = np.full(edges.size, -1, dtype=np.int64)
+    for index in range(starts.size):
+        owner[first[index] : last[index]] = index
+    pieces = np.flatnonzero(owner >= 0)
+    owner = owner[pieces]
+    return (
+        edges[pieces],
+        edges[pieces + 1] - edges[pieces],
+        offsets[owner] + edges[pieces] - starts[owner],
+    )
