@@ -17,7 +17,7 @@ from inspector.memory.base import U64, addresses
 from inspector.regions import LINEAR_MAP, LINEAR_SIZE
 from inspector.structures.space import KernelSpace
 
-__all__ = ["NO_RMAPS", "read_rmaps"]
+__all__ = ["NO_RMAPS", "Arrays", "read_arrays", "read_rmaps"]
 
 WORD = 8
 READ_LIMIT = 1 << 24
@@ -27,7 +27,13 @@ _NO_INDEX = np.zeros(0, np.int64)
 NO_RMAPS = Rmaps(_NO_INDEX, _NONE, _NONE, _NONE, np.zeros(1, np.int64), _NONE, _NONE)
 
 
-class _Arrays(NamedTuple):
+class Arrays(NamedTuple):
+    """The words of rmap arrays that are not zero, whatever they mean.
+
+    Per word: the index of its memslot, its gfn, its kernel address, and
+    itself.  ``unread`` are gaps ``(first gfn, pages)``.
+    """
+
     memslot: NDArray[np.int64]
     gfn: U64
     where: U64
@@ -36,14 +42,8 @@ class _Arrays(NamedTuple):
 
 
 def read_rmaps(kernel: KernelSpace, memslots: tuple[Memslot, ...]) -> Rmaps:
-    """Read every slot of every memslot."""
-    parts = [_array(kernel, index, slot) for index, slot in enumerate(memslots) if slot.rmap]
-    if not parts:
-        return NO_RMAPS
-    memslot = np.concatenate([part.memslot for part in parts])
-    gfn = np.concatenate([part.gfn for part in parts])
-    where = np.concatenate([part.where for part in parts])
-    head = np.concatenate([part.head for part in parts])
+    """Read every slot of every memslot of a radix guest."""
+    memslot, gfn, where, head, unread = read_arrays(kernel, memslots)
     word, node, slot, problems = _lists(kernel, where, head)
     start = np.concatenate(([0], np.cumsum(np.bincount(slot, minlength=gfn.size))))
     return Rmaps(
@@ -55,18 +55,32 @@ def read_rmaps(kernel: KernelSpace, memslots: tuple[Memslot, ...]) -> Rmaps:
         word,
         node,
         tuple(problems),
-        tuple(gap for part in parts for gap in part.unread),
+        tuple(unread),
     )
 
 
-def _array(kernel: KernelSpace, index: int, slot: Memslot) -> _Arrays:
+def read_arrays(kernel: KernelSpace, memslots: tuple[Memslot, ...]) -> Arrays:
+    """Return the non-zero words of every memslot's array."""
+    parts = [_array(kernel, index, slot) for index, slot in enumerate(memslots) if slot.rmap]
+    if not parts:
+        return Arrays(_NO_INDEX, _NONE, _NONE, _NONE, [])
+    return Arrays(
+        np.concatenate([part.memslot for part in parts]),
+        np.concatenate([part.gfn for part in parts]),
+        np.concatenate([part.where for part in parts]),
+        np.concatenate([part.head for part in parts]),
+        [gap for part in parts for gap in part.unread],
+    )
+
+
+def _array(kernel: KernelSpace, index: int, slot: Memslot) -> Arrays:
     """Return the non-zero words of one memslot's array."""
     page = kernel.page_size
     first = slot.rmap - slot.rmap % page
     skip = (slot.rmap - first) // WORD
     pages = -(-(slot.rmap % page + slot.npages * WORD) // page)
     found: list[tuple[U64, U64]] = []
-    unread = []
+    unread: list[tuple[int, int]] = []
     step = max(1, READ_LIMIT // page)
     for begin in range(0, pages, step):
         count = min(step, pages - begin)
@@ -83,10 +97,13 @@ def _array(kernel: KernelSpace, index: int, slot: Memslot) -> _Arrays:
         for lost in np.flatnonzero(~records.present):
             low = max(0, (begin + int(lost)) * (page // WORD) - skip)
             high = min(slot.npages, (begin + int(lost) + 1) * (page // WORD) - skip)
-            unread.append((slot.base_gfn + low, high - low))
+            if unread and sum(unread[-1]) == slot.base_gfn + low:
+                unread[-1] = (unread[-1][0], slot.base_gfn + high - unread[-1][0])
+            else:
+                unread.append((slot.base_gfn + low, high - low))
     position64 = np.concatenate([part[0] for part in found]) if found else _NONE
     head = np.concatenate([part[1] for part in found]) if found else _NONE
-    return _Arrays(
+    return Arrays(
         np.full(head.size, index, dtype=np.int64),
         addresses(slot.base_gfn) + position64,
         addresses(slot.rmap) + position64 * np.uint64(WORD),
