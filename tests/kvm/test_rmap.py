@@ -169,6 +169,12 @@ def test_unreadable_pages_are_told_by_gfn() -> None:
     assert found.gfn.tolist() == [0x100, 0x100 + 2000]
 
 
+def test_unreadable_pages_in_a_row_are_one_gap() -> None:
+    array = Array.of({0: -2}, [])
+    beyond = Memslot(0, 0, 0x100, 6 * 512, 0, 0, array.memslot.rmap)
+    assert read_rmaps(array.kernel, (beyond,)).unread == ((0x100 + 512, 5 * 512),)
+
+
 def test_no_memslot_and_no_array_are_no_slots() -> None:
     array = Array.of({}, [])
     assert len(read_rmaps(array.kernel, ())) == 0
