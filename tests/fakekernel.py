@@ -32,6 +32,7 @@ from tests.builders import MemslotRange
 __all__ = [
     "LAYOUTS",
     "LINEAR",
+    "OLD_LAYOUTS",
     "Area",
     "Columns",
     "FakeVm",
@@ -107,6 +108,31 @@ LAYOUTS: Mapping[str, tuple[int, Mapping[str, tuple[int, int]]]] = {
     "rmap_nested": (16, {"list.next": (0, 8), "rmap": (8, 8)}),
     "xa_node": (576, {"shift": (0, 1), "slots": (40, 512)}),
 }
+
+MEMSLOTS = 64
+NESTED_GUESTS = 4096
+OLD_LAYOUTS: Mapping[str, tuple[int, Mapping[str, tuple[int, int]]]] = {
+    **LAYOUTS,
+    "kvm": (
+        LAYOUTS["kvm"][0] + WORD * NESTED_GUESTS,
+        {
+            **{k: v for k, v in LAYOUTS["kvm"][1].items() if k != "arch.kvm_nested_guest_idr"},
+            "arch.max_nested_lpid": (528, 4),
+            "arch.nested_guests": (560, WORD * NESTED_GUESTS),
+        },
+    ),
+    "kvm_memory_slot": (
+        160,
+        {k: v for k, v in LAYOUTS["kvm_memory_slot"][1].items() if k != "gfn_node"}
+        | {"base_gfn": (0, 8), "npages": (8, 8), "arch.rmap": (24, 8), "userspace_addr": (40, 8)}
+        | {"flags": (48, 4), "id": (52, 2)},
+    ),
+    "kvm_memslots": (
+        64 + 160 * MEMSLOTS,
+        {"memslots": (16, 160 * MEMSLOTS), "used_slots": (8, 4)},
+    ),
+}
+"""The containers of kernels 4.20 to 5.16: an array of memslots, ``nested_guests[]``."""
 
 
 class Area:
@@ -207,8 +233,14 @@ def plant(leaves: Columns, take: Callable[[int, int], int]) -> Tree:
 class Kernel:
     """Physical memory under construction, and the kernel's own addresses in it."""
 
-    def __init__(self, page_size: int, byte_order: str) -> None:
+    def __init__(
+        self,
+        page_size: int,
+        byte_order: str,
+        layouts: Mapping[str, tuple[int, Mapping[str, tuple[int, int]]]] = LAYOUTS,
+    ) -> None:
         self.page_size, self.byte_order = page_size, byte_order
+        self.layouts = layouts
         self.integer: Literal["little", "big"] = "little" if byte_order == "<" else "big"
         self._ram: NDArray[np.uint8] = np.zeros(1 << 19, dtype=np.uint8)
         self._end = page_size
@@ -246,14 +278,14 @@ class Kernel:
 
     def new(self, name: str, **values: int) -> int:
         """Return the linear address of a new structure (see ``put``)."""
-        where = self.kmalloc(LAYOUTS[name][0])
+        where = self.kmalloc(self.layouts[name][0])
         self.put(name, where, **values)
         return where
 
     def put(self, name: str, where: int, **values: int) -> None:
         """Fill in members of a structure; a dot in a member's name is written ``__``."""
         for member, value in values.items():
-            offset, size = LAYOUTS[name][1][member.replace("__", ".")]
+            offset, size = self.layouts[name][1][member.replace("__", ".")]
             self.store(where + offset, value, min(size, WORD))
 
     def store(self, where: int, value: int, size: int = WORD) -> None:
@@ -380,10 +412,15 @@ class Image:
 
 
 def build(
-    vms: Sequence[FakeVm], page_size: int = 4096, byte_order: str = "<", *, kvm_loaded: bool = True
+    vms: Sequence[FakeVm],
+    page_size: int = 4096,
+    byte_order: str = "<",
+    *,
+    kvm_loaded: bool = True,
+    old: bool = False,
 ) -> Image:
-    """Return an image of a host with these VMs."""
-    kernel = Kernel(page_size, byte_order)
+    """Return an image of a host with these VMs, with the containers of an old kernel if wanted."""
+    kernel = Kernel(page_size, byte_order, OLD_LAYOUTS if old else LAYOUTS)
     vm_list = kernel.vmalloc(64).base + 16
     modules = kernel.kmalloc(16)
     _modules(kernel, modules, vm_list, kvm_loaded=kvm_loaded)
@@ -415,7 +452,8 @@ def build(
         vmcoreinfo=text,
         symbols=symbols,
         structs={
-            name: StructLayout(name, size, members) for name, (size, members) in LAYOUTS.items()
+            name: StructLayout(name, size, members)
+            for name, (size, members) in kernel.layouts.items()
         },
     )
     return Image(
@@ -455,17 +493,15 @@ def _vm(kernel: Kernel, vm: FakeVm) -> tuple[int, tuple[MemslotRange, ...]]:
     l1_roots, extra, pgd = _l1_tables(kernel, vm)
     memslots = tuple(sorted((*vm.memslots, *extra)))
     gfn, head = _lists(kernel, state.slots)
-    nodes = []
+    made = []
     for slot in memslots:
         array = kernel.vmalloc(slot.npages * WORD)
         inside = gfn - np.uint64(slot.base_gfn)
         chosen = inside < np.uint64(slot.npages)
         where = array.physical(addresses(array.base) + inside[chosen] * np.uint64(WORD))
         kernel.words(where, head[chosen], kernel.byte_order)
-        address = kernel.new("kvm_memory_slot", **slot._asdict(), arch__rmap=array.base)
-        offset, size = LAYOUTS["kvm_memory_slot"][1]["gfn_node"]
-        nodes.append(address + offset + vm.node_idx * (size // 2))
-    sets = kernel.new("kvm_memslots", gfn_tree__rb_node=kernel.rbtree(nodes), node_idx=vm.node_idx)
+        made.append({**slot._asdict(), "arch__rmap": array.base})
+    sets = _memslots(kernel, made, vm.node_idx)
     guests = {
         lpid: kernel.new(
             "kvm_nested_guest",
@@ -488,9 +524,37 @@ def _vm(kernel: Kernel, vm: FakeVm) -> tuple[int, tuple[MemslotRange, ...]]:
         arch__nested_enable=vm.nesting,
         arch__pgtable=LINEAR | kernel.tree(columns(state.host.leaves.values())),
     )
-    idr = address + LAYOUTS["kvm"][1]["arch.kvm_nested_guest_idr"][0]
-    kernel.put("idr", idr, idr_rt__xa_head=kernel.xarray(guests), idr_base=0)
+    _nested_guests(kernel, address, guests)
     return address, memslots
+
+
+def _memslots(kernel: Kernel, slots: Sequence[Mapping[str, int]], node_idx: int) -> int:
+    """Write memslots into the container of the kernel's age and return its address."""
+    if kernel.layouts is OLD_LAYOUTS:
+        sets = kernel.new("kvm_memslots", used_slots=len(slots))
+        first = sets + kernel.layouts["kvm_memslots"][1]["memslots"][0]
+        # Such kernels keep the slot with the highest gfn first.
+        for i, slot in enumerate(reversed(slots)):
+            where = first + i * kernel.layouts["kvm_memory_slot"][0]
+            kernel.put("kvm_memory_slot", where, **slot)
+        return sets
+    offset, size = kernel.layouts["kvm_memory_slot"][1]["gfn_node"]
+    nodes = [
+        kernel.new("kvm_memory_slot", **slot) + offset + node_idx * (size // 2) for slot in slots
+    ]
+    return kernel.new("kvm_memslots", gfn_tree__rb_node=kernel.rbtree(nodes), node_idx=node_idx)
+
+
+def _nested_guests(kernel: Kernel, vm: int, guests: Mapping[int, int]) -> None:
+    """Write the nested guests into the container of the kernel's age."""
+    if kernel.layouts is OLD_LAYOUTS:
+        kernel.put("kvm", vm, arch__max_nested_lpid=max(guests, default=-1) & 0xFFFF_FFFF)
+        first = vm + kernel.layouts["kvm"][1]["arch.nested_guests"][0]
+        for lpid, guest in guests.items():
+            kernel.store(first + WORD * lpid, guest)
+        return
+    idr = vm + kernel.layouts["kvm"][1]["arch.kvm_nested_guest_idr"][0]
+    kernel.put("idr", idr, idr_rt__xa_head=kernel.xarray(guests), idr_base=0)
 
 
 def _lists(kernel: Kernel, slots: Mapping[int, Sequence[int]]) -> tuple[U64, U64]:

@@ -51,14 +51,16 @@ def kept(state: VmState) -> VmState:
     )
 
 
-@given(st.sampled_from((12, 16)), ORDERS, st.data())
-def test_everything_put_in_comes_back(page_shift: int, order: str, data: st.DataObject) -> None:
+@given(st.sampled_from((12, 16)), ORDERS, st.booleans(), st.data())
+def test_everything_put_in_comes_back(
+    page_shift: int, order: str, old: bool, data: st.DataObject
+) -> None:
     states = data.draw(st.lists(vm_states(page_shift, odd_bits=True), max_size=2))
     vms = [
         FakeVm(state, memslots_for(state), lpid=7 + i, pid=1000 + i, node_idx=i & 1)
         for i, state in enumerate(states)
     ]
-    image = build(vms, 1 << page_shift, order)
+    image = build(vms, 1 << page_shift, order, old=old)
     snapshot = collected(image)
     assert vm_list(space(image)) == image.vm_list
     assert snapshot.page_shift == page_shift
@@ -70,7 +72,7 @@ def test_everything_put_in_comes_back(page_shift: int, order: str, data: st.Data
         assert (vm.lpid, vm.pid, vm.radix, vm.nesting) == (wanted.lpid, wanted.pid, True, True)
         assert [
             MemslotRange(s.base_gfn, s.npages, s.userspace_addr, s.id, s.flags) for s in vm.memslots
-        ] == list(memslots)
+        ] == list(memslots)[:: -1 if old else 1]
         for slot in vm.rmaps:
             memslot = vm.memslots[slot.memslot]
             assert 0 <= slot.gfn - memslot.base_gfn < memslot.npages
@@ -78,12 +80,13 @@ def test_everything_put_in_comes_back(page_shift: int, order: str, data: st.Data
             assert slot.head == (int(slot.nodes[0]) or int(slot.words[0]))
 
 
-@given(st.sets(st.integers(0, 4095), max_size=70), st.sampled_from((12, 16)), ORDERS)
+@given(st.sets(st.integers(0, 4095), max_size=70), st.sampled_from((12, 16)), ORDERS, st.booleans())
 def test_every_nested_guest_is_found_under_its_lpid(
-    lpids: set[int], page_shift: int, order: str
+    lpids: set[int], page_shift: int, order: str, old: bool
 ) -> None:
     shadows = {lpid: table() for lpid in list(lpids)[:6]}
-    image = build([FakeVm(VmState(page_shift, shadows=shadows), ())], 1 << page_shift, order)
+    vms = [FakeVm(VmState(page_shift, shadows=shadows), ())]
+    image = build(vms, 1 << page_shift, order, old=old)
     (vm,) = collected(image).vms
     assert [nested.lpid for nested in vm.nested] == sorted(shadows)
     assert all(nested.l1_lpid == nested.lpid for nested in vm.nested)
