@@ -52,10 +52,14 @@ def expand(data: bytes, flags: int, size: int) -> bytes:
 
 
 def _zlib(data: bytes, size: int) -> bytes:
+    stream = zlib.decompressobj()
     try:
-        return zlib.decompressobj().decompress(data, size)
+        page = stream.decompress(data, size + 1)
     except zlib.error as error:
         raise PageDamaged(f"zlib: {error}") from error
+    if not stream.eof:
+        raise PageDamaged("zlib: it does not end with the page")
+    return page
 
 
 def _lzo(data: bytes, size: int) -> bytes:

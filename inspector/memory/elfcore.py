@@ -130,7 +130,7 @@ def _memory(file: DumpFile, loads: NDArray[np.void]) -> SegmentedMemory:
     (``filesz``) was left out by who wrote the dump; it is not zeros.
     """
     starts, known = _physical(loads)
-    loads = loads[known]
+    starts, loads = starts[known], loads[known]
     offsets, sizes, whole = (loads[n].astype(np.uint64) for n in ("offset", "filesz", "memsz"))
     end = np.uint64(file.size)
     cut = np.count_nonzero(sizes > end - np.minimum(offsets, end))

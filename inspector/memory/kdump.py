@@ -333,17 +333,27 @@ class KdumpMemory:
         rows = np.array(wanted, dtype=np.int64)
         rows = rows[self._states(numbers[rows]) == HERE]
         found = self._descriptors(self._ranks(numbers[rows]))
-        for row, descriptor in zip(rows.tolist(), found, strict=True):
-            number = int(numbers[row])
-            page = self._page(number, *(int(descriptor[n]) for n in ("offset", "size", "flags")))
+        columns = (found[name].tolist() for name in ("offset", "size", "flags"))
+        # Pages of zeros are all described by one and the same place.
+        expanded: dict[tuple[int, int, int], bytes] = {}
+        for row, *place in zip(rows.tolist(), *columns, strict=True):
+            offset, stored, flags = place
+            page = expanded.get((offset, stored, flags))
             if page is None:
-                continue
+                number = int(numbers[row])
+                page = self._page(number, offset, stored, flags)
+                if page is None:
+                    continue
+                expanded[offset, stored, flags] = page
+                self._keep(number, page)
             matrix[row] = np.frombuffer(page, dtype=np.uint8)
             ok[row] = True
-            self._cache[number] = page
-            if len(self._cache) * size > CACHE:
-                self._cache.popitem(last=False)
         return matrix, ok
+
+    def _keep(self, number: int, page: bytes) -> None:
+        self._cache[number] = page
+        if len(self._cache) * len(page) > CACHE:
+            self._cache.popitem(last=False)
 
     def _page(self, number: int, offset: int, stored: int, flags: int) -> bytes | None:
         layout = self._layout

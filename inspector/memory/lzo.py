@@ -23,6 +23,8 @@ def decompress(data: bytes, limit: int) -> bytes:
         out, used = _expand(data, limit)
     except IndexError:
         raise LzoError("it ends too early") from None
+    if len(out) > limit:
+        raise LzoError(f"it expands to more than {limit} bytes")
     if used != len(data):
         raise LzoError(f"{len(data) - used} bytes follow its end")
     return bytes(out)
@@ -65,8 +67,6 @@ def _expand(data: bytes, limit: int) -> tuple[bytearray, int]:
             out += _literals(data, at, length)
             at += length
             literals = 4
-            if len(out) > limit:
-                raise LzoError(f"it expands to more than {limit} bytes")
             continue
         else:
             distance = (data[at] << 2) + (code >> 2) + (2049 if literals == 4 else 1)
