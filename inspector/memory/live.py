@@ -103,7 +103,7 @@ class LiveMachine:
         self._stop_began = 0.0
         self._depth = 0
         self._attached = False
-        self._physical_before: str | None = None
+        self._physical = False
         self._process = process_behind(port) if read_path != "gdb" and _is_local(host) else None
         self._gdb = GdbProcess()
         try:
@@ -177,8 +177,8 @@ class LiveMachine:
 
     def read_physical(self, ranges: list[tuple[int, int]]) -> list[bytes]:
         """Read ranges of physical memory through GDB, while the machine is stopped."""
-        if self._physical_before is None:
-            self._physical_before = self._packet("qqemu.PhyMemMode")
+        if not self._physical:
+            self._physical = True
             self._packet("Qqemu.PhyMemMode:1")
         return self._gdb.read_ranges(ranges)
 
@@ -202,6 +202,9 @@ class LiveMachine:
             raise TargetNotSupported(
                 f"the stub at {place} has no physical mode, so it is not QEMU's (or older than 4.1)"
             )
+        # A client that was killed may have left the stub in physical mode; nobody means to.
+        self._physical = mode == "1"
+        self._leave_physical()
         architecture = self._gdb.console("show architecture")
         if POWER not in architecture:
             raise TargetNotSupported(
@@ -259,9 +262,9 @@ class LiveMachine:
         return answer.rpartition('received: "')[2].partition('"')[0]
 
     def _leave_physical(self) -> None:
-        if self._physical_before is not None:
-            before, self._physical_before = self._physical_before, None
-            self._packet(f"Qqemu.PhyMemMode:{before}")
+        if self._physical:
+            self._packet("Qqemu.PhyMemMode:0")
+            self._physical = False
 
     def _interrupt(self) -> None:
         self._stop_began = time.perf_counter()
