@@ -16,7 +16,7 @@ PACKAGE = Path(inspector.__file__).parent
 SOURCES = sorted(PACKAGE.rglob("*.py"))
 
 FLOORS = (
-    ("__init__", "errors", "regions", "encoding", "pte"),
+    ("__init__", "errors", "regions", "encoding", "hash_encoding", "pte"),
     ("storage",),
     ("memory",),
     ("image",),
@@ -35,7 +35,7 @@ FLOORS = (
 BESIDE = {"model": {"encoding", "pte", "model"}}
 """The model stands on the words alone, so that nothing that is checked is used to check it."""
 
-STANDARD_ONLY = ("encoding", "pte", "model")
+STANDARD_ONLY = ("encoding", "hash_encoding", "pte", "model")
 MODEL_READERS = {"checks", "reports", "cli", "model"}
 
 

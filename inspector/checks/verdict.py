@@ -80,7 +80,8 @@ def judge(snapshot: Snapshot) -> Judgement:
 
 def _judge(vm: Vm, page_shift: int) -> VmJudgement:
     checked = CheckedVm(vm, page_shift)
-    complete = not any(gap.needed for gap in vm.gaps)
+    complete = not vm.radix or not any(gap.needed for gap in vm.gaps)
+    half_way = vm.radix and vm.locked
     findings = tuple(
         finding
         for invariant in all_invariants()
@@ -92,19 +93,22 @@ def _judge(vm: Vm, page_shift: int) -> VmJudgement:
     if not complete:
         notes.append("what could not be read may cover the shadow leaves, which are not judged")
     if not vm.radix:
-        notes.append("hash-MMU guest: it has no nested reverse maps, its rmap words are not read")
+        notes.append(
+            f"hash-MMU guest: its {len(vm.hash_rmaps)} rmap words are of another kind "
+            "(`inspector rmap` shows them) and it has no nested guests, so it is not checked"
+        )
     elif not vm.nested and not len(vm.rmaps):
         notes.append("no nested guests" + ("" if vm.nesting else " (nesting is not enabled)"))
     if counts.pending:
         notes.append(
             f"{counts.pending} shadow leaves await an invalidation by L1, whose table has changed"
         )
-    if vm.locked:
+    if half_way:
         notes.append(
             f"mmu_lock was held (word {vm.mmu_lock:#x}): lists and tables may be half way "
             "through a change, so nothing is concluded"
         )
-    if vm.locked:
+    if half_way:
         verdict = Verdict.INCONCLUSIVE
     elif findings:
         verdict = Verdict.VIOLATIONS

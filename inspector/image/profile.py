@@ -54,6 +54,8 @@ STRUCTS: Mapping[str, tuple[str, ...]] = {
     "cpu_spec": ("mmu_features",),
     "idr": ("idr_rt.xa_head", "idr_base"),
     "kvm": (
+        "arch.hpt.order",
+        "arch.hpt.rev",
         "arch.kvm_nested_guest_idr",
         "arch.l1_ptcr",
         "arch.lpid",
@@ -92,13 +94,14 @@ STRUCTS: Mapping[str, tuple[str, ...]] = {
     "module": ("kallsyms", "list", "name"),
     "qspinlock": ("val",),
     "rb_node": ("rb_left", "rb_right"),
+    "revmap_entry": ("back", "forw"),
     "rmap_nested": ("list.next", "rmap"),
     "xa_node": ("shift", "slots"),
 }
 """Structures and the members that are looked up in every kernel."""
 
-OPTIONAL_STRUCTS = frozenset({"btf", "btf_module", "qspinlock"})
-"""Structures whose absence says something: without a qspinlock a spinlock is a plain word."""
+OPTIONAL_STRUCTS = frozenset({"btf", "btf_module", "qspinlock", "revmap_entry"})
+"""Structures that may be absent: without a qspinlock, for one, a spinlock is a plain word."""
 
 
 @dataclass(frozen=True)

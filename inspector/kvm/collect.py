@@ -12,10 +12,20 @@ from typing import TypeVar
 
 from inspector import pte
 from inspector.errors import BadData, InspectorError, MemoryNotReadable, TargetNotSupported
-from inspector.kvm.containers import memslot_addresses, nested_guest_addresses
 from inspector.kernel.host import kvm_modules, require_radix
+from inspector.kvm.containers import memslot_addresses, nested_guest_addresses
+from inspector.kvm.hash_rmap import read_hash_rmaps
 from inspector.kvm.rmap import NO_RMAPS, read_rmaps
-from inspector.kvm.snapshot import Gap, Memslot, Nested, Rmaps, Snapshot, Vm
+from inspector.kvm.snapshot import (
+    NO_HASH_RMAPS,
+    Gap,
+    HashRmaps,
+    Memslot,
+    Nested,
+    Rmaps,
+    Snapshot,
+    Vm,
+)
 from inspector.structures.lists import list_entries
 from inspector.structures.modules import module_symbols
 from inspector.structures.radix import LeafTable, walk
@@ -99,10 +109,14 @@ def _vm(kernel: KernelSpace, address: int) -> Vm:
     memslots = tuple(_gather(_memslots(kernel, address), gaps, "memslots"))
     host, rmaps = LeafTable.empty(), NO_RMAPS
     nested: tuple[Nested, ...] = ()
+    hash_rmaps = NO_HASH_RMAPS
     if radix:
         host = _table(kernel, field("arch.pgtable"))
         rmaps = read_rmaps(kernel, memslots)
         nested = tuple(_nested_guests(kernel, address, memslots, gaps))
+    else:
+        hash_rmaps = read_hash_rmaps(kernel, address, memslots, gaps)
+        gaps += _rmap_gaps(hash_rmaps, needed=False)
     gaps += _table_gaps("L0's table", host)
     gaps += _rmap_gaps(rmaps)
     return Vm(
@@ -119,12 +133,13 @@ def _vm(kernel: KernelSpace, address: int) -> Vm:
         host=host,
         nested=nested,
         gaps=tuple(gaps),
+        hash_rmaps=hash_rmaps,
     )
 
 
-def _rmap_gaps(rmaps: Rmaps) -> list[Gap]:
+def _rmap_gaps(rmaps: Rmaps | HashRmaps, *, needed: bool = True) -> list[Gap]:
     return [
-        Gap(f"rmap array: {pages} slots from gfn {first:#x} are not readable")
+        Gap(f"rmap array: {pages} slots from gfn {first:#x} are not readable", needed)
         for first, pages in rmaps.unread
     ]
 

@@ -16,7 +16,20 @@ from numpy.typing import NDArray
 from inspector.memory.base import U64
 from inspector.structures.radix import LeafTable
 
-__all__ = ["Gap", "LinkProblem", "Memslot", "Nested", "Rmaps", "Slot", "Snapshot", "Vm"]
+__all__ = [
+    "NO_HASH_RMAPS",
+    "Gap",
+    "HashRmaps",
+    "HashSlot",
+    "LinkProblem",
+    "Memslot",
+    "Nested",
+    "RingProblem",
+    "Rmaps",
+    "Slot",
+    "Snapshot",
+    "Vm",
+]
 
 
 @dataclass(frozen=True)
@@ -111,6 +124,79 @@ class Rmaps:
 
 
 @dataclass(frozen=True)
+class RingProblem:
+    """Where following a ring of HPT entries had to stop before it closed.
+
+    ``slot`` indexes the slots of the VM, ``place`` is the address of the
+    word that holds the bad ``index``, and ``kind`` is one of ``"range"``
+    (the HPT has no such entry), ``"unreadable"`` and ``"back"`` (the next
+    entry does not lead back to the one before it).
+    """
+
+    slot: int
+    kind: str
+    place: int
+    index: int
+
+
+@dataclass(frozen=True)
+class HashSlot:
+    """One rmap word of a hash guest, and its ring of HPT indices from the head forward."""
+
+    memslot: int
+    gfn: int
+    where: int
+    word: int
+    indices: U64
+    problems: tuple[RingProblem, ...]
+
+
+@dataclass(frozen=True)
+class HashRmaps:
+    """All rmap words of a hash guest that are not zero (see ``inspector.hash_encoding``).
+
+    They are no nested entries and nothing that is checked looks at them.
+    Slot *i* has HPT indices ``start[i]:start[i + 1]`` of ``index``, in ring
+    order.  Where the rings are not ``followed`` each slot has only the index
+    in its word.
+    """
+
+    memslot: NDArray[np.int64]
+    gfn: U64
+    where: U64
+    word: U64
+    start: NDArray[np.int64]
+    index: U64
+    followed: bool
+    problems: tuple[RingProblem, ...] = ()
+    unread: tuple[tuple[int, int], ...] = ()
+    """Gaps ``(first gfn, pages)`` of rmap arrays that could not be read."""
+
+    def __len__(self) -> int:
+        return self.gfn.size
+
+    def __iter__(self) -> Iterator[HashSlot]:
+        by_slot: dict[int, list[RingProblem]] = {}
+        for problem in self.problems:
+            by_slot.setdefault(problem.slot, []).append(problem)
+        for i in range(len(self)):
+            yield HashSlot(
+                int(self.memslot[i]),
+                int(self.gfn[i]),
+                int(self.where[i]),
+                int(self.word[i]),
+                self.index[self.start[i] : self.start[i + 1]],
+                tuple(by_slot.get(i, ())),
+            )
+
+
+_NO_INDEX = np.zeros(0, np.int64)
+_NONE = np.zeros(0, np.uint64)
+NO_HASH_RMAPS = HashRmaps(_NO_INDEX, _NONE, _NONE, _NONE, np.zeros(1, np.int64), _NONE, True)
+"""What a radix guest has."""
+
+
+@dataclass(frozen=True)
 class Nested:
     """A ``struct kvm_nested_guest``: one L2 guest as L0 knows it.
 
@@ -148,7 +234,8 @@ class Vm:
 
     ``mmu_lock`` is the word of the lock and ``locked`` whether it was held
     when the machine stood still: its lists and tables may then be half way
-    through a change.
+    through a change.  A guest that is not ``radix`` has no ``rmaps``, tables
+    and nested guests, but ``hash_rmaps``, which a radix guest has not.
     """
 
     address: int
@@ -164,6 +251,7 @@ class Vm:
     host: LeafTable
     nested: tuple[Nested, ...]
     gaps: tuple[Gap, ...] = ()
+    hash_rmaps: HashRmaps = NO_HASH_RMAPS
 
 
 @dataclass(frozen=True)

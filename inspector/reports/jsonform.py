@@ -8,9 +8,11 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
+from inspector import hash_encoding
 from inspector.checks.base import Finding
 from inspector.checks.verdict import Judgement, VmJudgement
-from inspector.kvm.snapshot import Memslot, Nested, Slot, Snapshot, Vm
+from inspector.kvm.snapshot import HashSlot, Memslot, Nested, Slot, Snapshot, Vm
+from inspector.reports.text import hash_problems
 from inspector.session import Acquired
 
 __all__ = ["check_json", "rmap_json", "rmap_lines", "target_json", "vms_json"]
@@ -147,15 +149,30 @@ def rmap_lines(snapshot: Snapshot) -> Iterator[dict[str, Any]]:
     """Yield one object per non-empty slot, as ``inspector rmap --jsonl`` prints them."""
     for vm in snapshot.vms:
         for slot in vm.rmaps:
-            yield _slot(vm, slot)
+            yield _slot(vm, slot, slot.words.tolist())
+        for hashed in vm.hash_rmaps:
+            yield _slot(vm, hashed, [hashed.word]) | {"hash": _hash_word(vm, hashed)}
 
 
-def _slot(vm: Vm, slot: Slot) -> dict[str, Any]:
+def _slot(vm: Vm, slot: Slot | HashSlot, words: list[int]) -> dict[str, Any]:
     memslot = vm.memslots[slot.memslot]
     return {
         "vm_lpid": vm.lpid,
         "memslot": memslot.id,
         "base_gfn": f"{memslot.base_gfn:#x}",
         "gfn": f"{slot.gfn:#x}",
-        "words": [f"{int(word):#x}" for word in slot.words],
+        "words": [f"{word:#x}" for word in words],
+    }
+
+
+def _hash_word(vm: Vm, slot: HashSlot) -> dict[str, Any]:
+    word = hash_encoding.decode(slot.word)
+    return {
+        "present": word.index is not None,
+        "referenced": word.referenced,
+        "changed": word.changed,
+        "locked": word.locked,
+        "indices": [f"{index:#x}" for index in slot.indices.tolist()],
+        "followed": vm.hash_rmaps.followed,
+        "problems": hash_problems(slot),
     }

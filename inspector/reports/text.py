@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
-from inspector import encoding, pte
+from inspector import encoding, hash_encoding, pte
 from inspector.checks.base import Evidence, Finding, Invariant
 from inspector.checks.verdict import Judgement, VmJudgement
 from inspector.checks.view import STATES, CheckedVm
-from inspector.kvm.snapshot import Snapshot, Vm
+from inspector.kvm.snapshot import HashSlot, RingProblem, Snapshot, Vm
 from inspector.session import Acquired, Origin
 
-__all__ = ["check_report", "invariant_list", "rmap_report", "table", "vms_report"]
+__all__ = ["check_report", "hash_problems", "invariant_list", "rmap_report", "table", "vms_report"]
 
 FINDINGS_SHOWN = 20
 ENTRIES_SHOWN = 12
@@ -202,6 +202,9 @@ def _vm(vm: Vm, page_shift: int) -> Iterator[str]:
 def rmap_report(snapshot: Snapshot, *, everything: bool) -> Iterator[str]:
     """Yield the lines of ``inspector rmap``: every slot, every entry with its state."""
     for vm in snapshot.vms:
+        if not vm.radix:
+            yield from _hash_rmaps(vm, everything=everything)
+            continue
         checked = CheckedVm(vm, snapshot.page_shift)
         yield f"VM lpid {vm.lpid}: {len(vm.rmaps)} slots, {vm.rmaps.word.size} entries"
         state = checked.state
@@ -221,6 +224,45 @@ def rmap_report(snapshot: Snapshot, *, everything: bool) -> Iterator[str]:
                 )
             if shown < count:
                 yield f"    ... {count - shown} more (--all shows them)"
+
+
+def _hash_rmaps(vm: Vm, *, everything: bool) -> Iterator[str]:
+    rmaps = vm.hash_rmaps
+    yield f"VM lpid {vm.lpid}: hash MMU, {len(rmaps)} slots, {rmaps.index.size} HPT entries"
+    yield from (f"  note: {gap.text}" for gap in vm.gaps)
+    for slot in rmaps:
+        word = hash_encoding.decode(slot.word)
+        count = slot.indices.size
+        if word.index is None:
+            form = "no HPT entry"
+        elif rmaps.followed:
+            form = f"ring of {count}" if count > 1 else "single"
+        else:
+            form = "ring, not followed"
+        kept = (("referenced", word.referenced), ("changed", word.changed), ("locked", word.locked))
+        yield f"  gfn {slot.gfn:#x}  " + ", ".join(
+            [form, *(name for name, is_set in kept if is_set)]
+        )
+        shown = count if everything else min(count, ENTRIES_SHOWN)
+        indices = ", ".join(f"{int(index):#x}" for index in slot.indices[:shown])
+        yield f"    {slot.word:#018x}" + (f"  HPT {indices}" if shown else "")
+        if shown < count:
+            yield f"    ... {count - shown} more (--all shows them)"
+        yield from (f"    {problem}" for problem in hash_problems(slot))
+
+
+def hash_problems(slot: HashSlot) -> list[str]:
+    """Say what is wrong with a hash guest's word and with its ring."""
+    return hash_encoding.problems(slot.word) + [_ring_problem(one) for one in slot.problems]
+
+
+def _ring_problem(problem: RingProblem) -> str:
+    text = {
+        "range": "is no entry of the HPT",
+        "unreadable": "has links that are not readable",
+        "back": "is led back to by an entry that was not reached from it",
+    }[problem.kind]
+    return f"the ring is broken: HPT index {problem.index:#x} at {problem.place:#x} {text}"
 
 
 def invariant_list(invariants: Sequence[Invariant]) -> Iterator[str]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+from collections.abc import Iterable
 from typing import Any
 
 import pytest
@@ -124,21 +125,24 @@ def kernel_btf(leave_out: str = "") -> BtfWriter:
     """Return type information that has every structure with every member, 8 bytes each."""
     w = BtfWriter()
     u64 = w.integer("u64", 8)
-    for struct, paths in STRUCTS.items():
-        if struct == leave_out:
-            continue
-        inner: dict[str, list[MemberOf]] = {}
+
+    def struct(name: str, paths: Iterable[str], size: int = 880) -> int:
+        inner: dict[str, list[str]] = {}
         members: list[MemberOf] = []
         for path in paths:
             first, _, rest = path.partition(".")
             if rest:
-                inner.setdefault(first, []).append((rest, u64, 64 * len(inner.get(first, ()))))
+                inner.setdefault(first, []).append(rest)
             else:
                 members.append((first, u64, 64 * len(members)))
-        for first, found in inner.items():
-            kind = w.struct(f"of_{struct}_{first}", 8 * len(found), found)
+        for first, below in inner.items():
+            kind = struct(f"of_{name}_{first}", below)
             members.append((first, kind, 64 * (len(members) + 100)))
-        w.struct(struct, 2000, members)
+        return w.struct(name, size, members)
+
+    for name, paths in STRUCTS.items():
+        if name != leave_out:
+            struct(name, paths, 2000)
     return w
 
 
