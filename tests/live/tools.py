@@ -78,11 +78,14 @@ class Stub:
         while True:
             begin, end = self._buffer.find(b"$"), self._buffer.find(b"#")
             if 0 <= begin < end and len(self._buffer) >= end + 3:
-                answer = self._buffer[begin + 1 : end]
+                answer = self._buffer[begin + 1 : end].decode("latin-1")
                 self._buffer = self._buffer[end + 3 :]
                 self._socket.sendall(b"+")
-                return answer.decode("latin-1")
-            self._buffer += self._socket.recv(1 << 16)
+                # An earlier client may have been killed before its stop was reported.
+                if not answer.startswith("T"):
+                    return answer
+            else:
+                self._buffer += self._socket.recv(1 << 16)
 
     def close(self) -> None:
         """Detach, which lets the machine go on."""
