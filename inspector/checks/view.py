@@ -117,7 +117,8 @@ class CheckedVm:
     def pending(self, nested: Nested) -> int:
         """Count the covered leaves that L1's table no longer leads to.
 
-        Legal: L1 has changed its table and not yet invalidated.
+        Legal: L1 has changed its table and not yet invalidated.  Where a part
+        of L1's table could not be read, what it does not map is not known.
         """
         if nested.l1 is None or not len(nested.shadow):
             return 0
@@ -125,7 +126,8 @@ class CheckedVm:
         address = nested.shadow.address[rows]
         l1 = nested.l1.find(address)
         mapped = l1 >= 0
-        waiting = int(np.count_nonzero(~mapped))
+        unread = any(problem.missing for problem in nested.l1.problems)
+        waiting = 0 if unread else int(np.count_nonzero(~mapped))
         rows, address, l1 = rows[mapped], address[mapped], l1[mapped]
         if not rows.size:
             return waiting

@@ -1,0 +1,86 @@
+"""A real machine in a kdump-compressed dump: what is there is read, what is not is said."""
+
+from __future__ import annotations
+
+from collections.abc import Set
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from inspector.checks.verdict import Verdict, judge
+from inspector.kvm.collect import collect, vm_list
+from inspector.kvm.snapshot import Snapshot, Vm
+from inspector.memory.base import U64
+from inspector.memory.dump import open_dump
+from inspector.structures.space import GuestSpace, KernelSpace
+from tests.fixtures import SMALL, opened, pieces
+from tests.memories import pieces_of
+from tests.memory.kdumpwriter import KdumpSpec, kdump
+
+PAGE = 4096
+
+
+def pages_of_the_capture() -> dict[int, bytes]:
+    """Return its memory as whole pages; what it does not hold of them is never asked for."""
+    found: dict[int, bytearray] = {}
+    for start, data in pieces_of(pieces(SMALL)[0]):
+        for at in range(0, len(data), 1):
+            page = found.setdefault((start + at) // PAGE, bytearray(PAGE))
+            page[(start + at) % PAGE] = data[at]
+    return {number: bytes(page) for number, page in found.items()}
+
+
+def snapshot_of(path: Path, left_out: Set[int], compression: str, order: str) -> Snapshot:
+    pages = pages_of_the_capture()
+    kept = {number: page for number, page in pages.items() if number not in left_out}
+    spec = KdumpSpec(kept, left_out, order=order, compression=compression)
+    path.write_bytes(kdump(spec))
+    kernel = KernelSpace(open_dump(path).memory, pieces(SMALL)[1])
+    return collect(kernel, vm_list(kernel))
+
+
+def tables_of_l1(vm: Vm) -> set[int]:
+    """Return the numbers of the host pages that L1's own tables lie in."""
+    memory, profile = pieces(SMALL)
+    kernel = KernelSpace(memory, profile)
+    process = kernel.field("kvm", vm.address, "mm")
+    guest = GuestSpace(kernel, kernel.field("mm_struct", process, "pgd"), vm.memslots)
+    where: list[U64] = [nested.l1.where for nested in vm.nested if nested.l1 is not None]
+    physical, known = guest.translate(np.concatenate(where))
+    assert known.all()
+    return {int(number) for number in physical // np.uint64(PAGE)}
+
+
+@pytest.mark.parametrize(("compression", "order"), [("zstd", "<"), ("lzo", ">")])
+def test_the_same_as_in_the_capture(tmp_path: Path, compression: str, order: str) -> None:
+    expected = opened(SMALL).snapshot
+    found = snapshot_of(tmp_path / "dump", set(), compression, order)
+    for one, other in zip(found.vms, expected.vms, strict=True):
+        assert np.array_equal(one.rmaps.word, other.rmaps.word)
+        assert np.array_equal(one.rmaps.gfn, other.rmaps.gfn)
+        assert np.array_equal(one.host.entry, other.host.entry)
+        assert one.gaps == ()
+    assert judge(found).verdict is Verdict.CONSISTENT
+
+
+def test_without_the_memory_of_the_guest(tmp_path: Path) -> None:
+    (vm,) = opened(SMALL).snapshot.vms
+    found = snapshot_of(tmp_path / "dump", tables_of_l1(vm), "zlib", "<")
+    (judged,) = judge(found).vms
+    assert judged.verdict is Verdict.CONSISTENT
+    assert np.array_equal(judged.vm.rmaps.word, vm.rmaps.word)
+    assert judged.counts.pending == 0
+    lost = [gap for gap in judged.vm.gaps if gap.text.startswith("L1's table")]
+    assert lost == list(judged.vm.gaps) != []
+    for gap in lost:
+        assert not gap.needed
+        assert gap.text.endswith("is not readable: excluded by makedumpfile's dump level 31")
+
+
+def test_without_a_page_of_the_kernel(tmp_path: Path) -> None:
+    (vm,) = opened(SMALL).snapshot.vms
+    shadow = {int(nested.shadow.where[0]) // PAGE for nested in vm.nested if len(nested.shadow)}
+    (judged,) = judge(snapshot_of(tmp_path / "dump", shadow, "zlib", "<")).vms
+    assert judged.verdict is Verdict.INCONCLUSIVE
+    assert any("excluded by makedumpfile's dump level 31" in note for note in judged.notes)
