@@ -13,20 +13,20 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from inspector.capture import read_capture
+from inspector.capture import Capture, read_capture
 from inspector.errors import BadData, TargetNotSupported
-from inspector.image.files import profile_from_files
 from inspector.image.profile import Profile
+from inspector.kernel.choose import Known, Sources, describe_kernel
 from inspector.kvm.collect import collect, held_locks, vm_list
 from inspector.kvm.snapshot import Snapshot
-from inspector.memory.dump import open_dump
+from inspector.memory.dump import Dump, open_dump
 from inspector.memory.live import LiveMachine
 from inspector.memory.raw import RAW_PREFIX
 from inspector.memory.recording import RecordingMemory
 from inspector.memory.segments import SegmentedMemory
 from inspector.structures.space import KernelSpace
 
-__all__ = ["Acquired", "Options", "Origin", "acquire"]
+__all__ = ["Acquired", "Options", "Origin", "acquire", "kernel_of"]
 
 LIVE_PREFIX = "gdb:"
 LOCK_ATTEMPTS = 20
@@ -38,11 +38,17 @@ Progress = Callable[[str], None]
 
 @dataclass(frozen=True)
 class Options:
-    """How to open a target: the kernel's files and the way bytes are read."""
+    """How to open a target: what describes its kernel, and the way bytes are read."""
 
     kernel: Path | None = None
     modules: Path | None = None
     read_path: str = "auto"
+    layout: Path | None = None
+
+    @property
+    def sources(self) -> Sources:
+        """What was given to describe the kernel."""
+        return Sources(self.layout, self.kernel, self.modules)
 
 
 @dataclass(frozen=True)
@@ -52,6 +58,8 @@ class Origin:
     ``stopped_seconds`` and ``stops`` say how long, and how often, a live
     machine stood still; ``attempts`` how often it was stopped to find
     ``mmu_lock`` free.  ``facts`` are those that a capture carries.
+    ``layout`` says what described the kernel, and ``rejected`` which other
+    kernels were met on the way and why they are not the host's.
     """
 
     target: str
@@ -60,6 +68,8 @@ class Origin:
     stops: int = 0
     attempts: int = 0
     facts: dict[str, str] | None = None
+    layout: str = ""
+    rejected: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -80,36 +90,59 @@ def acquire(target: str, options: Options, progress: Progress = lambda stage: No
     """
     if target.startswith(LIVE_PREFIX):
         return _live(target, options, progress)
+    return _file(target, options, progress)
+
+
+def kernel_of(target: str, options: Options, progress: Progress = lambda stage: None) -> Known:
+    """Open a target and describe its kernel, and nothing else.
+
+    Raises:
+        InspectorError: the target cannot be opened or its kernel not described.
+    """
+    if target.startswith(LIVE_PREFIX):
+        progress("attaching")
+        with _attached(target, options) as machine:
+            progress("finding the kernel")
+            return describe_kernel(machine.memory, options.sources, pause=machine.for_reading)
+    return _kernel_of_dump(_opened(target), options, progress)[0]
+
+
+def _opened(target: str) -> Dump:
     if not target.startswith(RAW_PREFIX) and not Path(target).exists():
         raise BadData(f"there is no file {target}; a live machine is given as gdb:HOST:PORT")
-    return _file(target, options, progress)
+    return open_dump(target)
+
+
+def _kernel_of_dump(
+    dump: Dump, options: Options, progress: Progress
+) -> tuple[Known, Capture | None]:
+    capture = read_capture(dump.core) if dump.core else None
+    if capture is not None:
+        return Known(capture.profile, "the capture"), capture
+    progress("finding the kernel")
+    return describe_kernel(dump.memory, options.sources, dump.vmcoreinfo or ""), None
 
 
 def _file(target: str, options: Options, progress: Progress) -> Acquired:
     progress("opening the file")
-    dump = open_dump(target)
-    capture = read_capture(dump.core) if dump.core else None
-    if capture is None:
-        profile = profile_from_files(dump.memory, options.kernel, options.modules)
-        facts = None
-    else:
-        profile, facts = capture.profile, capture.facts
+    dump = _opened(target)
+    known, capture = _kernel_of_dump(dump, options, progress)
+    profile, facts = known.profile, capture.facts if capture else None
     recorder = RecordingMemory(dump.memory)
     kernel = KernelSpace(recorder, profile)
     progress("decoding")
     snapshot = collect(kernel, vm_list(kernel))
     kind = dump.kind if capture is None else "a capture"
-    return Acquired(snapshot, recorder.freeze(), profile, Origin(target, kind, facts=facts))
+    origin = Origin(target, kind, facts=facts, layout=known.source, rejected=known.rejected)
+    return Acquired(snapshot, recorder.freeze(), profile, origin)
 
 
 def _live(target: str, options: Options, progress: Progress) -> Acquired:
-    host, _, port = target.removeprefix(LIVE_PREFIX).rpartition(":")
-    if not host or not port.isdigit():
-        raise TargetNotSupported(f"'{target}' is not of the form gdb:HOST:PORT")
     progress("attaching")
-    with LiveMachine(host, int(port), options.read_path) as machine:
+    with _attached(target, options) as machine:
         progress("finding the kernel")
-        profile = profile_from_files(machine.memory, options.kernel, options.modules)
+        known = describe_kernel(machine.memory, options.sources, pause=machine.for_reading)
+        profile = known.profile
         static = RecordingMemory(machine.memory)
         with machine.for_reading():
             vms = vm_list(KernelSpace(static, profile))
@@ -118,9 +151,22 @@ def _live(target: str, options: Options, progress: Progress) -> Acquired:
     progress("decoding")
     memory = RecordingMemory.joined(static, record)
     origin = Origin(
-        target, machine.read_path, machine.stopped_seconds, len(machine.stops), attempts
+        target,
+        machine.read_path,
+        machine.stopped_seconds,
+        len(machine.stops),
+        attempts,
+        layout=known.source,
+        rejected=known.rejected,
     )
     return Acquired(collect(KernelSpace(memory, profile), vms), memory, profile, origin)
+
+
+def _attached(target: str, options: Options) -> LiveMachine:
+    host, _, port = target.removeprefix(LIVE_PREFIX).rpartition(":")
+    if not host or not port.isdigit():
+        raise TargetNotSupported(f"'{target}' is not of the form gdb:HOST:PORT")
+    return LiveMachine(host, int(port), options.read_path)
 
 
 def _record(machine: LiveMachine, profile: Profile, vms: int) -> tuple[RecordingMemory, int]:

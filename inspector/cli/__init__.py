@@ -26,6 +26,7 @@ COMMANDS = {
     "capture": "Save what an inspection needs as a small core file.",
     "check": "Check the reverse maps against the model.",
     "decode": "Decode rmap words.",
+    "layout": "Save what the tool knows of the target's kernel.",
     "rmap": "List the rmap slots with their entries.",
     "vms": "List the VMs with their memslots and nested guests.",
 }

@@ -10,7 +10,7 @@ import click
 from inspector import __version__
 from inspector.capture import Capture, write_capture
 from inspector.cli.common import open_target, print_json
-from inspector.cli.options import json_option, target_options
+from inspector.cli.options import Target, json_option, target_options
 from inspector.reports.jsonform import target_json
 
 __all__ = ["command"]
@@ -40,10 +40,7 @@ def _facts(notes: tuple[str, ...]) -> dict[str, str]:
     "--note", "notes", multiple=True, metavar="KEY=VALUE", help="a fact of origin to keep with it"
 )
 def command(
-    target: str,
-    kernel: Path | None,
-    modules: Path | None,
-    read_path: str,
+    target: Target,
     as_json: bool,
     output: Path,
     notes: tuple[str, ...],
@@ -55,7 +52,7 @@ def command(
     memory of a guest.  It opens with no other file.
     """
     facts = _facts(notes)
-    acquired = open_target(target, kernel, modules, read_path)
+    acquired = open_target(target)
     known = {
         "taken": datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
         "tool": f"inspector {__version__}",

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import click
 
 from inspector.checks.base import all_invariants
 from inspector.checks.verdict import Verdict, judge
 from inspector.cli.common import open_target, print_json
-from inspector.cli.options import json_option, target_options
+from inspector.cli.options import Target, json_option, target_options
 from inspector.reports.jsonform import check_json
 from inspector.reports.text import check_report, invariant_list
 
@@ -39,10 +37,7 @@ def _show_list(ctx: click.Context, param: click.Parameter, value: bool) -> None:
 @click.pass_context
 def command(
     ctx: click.Context,
-    target: str,
-    kernel: Path | None,
-    modules: Path | None,
-    read_path: str,
+    target: Target,
     as_json: bool,
 ) -> None:
     """Check every VM's reverse maps and shadow tables against the model.
@@ -50,7 +45,7 @@ def command(
     Exit code 0: consistent; 1: violations found; 3: the target is not usable
     or nothing can be concluded.
     """
-    acquired = open_target(target, kernel, modules, read_path)
+    acquired = open_target(target)
     judgement = judge(acquired.snapshot)
     if as_json:
         print_json(check_json(acquired, judgement))

@@ -6,23 +6,34 @@ import json
 import sys
 import threading
 import time
-from pathlib import Path
 from types import TracebackType
 from typing import Any
 
 import click
 
-from inspector.session import Acquired, Options, acquire
+from inspector.cli.options import Target
+from inspector.kernel.choose import Known
+from inspector.session import Acquired, Options, acquire, kernel_of
 
-__all__ = ["open_target", "print_json"]
+__all__ = ["describe_target", "open_target", "print_json"]
 
 PROGRESS_AFTER = 1.0
 
 
-def open_target(target: str, kernel: Path | None, modules: Path | None, read_path: str) -> Acquired:
+def open_target(target: Target) -> Acquired:
     """Open a target, showing progress on a terminal."""
     with _Progress() as progress:
-        return acquire(target, Options(kernel, modules, read_path), progress)
+        return acquire(target.name, _options(target), progress)
+
+
+def describe_target(target: Target) -> Known:
+    """Open a target and describe its kernel only, showing progress on a terminal."""
+    with _Progress() as progress:
+        return kernel_of(target.name, _options(target), progress)
+
+
+def _options(target: Target) -> Options:
+    return Options(target.kernel, target.modules, target.read_path, target.layout)
 
 
 def print_json(value: dict[str, Any]) -> None:

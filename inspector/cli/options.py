@@ -2,32 +2,56 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, NamedTuple
 
 import click
 
-__all__ = ["json_option", "target_options"]
+__all__ = ["Target", "json_option", "target_options"]
 
 READ_PATHS = ("auto", "gdb", "direct")
 
-Command = TypeVar("Command", bound=Callable[..., Any])
+Command = Callable[..., Any]
+
+
+class Target(NamedTuple):
+    """The TARGET argument, and the options that say how to open it."""
+
+    name: str
+    kernel: Path | None
+    modules: Path | None
+    layout: Path | None
+    read_path: str
 
 
 def target_options(command: Command) -> Command:
-    """Add the TARGET argument and the options that say how to open it."""
+    """Add the TARGET argument and the options that say how to open it, as one ``Target``."""
+
+    @functools.wraps(command)
+    def gathered(*args: Any, **given: Any) -> Any:
+        target = Target(given.pop("target"), *(given.pop(name) for name in Target._fields[1:]))
+        if target.layout and (target.kernel or target.modules):
+            raise click.UsageError("--layout stands in place of --kernel and --modules")
+        return command(*args, target=target, **given)
+
     decorators = (
         click.argument("target"),
         click.option(
             "--kernel",
             type=click.Path(path_type=Path, dir_okay=False, exists=True),
-            help="vmlinux of the host kernel; found on this host if not given",
+            help="vmlinux of the host kernel; if not given, it is found in the target's memory",
         ),
         click.option(
             "--modules",
             type=click.Path(path_type=Path, file_okay=False, exists=True),
             help="modules tree, or folder with kvm.ko and kvm-hv.ko",
+        ),
+        click.option(
+            "--layout",
+            type=click.Path(path_type=Path, dir_okay=False, exists=True),
+            help="layout profile of the host kernel, in place of its files",
         ),
         click.option(
             "--read-path",
@@ -38,8 +62,8 @@ def target_options(command: Command) -> Command:
         ),
     )
     for decorator in reversed(decorators):
-        command = decorator(command)
-    return command
+        gathered = decorator(gathered)
+    return gathered
 
 
 def json_option(command: Command) -> Command:

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import json
-from pathlib import Path
 
 import click
 
 from inspector.cli.common import open_target, print_json
-from inspector.cli.options import json_option, target_options
+from inspector.cli.options import Target, json_option, target_options
 from inspector.reports.jsonform import rmap_json, rmap_lines
 from inspector.reports.text import rmap_report
 
@@ -21,10 +20,7 @@ __all__ = ["command"]
 @click.option("--jsonl", is_flag=True, help="print one JSON object per non-empty slot")
 @click.option("--all", "everything", is_flag=True, help="show long lists whole")
 def command(
-    target: str,
-    kernel: Path | None,
-    modules: Path | None,
-    read_path: str,
+    target: Target,
     as_json: bool,
     jsonl: bool,
     everything: bool,
@@ -32,7 +28,7 @@ def command(
     """List the non-empty rmap slots, every entry decoded and marked live or stale."""
     if as_json and jsonl:
         raise click.UsageError("--json and --jsonl exclude each other")
-    acquired = open_target(target, kernel, modules, read_path)
+    acquired = open_target(target)
     if as_json:
         print_json(rmap_json(acquired))
     elif jsonl:

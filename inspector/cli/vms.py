@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import click
 
 from inspector.cli.common import open_target, print_json
-from inspector.cli.options import json_option, target_options
+from inspector.cli.options import Target, json_option, target_options
 from inspector.reports.jsonform import vms_json
 from inspector.reports.text import vms_report
 
@@ -17,11 +15,9 @@ __all__ = ["command"]
 @click.command()
 @target_options
 @json_option
-def command(
-    target: str, kernel: Path | None, modules: Path | None, read_path: str, as_json: bool
-) -> None:
+def command(target: Target, as_json: bool) -> None:
     """List the VMs with their memslots and nested guests."""
-    acquired = open_target(target, kernel, modules, read_path)
+    acquired = open_target(target)
     if as_json:
         print_json(vms_json(acquired))
         return

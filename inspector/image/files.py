@@ -74,7 +74,9 @@ def profile_from_files(
         section = module.section(".BTF")
         if section is not None:
             blobs.append(Btf(section, vmlinux))
-            digests[name.replace("-", "_")] = hashlib.sha256(section).hexdigest()
+            # With a base of its own it is changed when it is loaded.
+            if module.section(".BTF.base") is None:
+                digests[name.replace("-", "_")] = hashlib.sha256(section).hexdigest()
     return Profile(
         release=release,
         build_id=image.build_id,

@@ -111,8 +111,8 @@ class Kallsyms:
 
     @property
     def first(self) -> int:
-        """The lowest address of a symbol."""
-        return int(self._values.min())
+        """The lowest address of a symbol that is a kernel address."""
+        return int(self._values[_linear(self._values)].min())
 
     @property
     def last(self) -> int:
@@ -234,7 +234,7 @@ def _names_before(
 ) -> Iterator[tuple[int, int, int]]:
     """Yield where the names may begin, where their number stands, and that number."""
     last = at - int(markers[-1])
-    begin = last - GROUP * NAME_LIMIT
+    begin = max(0, last - GROUP * NAME_LIMIT)
     begin += (at - begin) % 4
     raw = window.read(begin, (last - begin) // 4 * 4)
     words = np.frombuffer(raw, dtype=tokens.byte_order + "u4").astype(np.int64)
@@ -268,7 +268,8 @@ def _rows(names: Bytes, markers: NDArray[np.int64], count: int) -> _Rows | None:
         end = int(position[-1])
     if not np.array_equal(position[:-1], markers[1:]) or not 0 <= names.size - end < PADDING:
         return None
-    return _Rows(begin.T.reshape(-1)[:count], size.T.reshape(-1)[:count])
+    rows = _Rows(begin.T.reshape(-1)[:count], size.T.reshape(-1)[:count])
+    return rows if rows.size.all() else None
 
 
 def _values(window: Window, tokens: Tokens, number_at: int, count: int) -> U64:
@@ -286,7 +287,8 @@ def _values(window: Window, tokens: Tokens, number_at: int, count: int) -> U64:
         offsets = np.frombuffer(window.read(place, small), dtype=order + "i4")
         steps = offsets.astype(np.int64).view(np.uint64)
         values = here + steps
-        if _plausible(values):
+        # The tables stand behind the first symbol and before the last.
+        if offsets[0] < 0 < offsets[-1] and _plausible(values):
             return values
     before = _relative(window, order, base_before - small - small % 8, base_before, count)
     if before is not None:
@@ -307,11 +309,14 @@ def _relative(window: Window, order: str, place: int, base_at: int, count: int) 
         return None
     offsets = np.frombuffer(window.read(place, 4 * count), dtype=order + "u4")
     values = base + offsets.astype(np.uint64)
-    if _plausible(values):
+    if offsets[0] == 0 and _plausible(values):
         return values
     signed = offsets.view(order + "i4").astype(np.int64)
     relative = base - np.uint64(1) - signed.view(np.uint64)
-    return relative if _plausible(relative[signed < 0]) and 2 * (signed < 0).sum() > count else None
+    counted = relative[signed < 0]
+    if counted.size and counted[0] == base[0] and _plausible(counted):
+        return np.where(signed < 0, relative, offsets.astype(np.uint64))
+    return None
 
 
 def _linear(values: U64) -> NDArray[np.bool_]:

@@ -53,9 +53,7 @@ def describe_kernel(
         profile = confirmed(memory, _from_file(sources.layout), pause)
         return Known(profile, f"the layout {sources.layout}")
     if sources.kernel is not None or sources.modules is not None:
-        profile = profile_from_files(memory, sources.kernel, sources.modules)
-        keep(profile)
-        return Known(profile, "files")
+        return Known(_from_files(memory, sources, pause), "files")
     cached = _from_cache(memory, pause)
     if cached is not None:
         return Known(cached, "the cache")
@@ -64,11 +62,9 @@ def describe_kernel(
         keep(found.profile)
         return Known(found.profile, "the target's memory", found.rejected)
     try:
-        profile = profile_from_files(memory)
+        return Known(_from_files(memory, sources, pause), "files", found.rejected)
     except TargetNotSupported as error:
         raise TargetNotSupported(_what_to_get(found)) from error
-    keep(profile)
-    return Known(profile, "files", found.rejected)
 
 
 def _from_file(path: Path) -> Profile:
@@ -76,6 +72,13 @@ def _from_file(path: Path) -> Profile:
         return Profile.from_json(path.read_bytes())
     except OSError as error:
         raise BadData(f"cannot read {path}: {error.strerror or error}") from error
+
+
+def _from_files(memory: AddressSpace, sources: Sources, pause: Pause) -> Profile:
+    profile = profile_from_files(memory, sources.kernel, sources.modules)
+    profile = confirmed(memory, profile, pause)
+    keep(profile)
+    return profile
 
 
 def _from_cache(memory: AddressSpace, pause: Pause) -> Profile | None:

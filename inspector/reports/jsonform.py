@@ -29,6 +29,8 @@ def target_json(acquired: Acquired) -> dict[str, Any]:
         else round(origin.stopped_seconds * 1000, 3),
         "stops": origin.stops,
         "attempts": origin.attempts,
+        "layout": origin.layout,
+        "rejected": list(origin.rejected),
         "release": snapshot.release,
         "build_id": snapshot.build_id,
         "page_size": 1 << snapshot.page_shift,

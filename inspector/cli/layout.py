@@ -1,0 +1,51 @@
+"""``inspector layout``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from inspector.cli.common import describe_target, print_json
+from inspector.cli.options import Target, json_option, target_options
+from inspector.image.cache import encoded
+from inspector.storage import write_aside
+
+__all__ = ["command"]
+
+
+@click.command()
+@target_options
+@json_option
+@click.option(
+    "-o",
+    "--output",
+    required=True,
+    type=click.Path(path_type=Path, dir_okay=False),
+    help="the file to write",
+)
+def command(target: Target, as_json: bool, output: Path) -> None:
+    """Save a layout profile: all that is needed of the target's kernel.
+
+    With it (--layout FILE) any target that runs the same build opens with
+    no search and no other file.
+    """
+    known = describe_target(target)
+    profile = known.profile
+    write_aside(output, encoded(profile))
+    if as_json:
+        print_json(
+            {
+                "schema": "inspector.layout/1",
+                "file": str(output),
+                "release": profile.release,
+                "build_id": profile.build_id,
+                "layout": known.source,
+                "rejected": list(known.rejected),
+            }
+        )
+        return
+    click.echo(
+        f"{output}: Linux {profile.release}, build ID {profile.build_id or 'none'}, "
+        f"from {known.source}"
+    )
