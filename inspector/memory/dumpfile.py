@@ -86,6 +86,8 @@ def open_file(path: Path, *, wrapped: bool = True) -> DumpFile:
                 buffer = np.frombuffer(mapped, dtype=np.uint8)
     except OSError as error:
         raise BadData(f"cannot open {path}: {error.strerror}") from error
+    except ValueError as error:
+        raise BadData(f"{path} has no size to map it by; copy it to a file first") from error
     if wrapped and buffer[: len(FLAT_MAGIC)].tobytes() == FLAT_MAGIC:
         return DumpFile(path, _unflattened(path, buffer, mapped), True, mapped)
     size = addresses([buffer.size])

@@ -203,3 +203,10 @@ def test_a_flattened_form_of_the_future(tmp_path: Path) -> None:
     data[31] = 2
     with pytest.raises(BadData, match="makedumpfile -R"):
         open_dump(saved(tmp_path, bytes(data)))
+
+
+def test_what_is_no_file(tmp_path: Path) -> None:
+    with pytest.raises(BadData, match="copy it to a file first"):
+        open_dump("/dev/zero")
+    with pytest.raises(BadData, match="cannot open"):
+        open_dump(tmp_path)
