@@ -207,6 +207,6 @@ def test_a_flattened_form_of_the_future(tmp_path: Path) -> None:
 
 def test_what_is_no_file(tmp_path: Path) -> None:
     with pytest.raises(BadData, match="copy it to a file first"):
-        open_dump("/dev/zero")
+        open_dump("/proc/self/status")
     with pytest.raises(BadData, match="cannot open"):
         open_dump(tmp_path)
