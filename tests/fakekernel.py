@@ -53,6 +53,10 @@ PARTITION_FLAGS = 1 << 63 | 2 << 61 | 5 << 5
 """Dword 0 of a partition-table entry: host radix, a tree of 52 bits."""
 
 PAGE_BITS = pte.VALID | pte.LEAF | pte.REFERENCED | pte.CHANGED | 7
+LINEAR_PAGE = 1 << 21
+LINEAR_ROOM = 1 << 24
+"""So much more than what is written is in the linear map."""
+
 TABLES_HVA = 0x7FFF_4000_0000
 WORD = 8
 
@@ -319,11 +323,15 @@ class Kernel:
         return tree.root
 
     def own_table(self) -> int:
-        """Write the kernel's page table; return its linear address."""
+        """Write the kernel's page table, linear map first; return its linear address."""
         none = [addresses([])]
         where = np.concatenate([area.pages for area in self._areas] or none)
         frames = np.concatenate([area.frames for area in self._areas] or none)
-        return LINEAR | self.tree(mapping(where, frames, self.page_size))
+        linear = np.arange(0, self._end + LINEAR_ROOM, LINEAR_PAGE, dtype=np.uint64)
+        parts = (mapping(linear, linear, LINEAR_PAGE), mapping(where, frames, self.page_size))
+        return LINEAR | self.tree(
+            Columns(*(np.concatenate(part) for part in zip(*parts, strict=True)))
+        )
 
     def memory(self) -> SegmentedMemory:
         """Return what was built, in whole pages; nothing can be added after."""
@@ -418,9 +426,22 @@ def build(
     *,
     kvm_loaded: bool = True,
     old: bool = False,
+    base: int = 0,
+    furnish: Callable[[Kernel, dict[str, int]], None] | None = None,
 ) -> Image:
-    """Return an image of a host with these VMs, with the containers of an old kernel if wanted."""
+    """Return an image of a host with these VMs.
+
+    Args:
+        vms: the VMs.
+        page_size: of the host.
+        byte_order: of the host.
+        kvm_loaded: whether KVM's modules are.
+        old: with the containers of an old kernel.
+        base: physical address the kernel was loaded at.
+        furnish: adds to what the kernel holds, last, given its symbols.
+    """
     kernel = Kernel(page_size, byte_order, OLD_LAYOUTS if old else LAYOUTS)
+    kernel.take(base)
     vm_list = kernel.vmalloc(64).base + 16
     modules = kernel.kmalloc(16)
     _modules(kernel, modules, vm_list, kvm_loaded=kvm_loaded)
@@ -435,7 +456,7 @@ def build(
     kernel.write(info, text.encode())
     kernel.store(data, info)
     kernel.store(size, len(text))
-    kernel.write(banner, b"Linux version 6.12.0-fake\n\0")
+    kernel.write(banner, b"Linux version 6.12.0-fake (nobody) #1\n\0")
     symbols = {
         "cur_cpu_spec": cpu,
         "linux_banner": banner,
@@ -444,6 +465,8 @@ def build(
         "vmcoreinfo_data": data,
         "vmcoreinfo_size": size,
     }
+    if furnish is not None:
+        furnish(kernel, symbols)
     profile = Profile(
         release="6.12.0-fake",
         build_id="00" * 20,
