@@ -31,7 +31,7 @@ KDUMP_MAGIC = b"KDUMP   "
 VERSION_LIMIT = 64
 BLOCK_SIZES = tuple(1 << shift for shift in range(12, 21))
 NOTES_LIMIT = 1 << 26
-OTHER_MACHINES = ("ppc64", "ppc64le", "Unknown", "")
+MACHINES = ("ppc64", "ppc64le", "Unknown", "")
 """QEMU writes Unknown for the bare-metal POWER machines."""
 
 STATUS_INCOMPLETE = 0x8
@@ -154,7 +154,7 @@ def _layout(file: DumpFile) -> Layout:
         order + "5I", header, 424
     )
     machine = header[MACHINE].partition(b"\0")[0].decode("ascii", "replace")
-    if machine not in OTHER_MACHINES:
+    if machine not in MACHINES:
         raise TargetNotSupported(
             f"{file.path} is a dump of a machine of architecture {machine!r}, not of a POWER host"
         )
