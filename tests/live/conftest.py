@@ -38,6 +38,8 @@ def _lab_installed() -> None:
         if os.environ.get("CI"):
             pytest.fail(text)
         pytest.skip(text)
+    # Tests have a cache of their own; the lab's stays where it is.
+    os.environ[packages.CACHE_VARIABLE] = str(packages.cache_dir())
 
 
 @pytest.fixture(scope="module")
