@@ -37,6 +37,8 @@ def _opened(snapshot: Snapshot, origin: Origin) -> Iterator[str]:
         f"build ID {snapshot.build_id or 'none'}"
     )
     yield f"read from {origin.read_path}"
+    if origin.layout:
+        yield f"kernel described by {origin.layout}"
     if origin.stopped_seconds is not None:
         tries = f", {origin.attempts} attempts to find mmu_lock free" if origin.attempts > 1 else ""
         yield (
