@@ -44,11 +44,12 @@ class Options:
     modules: Path | None = None
     read_path: str = "auto"
     layout: Path | None = None
+    debug_file: Path | None = None
 
     @property
     def sources(self) -> Sources:
         """What was given to describe the kernel."""
-        return Sources(self.layout, self.kernel, self.modules)
+        return Sources(self.layout, self.kernel, self.modules, self.debug_file)
 
 
 @dataclass(frozen=True)

@@ -33,7 +33,9 @@ def describe_target(target: Target) -> Known:
 
 
 def _options(target: Target) -> Options:
-    return Options(target.kernel, target.modules, target.read_path, target.layout)
+    return Options(
+        target.kernel, target.modules, target.read_path, target.layout, target.debug_file
+    )
 
 
 def print_json(value: dict[str, Any]) -> None:

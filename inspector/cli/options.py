@@ -23,6 +23,7 @@ class Target(NamedTuple):
     kernel: Path | None
     modules: Path | None
     layout: Path | None
+    debug_file: Path | None
     read_path: str
 
 
@@ -32,8 +33,10 @@ def target_options(command: Command) -> Command:
     @functools.wraps(command)
     def gathered(*args: Any, **given: Any) -> Any:
         target = Target(given.pop("target"), *(given.pop(name) for name in Target._fields[1:]))
-        if target.layout and (target.kernel or target.modules):
-            raise click.UsageError("--layout stands in place of --kernel and --modules")
+        if target.layout and (target.kernel or target.modules or target.debug_file):
+            raise click.UsageError(
+                "--layout stands in place of --kernel, --modules and --debug-file"
+            )
         return command(*args, target=target, **given)
 
     decorators = (
@@ -52,6 +55,11 @@ def target_options(command: Command) -> Command:
             "--layout",
             type=click.Path(path_type=Path, dir_okay=False, exists=True),
             help="layout profile of the host kernel, in place of its files",
+        ),
+        click.option(
+            "--debug-file",
+            type=click.Path(path_type=Path, dir_okay=False, exists=True),
+            help="debug file of kvm-hv.ko, for a kernel without BTF",
         ),
         click.option(
             "--read-path",

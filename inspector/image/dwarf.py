@@ -20,7 +20,7 @@ from elftools.elf.elffile import ELFFile
 
 from inspector.errors import BadData, InspectorError, TargetNotSupported
 from inspector.image.btf import Member
-from inspector.image.elf import unpacked
+from inspector.image.elf import build_id_in, unpacked
 
 __all__ = ["Dwarf"]
 
@@ -45,6 +45,8 @@ class Dwarf:
     Args:
         path: kvm-hv.ko's debug file, or an unstripped kvm-hv.ko.
 
+    ``build_id`` is the module's GNU build ID in hexadecimal, if it has one.
+
     Raises:
         BadData: the file is damaged.
         TargetNotSupported: it holds no DWARF of that compile unit.
@@ -53,7 +55,9 @@ class Dwarf:
     def __init__(self, path: Path) -> None:
         self._path = path
         with self._reading():
-            self._top = self._find_unit(_relocated(unpacked(path)))
+            data = unpacked(path)
+            self._top = self._find_unit(_relocated(data))
+            self.build_id = _build_id(data)
 
     @contextlib.contextmanager
     def _reading(self) -> Iterator[None]:
@@ -201,6 +205,14 @@ def _relocated(data: bytes) -> bytes:
             piece = value[rows].astype(f"{order}u{width}").view(np.uint8).reshape(-1, width)
             patched[target["sh_offset"] + place[:, None] + np.arange(width)] = piece
     return patched.tobytes()
+
+
+def _build_id(data: bytes) -> str:
+    elf = ELFFile(io.BytesIO(data))
+    section = elf.get_section_by_name(".note.gnu.build-id")
+    if section is None:
+        return ""
+    return build_id_in(_section(data, section), "<" if elf.little_endian else ">")
 
 
 def _section(data: bytes, section: object) -> bytes:

@@ -87,7 +87,11 @@ class SymbolTable:
         self._strings = strings
 
     def values(self, name: str) -> list[int]:
-        """Return the distinct values of the defined symbols of this name.
+        """Return the distinct values of the defined symbols of this name."""
+        return sorted({value for _, value in self.places(name)})
+
+    def places(self, name: str) -> list[tuple[int, int]]:
+        """Return section index and value of every defined symbol of this name.
 
         String tables are suffix-merged: ``modules`` may exist only as the
         tail of another name, so every place where it ends is looked up.
@@ -99,7 +103,7 @@ class SymbolTable:
             offsets.append(found)
             found = self._strings.find(needle, found + 1)
         hits = np.isin(self._entries["name"], offsets) & (self._entries["shndx"] != 0)
-        return sorted({int(value) for value in self._entries["value"][hits]})
+        return [(int(row["shndx"]), int(row["value"])) for row in self._entries[hits]]
 
 
 class ElfFile:

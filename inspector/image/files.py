@@ -15,13 +15,14 @@ from pathlib import Path
 
 from inspector.errors import BadData, InspectorError, MemoryNotReadable, TargetNotSupported
 from inspector.image.btf import Btf
+from inspector.image.dwarf import Dwarf
 from inspector.image.elf import ElfFile, build_id_in
 from inspector.image.profile import OPTIONAL_SYMBOLS, SYMBOLS, Profile, layouts
 from inspector.image.vmcoreinfo import read_vmcoreinfo, release_and_page_size
 from inspector.memory.base import AddressSpace
 from inspector.regions import linear_to_physical
 
-__all__ = ["SEARCH_VARIABLE", "build_id_at", "profile_from_files"]
+__all__ = ["SEARCH_VARIABLE", "build_id_at", "debug_files", "debug_package", "profile_from_files"]
 
 SEARCH_VARIABLE = "INSPECTOR_KERNEL_PATH"
 """Directories, separated by colons, that are searched like ``/`` for kernel files."""
@@ -29,11 +30,18 @@ SEARCH_VARIABLE = "INSPECTOR_KERNEL_PATH"
 NOTES_LENGTH = 512
 BANNER_LENGTH = 512
 MODULES = ("kvm-hv", "kvm")
+ANCHORS = ("halt_poll_ns", "kvm_rebooting", "kvm_debugfs_dir")
+"""Data that kvm.ko exports, so that its address is in memory on every kernel."""
+
+MODULE_FOLDER = "kernel/arch/powerpc/kvm"
 _PACKINGS = ("", ".xz", ".zst", ".gz")
 
 
 def profile_from_files(
-    memory: AddressSpace, kernel: Path | None = None, modules: Path | None = None
+    memory: AddressSpace,
+    kernel: Path | None = None,
+    modules: Path | None = None,
+    debug_file: Path | None = None,
 ) -> Profile:
     """Build the profile of the kernel that runs in a physical memory.
 
@@ -42,9 +50,11 @@ def profile_from_files(
         kernel: its vmlinux, or None to look in the usual places of this host.
         modules: a modules tree or a folder with kvm.ko and kvm-hv.ko, or
             None to look beside the kernel and in the usual places.
+        debug_file: the debug file of kvm-hv.ko, used where the kernel has no
+            BTF, or None to look in the usual places.
 
     Raises:
-        TargetNotSupported: no fitting kernel was found, or it has no BTF.
+        TargetNotSupported: no fitting kernel was found, or nothing describes its types.
         BadData: a given file is not what it should be.
     """
     image = _given(memory, kernel) if kernel else _found(memory)
@@ -55,22 +65,28 @@ def profile_from_files(
             symbols[name] = values[0]
     vmcoreinfo = read_vmcoreinfo(memory, symbols, image.byte_order)
     release, page_size = release_and_page_size(vmcoreinfo)
+    files = {name: _module(name, release, image.path, modules) for name in MODULES}
+    anchors = {}
+    anchor = _anchor(files["kvm"], "vm_list")
+    if anchor is not None:
+        anchors["vm_list"] = anchor
     base = image.section(".BTF")
     if base is None:
-        raise TargetNotSupported(
-            f"{image.path} has no .BTF section (kernel {release}); "
-            "a kernel built with CONFIG_DEBUG_INFO_BTF is needed"
+        types = Dwarf(_debug_file(release, debug_file, files["kvm-hv"].build_id))
+        return Profile(
+            release=release,
+            build_id=image.build_id,
+            byte_order=image.byte_order,
+            page_size=page_size,
+            vmcoreinfo=vmcoreinfo,
+            symbols=symbols,
+            structs=layouts([types]),
+            anchors=anchors,
         )
     vmlinux = Btf(base)
     blobs = []
     digests = {}
-    for name in MODULES:
-        module = ElfFile(_module_file(name, release, image.path, modules))
-        if f"vermagic={release} ".encode() not in (module.section(".modinfo") or b""):
-            raise BadData(
-                f"{module.path} was not built for the running kernel {release}; "
-                "give --modules with the modules of that kernel"
-            )
+    for name, module in files.items():
         section = module.section(".BTF")
         if section is not None:
             blobs.append(Btf(section, vmlinux))
@@ -86,6 +102,54 @@ def profile_from_files(
         symbols=symbols,
         structs=layouts([*blobs, vmlinux]),
         module_btf=digests,
+        anchors=anchors,
+    )
+
+
+def _module(name: str, release: str, kernel: Path, given: Path | None) -> ElfFile:
+    module = ElfFile(_module_file(name, release, kernel, given))
+    if f"vermagic={release} ".encode() not in (module.section(".modinfo") or b""):
+        raise BadData(
+            f"{module.path} was not built for the running kernel {release}; "
+            "give --modules with the modules of that kernel"
+        )
+    return module
+
+
+def _anchor(module: ElfFile, name: str) -> tuple[str, int] | None:
+    """Say how far a symbol lies behind an exported one of the same section."""
+    for section, value in module.symbols.places(name):
+        for exported in ANCHORS:
+            if not module.symbols.places(f"__ksymtab_{exported}"):
+                continue
+            for other, at in module.symbols.places(exported):
+                if other == section:
+                    return exported, value - at
+    return None
+
+
+def _debug_file(release: str, given: Path | None, build_id: str) -> Path:
+    """Return the debug file of kvm-hv of the build whose module file was given or found."""
+    for path in (given,) if given else debug_files(release):
+        found = Dwarf(path).build_id
+        if found == build_id:
+            return path
+        if given:
+            raise TargetNotSupported(
+                f"{given} (build ID {found or 'none'}) is not the debug file of kvm-hv.ko "
+                f"of Linux {release} (build ID {build_id or 'none'})"
+            )
+    raise TargetNotSupported(
+        f"Linux {release} carries no BTF; give --debug-file with the debug file of its module "
+        f"kvm-hv ({debug_package(release)}), or --layout with its layout profile"
+    )
+
+
+def debug_package(release: str) -> str:
+    """Say where Debian has the debug file of kvm-hv."""
+    return (
+        f"Debian: usr/lib/debug/lib/modules/{release}/{MODULE_FOLDER}/kvm-hv.ko "
+        f"of the package linux-image-{release}-dbg"
     )
 
 
@@ -192,6 +256,17 @@ def _kernel_candidates() -> Iterator[Path]:
                     yield path
 
 
+def debug_files(release: str) -> Iterator[Path]:
+    """Yield where this host may keep the debug file of kvm-hv of a kernel."""
+    for root in _roots():
+        folder = root / "usr/lib/debug/lib/modules" / release / MODULE_FOLDER
+        for suffix in (".ko", ".ko.debug"):
+            for packing in _PACKINGS:
+                path = folder / f"kvm-hv{suffix}{packing}"
+                if path.is_file():
+                    yield path
+
+
 def _module_file(name: str, release: str, kernel: Path, given: Path | None) -> Path:
     names = [f"{name}.ko{packing}" for packing in _PACKINGS]
     if given is not None:
@@ -202,7 +277,7 @@ def _module_file(name: str, release: str, kernel: Path, given: Path | None) -> P
         places += [root / "usr/lib/modules" / release for root in _roots()]
         places += [root / "lib/modules" / release for root in _roots()]
     for place in places:
-        for folder in (place, place / "kernel/arch/powerpc/kvm"):
+        for folder in (place, place / MODULE_FOLDER):
             for file in names:
                 if (folder / file).is_file():
                     return folder / file

@@ -9,7 +9,8 @@ JSON form (``PROFILE_FORMAT`` 1)::
      "page_size": 4096, "vmcoreinfo": "OSRELEASE=...\\n...",
      "symbols": {"swapper_pg_dir": "0xc000...", ...},
      "structs": {"kvm": {"size": 19888, "members": {"mm": [72, 8], ...}}, ...},
-     "module_btf": {"kvm": "sha256...", "kvm_hv": "sha256..."}}
+     "module_btf": {"kvm": "sha256...", "kvm_hv": "sha256..."},
+     "anchors": {"vm_list": ["halt_poll_ns", -232]}}
 
 Member offsets and sizes are in bytes.  See ``manual/layout.md``.
 """
@@ -19,10 +20,10 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Protocol
 
 from inspector.errors import BadData, TargetNotSupported
-from inspector.image.btf import Btf
+from inspector.image.btf import Member
 
 __all__ = [
     "OPTIONAL_SYMBOLS",
@@ -70,6 +71,7 @@ STRUCTS: Mapping[str, tuple[str, ...]] = {
         "userspace_pid",
         "vm_list",
     ),
+    "kernel_symbol": ("name", "name_offset", "value", "value_offset"),
     "kvm_memory_slot": (
         "arch.rmap",
         "base_gfn",
@@ -91,7 +93,15 @@ STRUCTS: Mapping[str, tuple[str, ...]] = {
     "list_head": ("next",),
     "mm_struct": ("pgd",),
     "mod_kallsyms": ("num_symtab", "strtab", "symtab"),
-    "module": ("kallsyms", "list", "name"),
+    "module": (
+        "gpl_syms",
+        "kallsyms",
+        "list",
+        "name",
+        "num_gpl_syms",
+        "num_syms",
+        "syms",
+    ),
     "qspinlock": ("val",),
     "rb_node": ("rb_left", "rb_right"),
     "revmap_entry": ("back", "forw"),
@@ -100,8 +110,32 @@ STRUCTS: Mapping[str, tuple[str, ...]] = {
 }
 """Structures and the members that are looked up in every kernel."""
 
-OPTIONAL_STRUCTS = frozenset({"btf", "btf_module", "qspinlock", "revmap_entry"})
+OPTIONAL_STRUCTS = frozenset({"btf", "btf_module", "kernel_symbol", "qspinlock", "revmap_entry"})
 """Structures that may be absent: without a qspinlock, for one, a spinlock is a plain word."""
+
+STABLE: Mapping[str, tuple[int, Mapping[str, tuple[int, int]]]] = {
+    # Since 3.10 (2171364d1a92), as far as this member.
+    "cpu_spec": (104, {"mmu_features": (32, 4)}),
+    # Since 4.20 (01959dfe771c).
+    "xa_node": (576, {"shift": (0, 1), "slots": (40, 512)}),
+}
+"""Layouts that have not changed for long, for type information that leaves them out.
+
+The compile unit whose DWARF is read only declares these.
+"""
+
+
+class Types(Protocol):
+    """Type information of a kernel, whatever it comes from; types are named by numbers."""
+
+    def find_struct(self, name: str) -> int | None:
+        """Return the type of a structure that is defined here."""
+
+    def size_of(self, type_id: int) -> int:
+        """Return the size in bytes of a type."""
+
+    def member(self, type_id: int, path: str) -> Member | None:
+        """Find a member by a dotted path."""
 
 
 @dataclass(frozen=True)
@@ -141,7 +175,9 @@ class Profile:
     ``symbols`` are virtual addresses of vmlinux symbols; ``vmcoreinfo`` is
     the kernel's own VMCOREINFO text as it stands in memory, or empty;
     ``module_btf`` the SHA-256 of the type information of the modules that
-    ``structs`` was taken from.
+    ``structs`` was taken from.  ``anchors`` says of a symbol of the module
+    kvm that a kernel without CONFIG_KALLSYMS_ALL does not name in memory how
+    far it lies behind one that the module exports.
     """
 
     release: str
@@ -152,6 +188,7 @@ class Profile:
     symbols: Mapping[str, int]
     structs: Mapping[str, StructLayout]
     module_btf: Mapping[str, str] = field(default_factory=dict)
+    anchors: Mapping[str, tuple[str, int]] = field(default_factory=dict)
 
     @property
     def page_shift(self) -> int:
@@ -179,7 +216,14 @@ class Profile:
                 }
                 for name, layout in self.structs.items()
             },
-        } | ({"module_btf": dict(self.module_btf)} if self.module_btf else {})
+        } | {
+            key: value
+            for key, value in (
+                ("module_btf", dict(self.module_btf)),
+                ("anchors", {name: list(place) for name, place in self.anchors.items()}),
+            )
+            if value
+        }
 
     @classmethod
     def from_json(cls, text: bytes | str) -> Profile:
@@ -215,6 +259,10 @@ class Profile:
                 },
                 module_btf={
                     str(name): str(digest) for name, digest in raw.get("module_btf", {}).items()
+                },
+                anchors={
+                    str(name): (str(place[0]), int(place[1]))
+                    for name, place in raw.get("anchors", {}).items()
                 },
             )
         except (
@@ -252,8 +300,8 @@ class Profile:
             )
 
 
-def layouts(blobs: Sequence[Btf], names: Iterable[str] = STRUCTS) -> dict[str, StructLayout]:
-    """Look structures up in BTF, the most specific blob first.
+def layouts(blobs: Sequence[Types], names: Iterable[str] = STRUCTS) -> dict[str, StructLayout]:
+    """Look structures up in type information, the most specific first.
 
     Members that a kernel does not have are left out; whoever needs one asks
     for it and is told.
@@ -270,6 +318,9 @@ def layouts(blobs: Sequence[Btf], names: Iterable[str] = STRUCTS) -> dict[str, S
                 break
         else:
             if name in OPTIONAL_STRUCTS:
+                continue
+            if name in STABLE:
+                found[name] = StructLayout(name, *STABLE[name])
                 continue
             raise TargetNotSupported(
                 f"the kernel's type information has no struct {name}; "

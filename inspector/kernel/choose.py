@@ -8,7 +8,7 @@ from pathlib import Path
 
 from inspector.errors import BadData, TargetNotSupported
 from inspector.image.cache import cached_profiles, keep
-from inspector.image.files import profile_from_files
+from inspector.image.files import debug_package, profile_from_files
 from inspector.image.profile import Profile
 from inspector.kernel.discover import Found, find_kernel
 from inspector.kernel.host import Pause, confirmed
@@ -19,11 +19,12 @@ __all__ = ["Known", "Sources", "describe_kernel"]
 
 @dataclass(frozen=True)
 class Sources:
-    """What the user gave: a layout profile, or the kernel's files."""
+    """What the user gave: a layout profile, the kernel's files, or kvm-hv's debug file."""
 
     layout: Path | None = None
     kernel: Path | None = None
     modules: Path | None = None
+    debug_file: Path | None = None
 
 
 @dataclass(frozen=True)
@@ -52,7 +53,7 @@ def describe_kernel(
     if sources.layout is not None:
         profile = confirmed(memory, _from_file(sources.layout), pause)
         return Known(profile, f"the layout {sources.layout}")
-    if sources.kernel is not None or sources.modules is not None:
+    if sources.kernel or sources.modules or sources.debug_file:
         return Known(_from_files(memory, sources, pause), "files")
     cached = _from_cache(memory, pause)
     if cached is not None:
@@ -75,7 +76,7 @@ def _from_file(path: Path) -> Profile:
 
 
 def _from_files(memory: AddressSpace, sources: Sources, pause: Pause) -> Profile:
-    profile = profile_from_files(memory, sources.kernel, sources.modules)
+    profile = profile_from_files(memory, sources.kernel, sources.modules, sources.debug_file)
     profile = confirmed(memory, profile, pause)
     keep(profile)
     return profile
@@ -91,10 +92,8 @@ def _from_cache(memory: AddressSpace, pause: Pause) -> Profile | None:
 
 
 def _what_to_get(found: Found) -> str:
-    folder = f"/lib/modules/{found.release}"
     return (
-        f"the host runs Linux {found.release}, and {found.missing}; give --layout FILE with its "
-        f"layout profile, or --kernel and --modules with a build that has BTF. Debian describes "
-        f"it in usr/lib/debug{folder}/kernel/arch/powerpc/kvm/kvm-hv.ko of the package "
-        f"linux-image-{found.release}-dbg, which this version cannot read"
+        f"the host runs Linux {found.release}, and {found.missing}; give --layout with its layout "
+        "profile, or --kernel and --modules with its own files, and where those have no BTF "
+        f"--debug-file with that of its module kvm-hv ({debug_package(found.release)})"
     )

@@ -27,7 +27,7 @@ from inspector.kvm.snapshot import (
     Vm,
 )
 from inspector.structures.lists import list_entries
-from inspector.structures.modules import module_symbols
+from inspector.structures.modules import exported_symbol, module_symbols
 from inspector.structures.radix import LeafTable, walk
 from inspector.structures.space import GuestSpace, KernelSpace
 
@@ -52,12 +52,16 @@ def vm_list(kernel: KernelSpace) -> int:
         return kernel.profile.symbols["vm_list"]
     modules = kvm_modules(kernel)
     values = module_symbols(kernel, modules["kvm"]).values("vm_list")
-    if len(values) != 1:
+    if len(values) == 1:
+        return values[0]
+    anchor, distance = kernel.profile.anchors.get("vm_list", ("", 0))
+    exported = exported_symbol(kernel, modules["kvm"], anchor) if anchor else None
+    if exported is None:
         raise TargetNotSupported(
-            "the symbol vm_list is not among those of the loaded module kvm; "
-            "the kernel must be built with CONFIG_KALLSYMS_ALL"
+            "the loaded module kvm names no vm_list (the kernel was built without "
+            "CONFIG_KALLSYMS_ALL); give --kernel and --modules with the kernel's files"
         )
-    return values[0]
+    return exported + distance
 
 
 def held_locks(kernel: KernelSpace, vms: int) -> list[int]:

@@ -9,12 +9,12 @@ from __future__ import annotations
 
 import numpy as np
 
-from inspector.errors import TargetNotSupported
+from inspector.errors import BadData, TargetNotSupported
 from inspector.image.elf import SymbolTable
 from inspector.structures.lists import list_entries
 from inspector.structures.space import KernelSpace
 
-__all__ = ["find_modules", "module_symbols"]
+__all__ = ["exported_symbol", "find_modules", "module_symbols"]
 
 SYMBOL_SIZE = 24
 SYMBOL_LIMIT = 1 << 20
@@ -32,6 +32,34 @@ def find_modules(kernel: KernelSpace, names: set[str]) -> dict[str, int]:
             if len(found) == len(names):
                 break
     return found
+
+
+def exported_symbol(kernel: KernelSpace, module: int, name: str) -> int | None:
+    """Return the value of a symbol that a loaded module exports.
+
+    A ``struct kernel_symbol`` holds pointers, or on kernels with
+    CONFIG_HAVE_ARCH_PREL32_RELOCATIONS 32-bit offsets from themselves.
+    """
+    layout = kernel.profile.struct("kernel_symbol")
+    relative = "name" not in layout
+    wanted = name.encode("ascii") + b"\0"
+
+    def target(entry: int, member: str) -> int:
+        if not relative:
+            return kernel.field("kernel_symbol", entry, member)
+        offset, size = layout.place(f"{member}_offset")
+        distance = kernel.unsigned(entry + offset, size)
+        return entry + offset + distance - (1 << 32 if distance >> 31 else 0)
+
+    for table, number in (("syms", "num_syms"), ("gpl_syms", "num_gpl_syms")):
+        first = kernel.field("module", module, table)
+        count = kernel.field("module", module, number)
+        if count > SYMBOL_LIMIT:
+            raise BadData(f"the module at {module:#x} says that it exports {count} symbols")
+        for entry in range(first, first + count * layout.size, layout.size):
+            if kernel.read(target(entry, "name"), len(wanted)) == wanted:
+                return target(entry, "value")
+    return None
 
 
 def module_symbols(kernel: KernelSpace, module: int) -> SymbolTable:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 from collections.abc import Iterable
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -14,7 +15,15 @@ from hypothesis import strategies as st
 from inspector.errors import BadData, InspectorError, TargetNotSupported
 from inspector.image import profile as profiles
 from inspector.image.btf import Btf
-from inspector.image.profile import OPTIONAL_STRUCTS, STRUCTS, SYMBOLS, Profile, layouts
+from inspector.image.profile import (
+    OPTIONAL_STRUCTS,
+    STABLE,
+    STRUCTS,
+    SYMBOLS,
+    Profile,
+    StructLayout,
+    layouts,
+)
 from tests.btfwriter import BtfWriter, MemberOf
 from tests.fakekernel import build
 
@@ -25,6 +34,8 @@ BIG = build([], 1 << 16, ">").profile
 @pytest.mark.parametrize("profile", [PROFILE, BIG], ids=["4K little", "64K big"])
 def test_round_trip(profile: Profile) -> None:
     assert Profile.from_json(json.dumps(profile.to_json())) == profile
+    anchored = replace(profile, anchors={"vm_list": ("halt_poll_ns", -232)})
+    assert Profile.from_json(json.dumps(anchored.to_json())) == anchored
 
 
 def test_members() -> None:
@@ -161,6 +172,9 @@ def test_a_structure_that_is_in_no_blob(name: str) -> None:
     blobs = [Btf(kernel_btf(name).data())]
     if name in OPTIONAL_STRUCTS:
         assert name not in layouts(blobs)
+        return
+    if name in STABLE:
+        assert layouts(blobs)[name] == StructLayout(name, *STABLE[name])
         return
     with pytest.raises(TargetNotSupported, match=f"no struct {name};"):
         layouts(blobs)
