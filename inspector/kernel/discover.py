@@ -42,8 +42,8 @@ __all__ = ["Found", "find_kernel"]
 IMAGE = 64
 """Chunks from a kernel's beginning in which its symbol table is looked for."""
 
-READ_ONLY_DATA = 15
-"""Symbol tables were seen from this chunk of a kernel on; the search begins there."""
+LIKELY = (*range(15, 32), *range(15))
+"""Chunks of a kernel in the order they are searched; symbol tables were seen from the first on."""
 
 BASES = ((CHUNK, 1 << 34), (1 << 16, 1 << 30))
 """Steps and ends of the search for a kernel that was loaded elsewhere."""
@@ -122,18 +122,20 @@ def _token_places(memory: AddressSpace, vmcoreinfo: str) -> Iterator[tuple[Windo
     if re.fullmatch(r"[0-9a-f]{1,16}", named):
         chunk = linear_to_physical(int(named, 16)) // CHUNK
         yield from tables((chunk, chunk + 1))
-    yield from tables((*range(READ_ONLY_DATA, IMAGE), *range(READ_ONLY_DATA)))
+    yield from tables(LIKELY)
     for base in _bases(memory):
-        window = Window(memory)
+        there = Window(memory)
         first = base // CHUNK
-        yield from tables(range(first, first + IMAGE))
+        chunks = [first + chunk for chunk in (*LIKELY, *range(len(LIKELY), IMAGE))]
+        yield from ((there, tokens) for tokens in token_tables(there, chunks))
+    yield from tables(range(len(LIKELY), IMAGE))
 
 
 def _bases(memory: AddressSpace) -> Iterator[int]:
     """Yield where kernels begin that were not loaded at physical 0."""
     seen: set[int] = set()
     for step, end in BASES:
-        where = np.arange(IMAGE * CHUNK, end, step, dtype=np.uint64)
+        where = np.arange(step, end, step, dtype=np.uint64)
         data, present = memory.read_many(where, HEAD)
         rows = present & np.any(
             [np.all(data == np.frombuffer(nops, np.uint8), axis=1) for nops in NOPS], axis=0
