@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
-import pytest
+import contextlib
 
-from inspector.errors import BadData, TargetNotSupported
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from inspector.errors import BadData, InspectorError, TargetNotSupported
 from inspector.kernel.discover import find_kernel
 from inspector.kvm.collect import collect, vm_list
 from inspector.memory.segments import SegmentedMemory
@@ -159,3 +163,30 @@ def test_damaged_types_are_no_traceback() -> None:
     at = content(image).index((0xEB9F).to_bytes(2, "little") + b"\1\0")
     with pytest.raises((BadData, TargetNotSupported)):
         find_kernel(patch(image.memory, at + 8, b"\xff" * 16))
+
+
+WHOLE = host()
+TYPES = content(WHOLE).index((0xEB9F).to_bytes(2, "little") + b"\1\0")
+
+
+@settings(max_examples=40)
+@given(
+    st.lists(
+        st.tuples(
+            st.one_of(
+                st.integers(0, len(content(WHOLE)) - 8), st.integers(TYPES, TYPES + (1 << 13))
+            ),
+            st.binary(min_size=1, max_size=8),
+        ),
+        min_size=1,
+        max_size=8,
+    )
+)
+def test_damage_anywhere_is_an_error_of_ours_or_harmless(
+    changes: list[tuple[int, bytes]],
+) -> None:
+    memory = WHOLE.memory
+    for place, data in changes:
+        memory = patch(memory, place, data)
+    with contextlib.suppress(InspectorError):
+        find_kernel(memory)
