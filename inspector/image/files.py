@@ -10,14 +10,15 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 from inspector.errors import BadData, InspectorError, MemoryNotReadable, TargetNotSupported
 from inspector.image.btf import Btf
 from inspector.image.dwarf import Dwarf
 from inspector.image.elf import ElfFile, build_id_in
-from inspector.image.profile import OPTIONAL_SYMBOLS, SYMBOLS, Profile, layouts
+from inspector.image.profile import OPTIONAL_SYMBOLS, SYMBOLS, Profile, Types, layouts
 from inspector.image.vmcoreinfo import read_vmcoreinfo, release_and_page_size
 from inspector.memory.base import AddressSpace
 from inspector.regions import linear_to_physical
@@ -66,23 +67,30 @@ def profile_from_files(
     vmcoreinfo = read_vmcoreinfo(memory, symbols, image.byte_order)
     release, page_size = release_and_page_size(vmcoreinfo)
     files = {name: _module(name, release, image.path, modules) for name in MODULES}
-    anchors = {}
-    anchor = _anchor(files["kvm"], "vm_list")
-    if anchor is not None:
-        anchors["vm_list"] = anchor
     base = image.section(".BTF")
-    if base is None:
-        types = Dwarf(_debug_file(release, debug_file, files["kvm-hv"].build_id))
-        return Profile(
-            release=release,
-            build_id=image.build_id,
-            byte_order=image.byte_order,
-            page_size=page_size,
-            vmcoreinfo=vmcoreinfo,
-            symbols=symbols,
-            structs=layouts([types]),
-            anchors=anchors,
-        )
+    described = _by_btf(base, files) if base else _by_debug_file(release, files, debug_file)
+    return Profile(
+        release=release,
+        build_id=image.build_id,
+        byte_order=image.byte_order,
+        page_size=page_size,
+        vmcoreinfo=vmcoreinfo,
+        symbols=symbols,
+        structs=layouts(described.types),
+        module_btf=described.digests,
+        anchors=described.anchors,
+    )
+
+
+class _Described(NamedTuple):
+    """Type information, the most specific first, and what a profile remembers of it."""
+
+    types: Sequence[Types]
+    digests: Mapping[str, str]
+    anchors: Mapping[str, tuple[str, int]]
+
+
+def _by_btf(base: bytes, files: Mapping[str, ElfFile]) -> _Described:
     vmlinux = Btf(base)
     blobs = []
     digests = {}
@@ -93,16 +101,29 @@ def profile_from_files(
             # With a base of its own it is changed when it is loaded.
             if module.section(".BTF.base") is None:
                 digests[name.replace("-", "_")] = hashlib.sha256(section).hexdigest()
-    return Profile(
-        release=release,
-        build_id=image.build_id,
-        byte_order=image.byte_order,
-        page_size=page_size,
-        vmcoreinfo=vmcoreinfo,
-        symbols=symbols,
-        structs=layouts([*blobs, vmlinux]),
-        module_btf=digests,
-        anchors=anchors,
+    return _Described([*blobs, vmlinux], digests, {})
+
+
+def _by_debug_file(release: str, files: Mapping[str, ElfFile], given: Path | None) -> _Described:
+    """Use the debug file of the very build of kvm-hv that was given or found.
+
+    Kernels without BTF may have no data symbols in memory either, hence the
+    anchor.
+    """
+    build_id = files["kvm-hv"].build_id
+    anchor = _anchor(files["kvm"], "vm_list")
+    for path in (given,) if given else debug_files(release):
+        types = Dwarf(path)
+        if types.build_id == build_id:
+            return _Described([types], {}, {"vm_list": anchor} if anchor else {})
+        if given:
+            raise TargetNotSupported(
+                f"{given} (build ID {types.build_id or 'none'}) is not the debug file of "
+                f"kvm-hv.ko of Linux {release} (build ID {build_id or 'none'})"
+            )
+    raise TargetNotSupported(
+        f"Linux {release} carries no BTF; give --debug-file with the debug file of its module "
+        f"kvm-hv ({debug_package(release)}), or --layout with its layout profile"
     )
 
 
@@ -126,23 +147,6 @@ def _anchor(module: ElfFile, name: str) -> tuple[str, int] | None:
                 if other == section:
                     return exported, value - at
     return None
-
-
-def _debug_file(release: str, given: Path | None, build_id: str) -> Path:
-    """Return the debug file of kvm-hv of the build whose module file was given or found."""
-    for path in (given,) if given else debug_files(release):
-        found = Dwarf(path).build_id
-        if found == build_id:
-            return path
-        if given:
-            raise TargetNotSupported(
-                f"{given} (build ID {found or 'none'}) is not the debug file of kvm-hv.ko "
-                f"of Linux {release} (build ID {build_id or 'none'})"
-            )
-    raise TargetNotSupported(
-        f"Linux {release} carries no BTF; give --debug-file with the debug file of its module "
-        f"kvm-hv ({debug_package(release)}), or --layout with its layout profile"
-    )
 
 
 def debug_package(release: str) -> str:
