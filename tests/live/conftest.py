@@ -47,7 +47,8 @@ def boot(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[..., Lab
     """Return a function that boots a machine, or gives the one that was booted before."""
     state = tmp_path_factory.mktemp("lab")
     before = os.environ.get("INSPECTOR_LAB_STATE")
-    os.environ["INSPECTOR_LAB_STATE"] = str(_short(state))
+    link = _short(state)
+    os.environ["INSPECTOR_LAB_STATE"] = str(link)
     machines: dict[str, Lab] = {}
     with contextlib.ExitStack() as stack:
 
@@ -59,6 +60,7 @@ def boot(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[..., Lab
             return machines[name]
 
         yield start
+    link.unlink(missing_ok=True)
     if before is None:
         del os.environ["INSPECTOR_LAB_STATE"]
     else:
