@@ -16,28 +16,17 @@ import pytest
 
 from fixtures.lab import packages
 from fixtures.lab.machine import Machine
-from tests.live.tools import Lab
+from tests.live.tools import Lab, absent, need_kernel
 
 PROGRAMS = ("qemu-system-ppc64", "gdb-multiarch", "powerpc64le-linux-gnu-gcc", "dtc")
 
 
-def _missing() -> str:
-    programs = [program for program in PROGRAMS if shutil.which(program) is None]
-    if programs:
-        return f"{', '.join(programs)} not installed"
-    if not (packages.cache_dir() / "kernels" / packages.DEFAULT_KERNEL).is_dir():
-        return f"kernel {packages.DEFAULT_KERNEL} not downloaded"
-    return ""
-
-
 @pytest.fixture(scope="session", autouse=True)
 def _lab_installed() -> None:
-    missing = _missing()
-    if missing:
-        text = f"the lab is not installed ({missing}); run fixtures/lab/lab install"
-        if os.environ.get("CI"):
-            pytest.fail(text)
-        pytest.skip(text)
+    programs = [program for program in PROGRAMS if shutil.which(program) is None]
+    if programs:
+        absent(f"the lab is not installed ({', '.join(programs)})", "fixtures/lab/lab install")
+    need_kernel(packages.DEFAULT_KERNEL)
     # Tests have a cache of their own; the lab's stays where it is.
     os.environ[packages.CACHE_VARIABLE] = str(packages.cache_dir())
 

@@ -13,7 +13,7 @@ from fixtures.lab import dumps, packages
 from fixtures.lab.machine import Machine
 from fixtures.lab.packages import LabError
 from inspector.memory.dump import open_dump
-from tests.live.tools import Lab, document, inspector
+from tests.live.tools import Lab, document, inspector, need_kernel
 
 LARGE_PAGES = "6.12-64k"
 CACHE = packages.cache_dir()
@@ -75,8 +75,7 @@ def _made(core: Path, path: Path, options: str) -> None:
 
 
 def test_64k_pages(boot: Callable[..., Lab], tmp_path: Path) -> None:
-    if not (CACHE / "kernels" / LARGE_PAGES).is_dir():
-        pytest.skip(f"kernel {LARGE_PAGES} is not downloaded")
+    need_kernel(LARGE_PAGES)
     core, path = tmp_path / "vmcore", tmp_path / "dump"
     with Machine.start(kernel=LARGE_PAGES, memory="1G", name="large-pages") as machine:
         lab = Lab(machine)

@@ -9,12 +9,12 @@ from pathlib import Path
 
 import pytest
 
-from fixtures.lab import linuxstack, packages
+from fixtures.lab import linuxstack
 from fixtures.lab.machine import Machine
 from inspector.kernel.discover import find_kernel
 from inspector.memory.live import LiveMachine
 from inspector.session import Acquired, Options, acquire
-from tests.live.tools import Lab, inspector, leaves_of, slots_of
+from tests.live.tools import Lab, inspector, leaves_of, need_kernel, slots_of
 
 MACHINES = ("powernv9", "pseries")
 OTHER_KERNELS = ("6.12-64k", "sid-4k", "sid-64k")
@@ -56,8 +56,7 @@ def kernel_without_btf() -> Iterator[Lab]:
 
 
 def booted(kernel: str) -> Iterator[Lab]:
-    if not (packages.cache_dir() / "kernels" / kernel).is_dir():
-        pytest.skip(f"kernel {kernel} not downloaded")
+    need_kernel(kernel)
     with Machine.start(scenario="mixed", kernel=kernel) as machine:
         yield Lab(machine)
 

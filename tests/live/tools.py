@@ -8,8 +8,11 @@ import socket
 import subprocess
 import sys
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NoReturn
 
+import pytest
+
+from fixtures.lab import packages
 from fixtures.lab.machine import Machine
 from inspector.kvm.snapshot import Snapshot, Vm
 
@@ -44,6 +47,20 @@ class Lab:
         assert self.status() == "running"
         assert physical_mode(self.machine.state.gdb_port) == "0"
         assert self.status() == "running"
+
+
+def absent(what: str, remedy: str) -> NoReturn:
+    """Skip the test for want of something, except in CI, where that is a failure."""
+    text = f"{what}; run {remedy}"
+    if os.environ.get("CI"):
+        pytest.fail(text)
+    pytest.skip(text)
+
+
+def need_kernel(key: str) -> None:
+    """See that a kernel of the lab is there."""
+    if not (packages.cache_dir() / "kernels" / key).is_dir():
+        absent(f"kernel {key} is not downloaded", f"fixtures/lab/lab install --kernel {key}")
 
 
 def inspector(*arguments: str) -> subprocess.CompletedProcess[str]:
