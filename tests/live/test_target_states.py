@@ -89,16 +89,7 @@ def test_rude_port(rude_port: int) -> None:
     assert "cannot attach" in _refused(rude_port)
 
 
-def test_no_kernel_on_this_host(boot: Callable[..., Lab], monkeypatch: pytest.MonkeyPatch) -> None:
-    lab = boot("no-vms")
-    monkeypatch.delenv("INSPECTOR_KERNEL_PATH", raising=False)
-    done = inspector("vms", lab.target)
-    assert done.returncode == 3
-    assert "--kernel" in done.stderr
-    lab.assert_untouched()
-
-
-def test_forced_direct_path_of_another_host_is_refused(boot: Callable[..., Lab]) -> None:
+def test_the_forced_direct_path_is_named(boot: Callable[..., Lab]) -> None:
     lab = boot("no-vms")
     done = lab.run("vms", "--json", "--read-path", "direct")
     assert done.returncode == 0
