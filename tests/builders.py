@@ -88,12 +88,15 @@ def rmaps_of(slots: Mapping[int, Sequence[int]]) -> Rmaps:
     gfns = sorted(gfn for gfn, found in slots.items() if found)
     found: list[int] = []
     nodes: list[int] = []
+    places: list[int] = []
     heads: list[int] = []
     start = [0]
     for gfn in gfns:
         first = 0xC000_0000_1000_0000 + 16 * len(found)
         count = len(slots[gfn])
         nodes += [first + 16 * i for i in range(count - 1)] + [0]
+        tail = first + 16 * (count - 2) if count > 1 else 0xC008_0000_0000_0000 + 8 * gfn
+        places += [first + 16 * i + 8 for i in range(count - 1)] + [tail]
         found += slots[gfn]
         heads.append(first if count > 1 else slots[gfn][0])
         start.append(len(found))
@@ -105,6 +108,7 @@ def rmaps_of(slots: Mapping[int, Sequence[int]]) -> Rmaps:
         start=np.array(start, np.int64),
         word=addresses(found),
         node=addresses(nodes),
+        place=addresses(places),
     )
 
 

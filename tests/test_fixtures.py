@@ -10,6 +10,8 @@ import pytest
 
 from inspector.checks.verdict import Verdict, judge
 from inspector.kvm.snapshot import Vm
+from inspector.memory.base import integer
+from inspector.structures.space import KernelSpace
 from tests.fixtures import CAPTURES, description, opened
 
 EXPECTED = [path for path in CAPTURES if "expected" in description(path)]
@@ -58,6 +60,28 @@ def test_what_is_found_is_what_was_made(path: Path) -> None:
             for address in nested.shadow.address.tolist()
         ]
         assert Counter(leaves) == Counter(wanted["leaves"] + wanted["orphans"])
+
+
+@pytest.mark.parametrize("path", CAPTURES, ids=ids)
+def test_every_word_stands_where_it_is_said_to(path: Path) -> None:
+    capture = opened(path)
+    kernel = KernelSpace(capture.memory, capture.profile)
+    for vm in capture.snapshot.vms:
+        actual, present = kernel.words(vm.rmaps.place)
+        assert present.all()
+        assert actual.tolist() == vm.rmaps.word.tolist()
+
+
+@pytest.mark.parametrize("path", CAPTURES, ids=ids)
+def test_a_proof_can_be_checked_by_hand(path: Path) -> None:
+    capture = opened(path)
+    kernel = KernelSpace(capture.memory, capture.profile)
+    for finding in judge(capture.snapshot).findings:
+        for item in finding.evidence:
+            if item.space == "kernel" and item.value is not None:
+                assert kernel.pointer(item.address) == item.value
+            elif item.space == "physical" and item.value is not None:
+                assert integer(capture.memory.read(item.address, 8), ">") == item.value
 
 
 @pytest.mark.parametrize("path", CAPTURES, ids=ids)

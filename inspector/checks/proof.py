@@ -69,8 +69,8 @@ def _evidence(checked: CheckedVm, suspect: Suspect) -> Iterator[Evidence]:
         yield from _consulted_slots(checked, host)
     shown = judgement.entries[:SHOWN_ENTRIES]
     for place in shown:
-        row = int(np.searchsorted(checked.rmaps.gfn, np.uint64(place.gfn)))
-        where = int(checked.rmaps.where[row]) if row < len(checked.rmaps) else 0
+        slot = int(np.flatnonzero(checked.rmaps.gfn == np.uint64(place.gfn))[0])
+        where = int(checked.rmaps.place[checked.rmaps.start[slot] + place.position])
         meaning = f"entry {place.position} of the slot of gfn {place.gfn:#x}"
         if not place.reachable:
             meaning += ", not met by the kernel's walk"

@@ -27,7 +27,6 @@ __all__ = ["ElfFile", "SymbolTable", "unpacked"]
 EM_PPC64 = 21
 NT_GNU_BUILD_ID = 3
 _ELF_DAMAGE = (ELFError, AttributeError, KeyError, OverflowError, TypeError, ValueError)
-STT_TYPES = {0: "NOTYPE", 1: "OBJECT", 2: "FUNC"}
 
 
 def unpacked(path: Path) -> bytes:

@@ -24,7 +24,7 @@ READ_LIMIT = 1 << 24
 
 _NONE = addresses([])
 _NO_INDEX = np.zeros(0, np.int64)
-NO_RMAPS = Rmaps(_NO_INDEX, _NONE, _NONE, _NONE, np.zeros(1, np.int64), _NONE, _NONE)
+NO_RMAPS = Rmaps(_NO_INDEX, _NONE, _NONE, _NONE, np.zeros(1, np.int64), _NONE, _NONE, _NONE)
 
 
 class Arrays(NamedTuple):
@@ -44,7 +44,7 @@ class Arrays(NamedTuple):
 def read_rmaps(kernel: KernelSpace, memslots: tuple[Memslot, ...]) -> Rmaps:
     """Read every slot of every memslot of a radix guest."""
     memslot, gfn, where, head, unread = read_arrays(kernel, memslots)
-    word, node, slot, problems = _lists(kernel, where, head)
+    word, node, place, slot, problems = _lists(kernel, where, head)
     start = np.concatenate(([0], np.cumsum(np.bincount(slot, minlength=gfn.size))))
     return Rmaps(
         memslot,
@@ -54,6 +54,7 @@ def read_rmaps(kernel: KernelSpace, memslots: tuple[Memslot, ...]) -> Rmaps:
         start.astype(np.int64),
         word,
         node,
+        place,
         tuple(problems),
         tuple(unread),
     )
@@ -115,6 +116,7 @@ def _array(kernel: KernelSpace, index: int, slot: Memslot) -> Arrays:
 class _Entries(NamedTuple):
     word: U64
     node: U64
+    place: U64
     slot: NDArray[np.int64]
     problems: list[LinkProblem]
 
@@ -126,6 +128,7 @@ def _lists(kernel: KernelSpace, where: U64, head: U64) -> _Entries:
     next_column, word_column = next_offset // WORD, word_offset // WORD
     words: list[U64] = []
     nodes: list[U64] = []
+    places: list[U64] = []
     slots: list[NDArray[np.int64]] = []
     problems: list[LinkProblem] = []
 
@@ -146,6 +149,7 @@ def _lists(kernel: KernelSpace, where: U64, head: U64) -> _Entries:
         single = encoding.is_single(link) != 0
         words.append(link[single])
         nodes.append(np.zeros(int(single.sum()), dtype=np.uint64))
+        places.append(place[single])
         slots.append(slot[single])
         on = ~ended & ~single
         slot, link, place, anchor = slot[on], link[on], place[on], anchor[on]
@@ -169,15 +173,20 @@ def _lists(kernel: KernelSpace, where: U64, head: U64) -> _Entries:
         rows = records.words(kernel.profile.byte_order)[~lost]
         words.append(rows[:, word_column])
         nodes.append(node)
+        places.append(node + np.uint64(word_offset))
         slots.append(slot)
         link = rows[:, next_column]
         place = node + np.uint64(next_offset)
     if not words:
-        return _Entries(_NONE, _NONE, _NO_INDEX, problems)
+        return _Entries(_NONE, _NONE, _NONE, _NO_INDEX, problems)
     owner = np.concatenate(slots)
     order = np.argsort(owner, kind="stable")
     entries = _Entries(
-        np.concatenate(words)[order], np.concatenate(nodes)[order], owner[order], problems
+        np.concatenate(words)[order],
+        np.concatenate(nodes)[order],
+        np.concatenate(places)[order],
+        owner[order],
+        problems,
     )
     return _without_repeats(entries)
 
@@ -193,4 +202,10 @@ def _without_repeats(entries: _Entries) -> _Entries:
         first = np.zeros(rows.size, dtype=np.bool_)
         first[np.unique(entries.node[rows], return_index=True)[1]] = True
         keep[rows] = first
-    return _Entries(entries.word[keep], entries.node[keep], entries.slot[keep], entries.problems)
+    return _Entries(
+        entries.word[keep],
+        entries.node[keep],
+        entries.place[keep],
+        entries.slot[keep],
+        entries.problems,
+    )

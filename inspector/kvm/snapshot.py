@@ -79,9 +79,10 @@ class Rmaps:
 
     Per slot: ``memslot`` (index into ``Vm.memslots``), ``gfn``, ``where``
     (kernel address of the array element) and ``head`` (its word).  Slot *i*
-    holds entries ``start[i]:start[i + 1]`` of ``word`` and ``node``, in list
-    order; ``node`` is the address of the ``struct rmap_nested``, or 0 for
-    the word in the slot or in the last ``next``.
+    holds entries ``start[i]:start[i + 1]`` of ``word``, ``node`` and
+    ``place``, in list order; ``node`` is the address of the ``struct
+    rmap_nested``, or 0 for the word in the slot or in the last ``next``, and
+    ``place`` the kernel address the word itself was read at.
     """
 
     memslot: NDArray[np.int64]
@@ -91,6 +92,7 @@ class Rmaps:
     start: NDArray[np.int64]
     word: U64
     node: U64
+    place: U64
     problems: tuple[LinkProblem, ...] = ()
     unread: tuple[tuple[int, int], ...] = ()
     """Gaps ``(first gfn, pages)`` of rmap arrays that could not be read."""

@@ -37,7 +37,7 @@ def find(checked: CheckedVm) -> Iterator[Finding]:
                     Evidence(
                         "entry",
                         "kernel",
-                        int(rmaps.node[row]) or holder.where,
+                        int(rmaps.place[row]),
                         int(rmaps.word[row]),
                         f"entry {row - int(rmaps.start[checked.slot_of[row]])}",
                     )

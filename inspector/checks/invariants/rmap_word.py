@@ -23,7 +23,6 @@ def find(checked: CheckedVm) -> Iterator[Finding]:
         word, node = int(rmaps.word[row]), int(rmaps.node[row])
         slot = rmaps[int(checked.slot_of[row])]
         entry = encoding.decode(word)
-        place = node if node else slot.where
         yield Finding(
             ID,
             checked.vm.lpid,
@@ -32,7 +31,12 @@ def find(checked: CheckedVm) -> Iterator[Finding]:
             f"{encoding.encode(*entry, single=not node):#018x} for L2 {entry.lpid}:{entry.gpa:#x}",
             (
                 Evidence("slot", "kernel", slot.where, slot.head),
-                Evidence("list node" if node else "slot or last next", "kernel", place, word),
+                Evidence(
+                    "list node" if node else "slot or last next",
+                    "kernel",
+                    int(rmaps.place[row]),
+                    word,
+                ),
             ),
         )
 
