@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from fixtures.lab.expectation import Expectation
+from fixtures.lab.machine import stopped_times
 from inspector.capture import Capture, write_capture
 from inspector.checks.verdict import Verdict, judge
 from inspector.kvm.snapshot import Snapshot
@@ -103,6 +104,16 @@ def test_the_kernel_is_found_by_itself(
     monkeypatch.setenv("INSPECTOR_KERNEL_PATH", str(Path(lab.machine.state.vmlinux).parent))
     snapshot = acquire(lab.target, Options()).snapshot
     _assert_agrees(snapshot, lab.machine.expectation)
+
+
+@pytest.mark.parametrize("read_path", READ_PATHS)
+def test_the_stops_reported_are_those_qemu_saw(boot: Callable[..., Lab], read_path: str) -> None:
+    lab = boot("mixed")
+    lab.machine.qmp.events()
+    reported = document(lab.run("check", "--json", "--read-path", read_path))["target"]
+    stops = stopped_times(lab.machine.qmp.events(wait=0.5))
+    assert len(stops) == reported["stops"]
+    assert sum(stops) * 1000 < 2 * reported["stopped_ms"]
 
 
 def test_qemus_own_dump(boot: Callable[..., Lab], tmp_path: Path) -> None:
