@@ -71,6 +71,9 @@ class GdbProcess:
     def command(self, text: str, timeout: float = TIMEOUT) -> Result:
         """Run one MI command and return its result.
 
+        Lines that are no records are passed over: a signal that was raised
+        in the middle of a read leaves a torn one.
+
         Raises:
             GdbError: GDB answered with an error.
             TargetNotSupported: GDB ended or did not answer in time.
@@ -83,7 +86,7 @@ class GdbProcess:
                 continue
             if record["type"] in ("console", "target", "log"):
                 console.append(record["payload"] or "")
-            elif record["token"] == token and record["type"] == "result":
+            elif record["type"] == "result" and record["token"] == token:
                 payload = record["payload"] or {}
                 if record["message"] == "error":
                     raise GdbError(f"GDB could not do '{text}': {payload.get('msg', 'no reason')}")
