@@ -157,7 +157,10 @@ class GdbProcess:
         text = line.decode("utf-8", "replace")
         if not text or text.startswith("(gdb)"):
             return None
-        record: dict[str, Any] = parse_response(text)
+        try:
+            record: dict[str, Any] = parse_response(text)
+        except Exception:  # pygdbmi raises whatever it stumbles over in a torn line
+            return None
         return record
 
     def _note_state(self, line: bytes) -> None:
