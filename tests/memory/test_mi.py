@@ -45,6 +45,10 @@ for line in sys.stdin:
         say(token + '^error,msg="no such thing"')
     elif "die" in command:
         break
+    elif "torn" in command:
+        for text in ('he rest of a line"', '*stopped,reas', '~"never ended', '=x,{{'):
+            say(text)
+        say(token + "^done")
     elif "silent" in command:
         pass
     elif "stop" in command:
@@ -78,6 +82,10 @@ def test_a_command_gets_its_own_answer(gdb: GdbProcess) -> None:
     assert result.payload == {"value": "4"}
     assert result.text == 'first line\nfrom the "target"\n'
     assert gdb.console("show something") == result.text
+
+
+def test_torn_lines_are_passed_over(gdb: GdbProcess) -> None:
+    assert gdb.command("-torn").payload == {}
 
 
 def test_an_error_is_gdbs_own(gdb: GdbProcess) -> None:
