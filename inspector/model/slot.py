@@ -7,11 +7,14 @@ list nodes; the last stands in the slot itself (one entry) or in the last
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 from inspector import encoding
 
-__all__ = ["Slot", "first_hidden", "kernel_walk"]
+__all__ = ["Slot", "Walk", "first_hidden", "kernel_walk"]
+
+Walk = Callable[[Sequence[int]], Sequence[int]]
+"""Which of a slot's words a walk through it meets."""
 
 
 def kernel_walk(words: Sequence[int]) -> Sequence[int]:
@@ -49,7 +52,7 @@ class Slot:
             return encoding.SlotForm.EMPTY
         return encoding.SlotForm.SINGLE if len(self._words) == 1 else encoding.SlotForm.LIST
 
-    def insert(self, lpid: int, gpa: int) -> bool:
+    def insert(self, lpid: int, gpa: int, walk: Walk = kernel_walk) -> bool:
         """``kvmhv_insert_nest_rmap``: add an entry unless the walk meets it.
 
         The first entry is kept in the slot itself.  Every further one comes
@@ -59,15 +62,13 @@ class Slot:
         if not self._words:
             self._words = [word | encoding.SINGLE_ENTRY]
             return True
-        if any(
-            encoding.identity(met) == encoding.identity(word) for met in kernel_walk(self._words)
-        ):
+        if any(encoding.identity(met) == encoding.identity(word) for met in walk(self._words)):
             return False
         self._words.insert(0, word)
         return True
 
-    def remove_all(self) -> tuple[int, ...]:
+    def remove_all(self, walk: Walk = kernel_walk) -> tuple[int, ...]:
         """``kvmhv_remove_nest_rmap_list``: empty the slot; return the words it acts on."""
-        met = tuple(kernel_walk(self._words))
+        met = tuple(walk(self._words))
         self._words = []
         return met

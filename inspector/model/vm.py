@@ -205,6 +205,21 @@ class Table:
         """Return the leaves whose host page holds a physical address."""
         return [leaf for leaf in self.leaves.values() if 0 <= frame - leaf.frame < leaf.size]
 
+    def inside(self, address: int, size: int) -> list[Leaf]:
+        """Return the leaves that begin in a range of addresses."""
+        if size >> 12 < len(self.leaves):
+            places = range(address, address + size, 1 << 12)
+            return [self.leaves[place] for place in places if place in self.leaves]
+        return [leaf for leaf in self.leaves.values() if 0 <= leaf.address - address < size]
+
+    def put(self, leaf: Leaf) -> None:
+        """Set a leaf where none is."""
+        self.leaves[leaf.address] = leaf
+
+    def drop(self, leaf: Leaf) -> None:
+        """Remove a leaf."""
+        del self.leaves[leaf.address]
+
 
 @dataclass
 class VmState:

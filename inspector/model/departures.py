@@ -1,0 +1,228 @@
+"""Where a kernel departs from what must hold, as data.
+
+Each departure replaces one rule of ``inspector.model.rules`` and says what
+breaks by it.  ``current`` tells whether Linux 6.12 to 7.2 still does so;
+``seen`` whether it was seen on a running kernel or only in its source.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from inspector import pte
+from inspector.model.rules import MUST_HOLD, Rules
+from inspector.model.slot import kernel_walk
+from inspector.model.vm import Leaf
+
+if TYPE_CHECKING:
+    from inspector.model.state import Guest, Memslot, State
+
+__all__ = ["AS_IT_IS", "DEPARTURES", "Departure", "reading"]
+
+
+@dataclass(frozen=True)
+class Departure:
+    """One way in which a kernel does not do what must hold.
+
+    ``rule`` names the field of ``Rules`` that ``does`` replaces; ``breaks``
+    the invariants that a search finds broken by it.
+    """
+
+    id: str
+    rule: str
+    does: Callable[..., Any]
+    statement: str
+    source: str
+    reference: str
+    breaks: tuple[str, ...]
+    current: bool
+    seen: bool
+
+
+def _aligned_only(vm: State, memslot: Memslot, gpa: int, hva: int, shift: int) -> int:
+    return shift if (gpa ^ hva) & (1 << shift) - 1 == 0 else vm.page_shift
+
+
+def _exact_gfn(vm: State, gpa: int, shift: int) -> int:
+    return gpa >> vm.page_shift
+
+
+def _first_only(gfns: range) -> Sequence[int]:
+    return gfns[:1]
+
+
+def _asked_gfn(vm: State, leaf: Leaf, gfn: int) -> int:
+    return gfn
+
+
+def _l1_lpid(guest: Guest) -> int:
+    return guest.l1_lpid
+
+
+def _unmasked(l1_flags: int, writing: bool) -> int:
+    return pte.REFERENCED | pte.CHANGED
+
+
+def _never(*_: object) -> bool:
+    return False
+
+
+def _frame_as_address(leaf: Leaf) -> int:
+    return leaf.frame
+
+
+_NESTED = "arch/powerpc/kvm/book3s_hv_nested.c"
+_RADIX = "arch/powerpc/kvm/book3s_64_mmu_radix.c"
+
+DEPARTURES = (
+    Departure(
+        "zero-word-ends-walk",
+        "words_met",
+        kernel_walk,
+        "A list node that holds LPID 0, L2 page 0 has the word 0, which the walk takes for the "
+        "end of the list; the older entries behind it are not acted on.",
+        f"for_each_nest_rmap_safe in {_NESTED}",
+        "present since nested rmaps were introduced (4.20)",
+        ("shadow-leaf-covered",),
+        current=True,
+        seen=True,
+    ),
+    Departure(
+        "large-page-beyond-memslot",
+        "host_shift",
+        _aligned_only,
+        "The size of L0's mapping is chosen without a look at the memslot's bounds. A memslot "
+        "that begins or ends inside a large host page gets a leaf that reaches beyond it, an "
+        "rmap index below its array, and a removal that runs past the end of it.",
+        f"kvmppc_book3s_instantiate_page in {_RADIX}, __kvmhv_nested_page_fault and "
+        f"kvmhv_remove_nest_rmap_range in {_NESTED}",
+        "present since nested rmaps were introduced (4.20)",
+        ("host-leaf-in-memslot", "rmap-slot-in-memslot"),
+        current=True,
+        seen=True,
+    ),
+    Departure(
+        "present-leaf-widened",
+        "replaces",
+        _never,
+        "A fault on an address whose shadow leaf is present adds the bits of the new entry to "
+        "it, those of the frame included, and inserts no rmap entry.",
+        f"kvmppc_create_pte in {_RADIX} (PTE_BITS_MUST_MATCH only warns)",
+        "present since nested page faults were handled (4.20)",
+        ("shadow-leaf-covered", "shadow-leaf-frame", "shadow-leaf-mapped"),
+        current=True,
+        seen=False,
+    ),
+    Departure(
+        "rc-flushed-under-l1-lpid",
+        "rc_flushed_lpid",
+        _l1_lpid,
+        "Where R or C of a shadow leaf is cleared, the translation is flushed under the number "
+        "that L1 gave the guest and not under the one hardware uses for it.",
+        f"kvmhv_update_nest_rmap_rc in {_NESTED}",
+        "present since R and C are kept in step (5.0)",
+        ("cached-change",),
+        current=True,
+        seen=False,
+    ),
+    Departure(
+        "rc-slot-not-aligned",
+        "rc_gfn",
+        _asked_gfn,
+        "Ageing and dirty logging look for shadow leaves in the slot of the page they were "
+        "asked about, while the entries stand in that of the first page of L0's leaf.",
+        f"kvm_age_radix and kvm_radix_test_clear_dirty in {_RADIX}",
+        "present since R and C are kept in step (5.0)",
+        ("shadow-leaf-rc",),
+        current=True,
+        seen=False,
+    ),
+    Departure(
+        "freed-table-by-frame",
+        "freed_address",
+        _frame_as_address,
+        "Where a large page takes the place of a table, each leaf left in the table is removed "
+        "under the address of its host page instead of the guest address it translates.",
+        f"kvmppc_unmap_free_pte and kvmppc_unmap_free_pmd in {_RADIX} (after a warning)",
+        "present since tables are freed under large pages (4.18)",
+        ("cached-frame", "shadow-leaf-covered", "shadow-leaf-mapped"),
+        current=True,
+        seen=False,
+    ),
+    Departure(
+        "entry-at-exact-page",
+        "slot_gfn",
+        _exact_gfn,
+        "An entry is put into the slot of the page that was touched, not into that of the first "
+        "page of L0's leaf, where R and C are followed up.",
+        f"__kvmhv_nested_page_fault in {_NESTED}",
+        "fixed in 5.0: Align gfn to L1 page size when inserting nest-rmap entry",
+        ("rmap-slot-aligned",),
+        current=False,
+        seen=True,
+    ),
+    Departure(
+        "rc-not-combined",
+        "rc_masked",
+        _unmasked,
+        "A new shadow leaf takes R and C from L0's leaf, whatever L1's entry has.",
+        f"__kvmhv_nested_page_fault in {_NESTED}",
+        "fixed in 5.0: Apply combination of host and l1 pte rc for nested guest",
+        ("shadow-leaf-rc",),
+        current=False,
+        seen=False,
+    ),
+    Departure(
+        "rc-not-followed",
+        "rc_followed",
+        _never,
+        "Clearing R or C in L0's leaf leaves them set in the shadow leaves to its page.",
+        f"kvm_age_radix and kvm_radix_test_clear_dirty in {_RADIX}",
+        "fixed in 5.0: Keep rc bits in shadow pgtable in sync with host",
+        ("shadow-leaf-rc",),
+        current=False,
+        seen=False,
+    ),
+    Departure(
+        "only-first-page-unmapped",
+        "unmapped_gfns",
+        _first_only,
+        "Of a range of guest pages that the host unmaps, only the first is unmapped.",
+        "kvm_unmap_gfn_range_hv in arch/powerpc/kvm/book3s_64_mmu_hv.c",
+        "fixed in 5.13 by 32b48bf8514c",
+        ("host-leaf-backed",),
+        current=False,
+        seen=False,
+    ),
+    Departure(
+        "flush-all-uses-released-guest",
+        "flush_all_holds_guest",
+        _never,
+        "A flush of all nested guests takes no reference; one that the flush itself releases is "
+        "used afterwards.",
+        f"kvmhv_emulate_tlbie_all_lpid in {_NESTED}",
+        "fixed by 51938dfa8a51, which 6.12.107 does not have",
+        ("released-guest-unused",),
+        current=True,
+        seen=False,
+    ),
+)
+
+
+def reading(departures: Iterable[Departure]) -> Rules:
+    """Return the rules of a kernel that departs in these ways.
+
+    Raises:
+        ValueError: two departures replace the same rule.
+    """
+    chosen = {departure.rule: departure.does for departure in departures}
+    if len(chosen) != len(list(departures)):
+        raise ValueError("two departures replace the same rule")
+    return dataclasses.replace(MUST_HOLD, **chosen)
+
+
+AS_IT_IS = reading([departure for departure in DEPARTURES if departure.current])
+"""The kernel as it is: Linux 6.12."""

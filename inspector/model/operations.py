@@ -1,0 +1,178 @@
+"""What can happen to a VM from outside: its process, its vCPUs, its memory layout.
+
+Each operation is atomic, as it is under ``mmu_lock`` or behind the
+invalidation count that makes a fault try again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+
+from inspector import pte
+from inspector.model import guests, removal
+from inspector.model.page_fault import (
+    Access,
+    Outcome,
+    host_page_fault,
+    nested_page_fault,
+    reload,
+)
+from inspector.model.state import DIRTY_LOGGED, Memslot, State
+from inspector.model.vm import Leaf, Table
+
+__all__ = [
+    "Trap",
+    "add_memslot",
+    "age_pages",
+    "delete_memslot",
+    "l1_access",
+    "l1_store",
+    "l2_access",
+    "move_memslot",
+    "process_map",
+    "process_unmap",
+    "set_memslot_flags",
+]
+
+FAULT_ATTEMPTS = 4
+"""A fault is settled after at most: stale permission, R/C, instantiation, access."""
+
+Trap = Outcome | None
+"""How an access ends: None where it is made."""
+
+
+def l1_store(vm: State, address: int, value: int) -> None:
+    """L1 writes a doubleword of its memory, in host order."""
+    vm.l1_memory[address] = value
+
+
+def l1_access(vm: State, gpa: int, access: Access) -> Trap:
+    """L1 touches a page of its own memory."""
+
+    def fault(translated: bool, set_rc: bool) -> Outcome:
+        return host_page_fault(vm, gpa, access, set_rc=set_rc)
+
+    return _access(vm, vm.host, vm.lpid, gpa, access, fault)
+
+
+def l2_access(vm: State, lpid: int, address: int, access: Access) -> Trap:
+    """L1 enters L2 (``kvmhv_enter_nested_guest``), and L2 touches a page."""
+    guest = guests.get(vm, lpid, create=True)
+    if guest is None:
+        return Outcome.TO_L1
+    if not guest.l1_gr_to_hr:
+        reload(vm, guest)
+
+    def fault(translated: bool, set_rc: bool) -> Outcome:
+        return nested_page_fault(vm, guest, address, access, translated=translated, set_rc=set_rc)
+
+    try:
+        return _access(vm, guest.shadow, guest.shadow_lpid, address, access, fault)
+    finally:
+        guests.put(vm, guest)
+
+
+def process_map(vm: State, hva: int, frame: int, shift: int, *, writable: bool = True) -> None:
+    """The host gives the process another page there (fault, copy on write, migration, merge)."""
+    process_unmap(vm, hva, 1 << shift)
+    flags = pte.VALID | pte.LEAF | pte.READ | pte.REFERENCED
+    flags |= pte.WRITE | pte.CHANGED if writable else 0
+    vm.process.put(Leaf(hva, flags | frame, shift))
+
+
+def process_unmap(vm: State, hva: int, size: int) -> None:
+    """The host takes pages away (``kvm_unmap_gfn_range_hv``, by the MMU notifier).
+
+    A larger page that the range cuts is split: all of it is unmapped for the
+    guest, and the process keeps the rest of it in single pages.
+    """
+    cut = vm.process.at(hva)
+    whole = [cut] if cut and cut.size > size else vm.process.inside(hva, size)
+    for leaf in whole:
+        vm.process.drop(leaf)
+        for memslot, gfns in _mapped(vm, leaf.address, leaf.size):
+            for gfn in vm.rules.unmapped_gfns(gfns):
+                removal.unmap_gfn(vm, memslot, gfn)
+        if leaf.size > size:
+            _keep_rest(vm.process, leaf, range(hva, hva + size), vm.page_shift)
+
+
+def age_pages(vm: State, hva: int, size: int) -> bool:
+    """The host asks whether pages were used, and forgets it (``kvm_age_gfn_hv``)."""
+    young = [
+        removal.age(vm, memslot, gfn) for memslot, gfns in _mapped(vm, hva, size) for gfn in gfns
+    ]
+    return any(young)
+
+
+def add_memslot(vm: State, memslot: Memslot) -> None:
+    """The process adds memory (KVM_MR_CREATE); its rmap array is all zeros."""
+    vm.memslots[memslot.id] = memslot
+
+
+def delete_memslot(vm: State, id: int) -> None:
+    """The process takes memory away (KVM_MR_DELETE)."""
+    removal.flush_memslot(vm, vm.memslots[id])
+    del vm.memslots[id]
+
+
+def move_memslot(vm: State, id: int, base_gfn: int) -> None:
+    """The process moves memory to other guest pages (KVM_MR_MOVE); the array goes along."""
+    memslot = vm.memslots[id]
+    removal.flush_memslot(vm, memslot)
+    memslot.base_gfn = base_gfn
+
+
+def set_memslot_flags(vm: State, id: int, flags: int) -> None:
+    """The process changes flags; where dirty logging changes, all is unmapped."""
+    memslot = vm.memslots[id]
+    changed, memslot.flags = memslot.flags ^ flags, flags
+    if changed & DIRTY_LOGGED:
+        removal.flush_memslot(vm, memslot)
+
+
+def _access(
+    vm: State,
+    table: Table,
+    lpid: int,
+    address: int,
+    access: Access,
+    fault: Callable[[bool, bool], Outcome],
+) -> Trap:
+    """What hardware does: translate, ask the kernel where it must, try again."""
+    for _ in range(FAULT_ATTEMPTS):
+        leaf = vm.tlb.setdefault(lpid, Table()).at(address) or table.at(address)
+        if leaf is not None and not leaf.entry & access.value:
+            leaf = table.at(address)
+        permitted = leaf is not None and bool(leaf.entry & access.value)
+        needed = pte.REFERENCED | (pte.CHANGED if access.writing else 0)
+        if leaf is not None and permitted and not needed & ~leaf.entry:
+            vm.tlb[lpid].put(leaf)
+            return None
+        if leaf is not None and permitted and vm.hardware_sets_rc:
+            current = table.at(address)
+            if current is not None:
+                table.put(current._replace(entry=current.entry | needed))
+                continue
+        outcome = fault(leaf is not None and not permitted, permitted)
+        if outcome is not Outcome.RETRY:
+            return outcome
+    raise AssertionError(f"the access to {address:#x} is never settled")
+
+
+def _mapped(vm: State, hva: int, size: int) -> Iterator[tuple[Memslot, range]]:
+    """Yield the guest pages that a range of the process's memory is."""
+    for memslot in vm.memslots.values():
+        first = max(hva, memslot.hva) - memslot.hva >> vm.page_shift
+        end = min(
+            hva + size - memslot.hva + (1 << vm.page_shift) - 1 >> vm.page_shift, memslot.npages
+        )
+        if first < end:
+            yield memslot, range(memslot.base_gfn + first, memslot.base_gfn + end)
+
+
+def _keep_rest(process: Table, leaf: Leaf, without: range, shift: int) -> None:
+    for address in range(leaf.address, leaf.address + leaf.size, 1 << shift):
+        if address not in without:
+            flags = leaf.entry & ~pte.RPN_MASK
+            process.put(Leaf(address, flags | leaf.translate(address), shift))

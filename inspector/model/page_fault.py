@@ -1,0 +1,216 @@
+"""How a page comes to L1 and from there to L2.
+
+``__kvmhv_nested_page_fault`` in book3s_hv_nested.c, and
+``kvmppc_book3s_instantiate_page``, ``kvmppc_create_pte`` and
+``kvmppc_hv_handle_set_rc`` in book3s_64_mmu_radix.c, step by step in the
+kernel's order.
+"""
+
+from __future__ import annotations
+
+import enum
+
+from inspector import pte
+from inspector.model import l1_walk
+from inspector.model.removal import unmap_leaf
+from inspector.model.slot import Slot
+from inspector.model.state import PMD_SHIFT, READ_ONLY, Guest, Memslot, State
+from inspector.model.vm import Leaf, Table
+
+__all__ = [
+    "Access",
+    "Outcome",
+    "host_page_fault",
+    "invalidate_shadow",
+    "nested_page_fault",
+    "reload",
+]
+
+FAULT_ADDRESS_MASK = 0x0FFF_FFFF_FFFF_FFFF
+
+
+class Access(enum.Enum):
+    """What is done to a page; the value is the permission it needs."""
+
+    READ = pte.READ
+    WRITE = pte.WRITE
+    EXEC = pte.EXEC
+
+    @property
+    def writing(self) -> bool:
+        """Whether it is a store."""
+        return self is Access.WRITE
+
+
+class Outcome(enum.Enum):
+    """What became of a fault."""
+
+    RETRY = "the guest tries again"
+    TO_L1 = "L1 is told of the fault"
+    TO_L2 = "L2 gets a storage interrupt"
+    MMIO = "the page is emulated"
+    FAILED = "the VM's process is told of an error"
+
+
+def host_page_fault(vm: State, gpa: int, access: Access, *, set_rc: bool = False) -> Outcome:
+    """``kvmppc_book3s_radix_page_fault``: L1 itself touches a page."""
+    memslot = vm.memslot_of(gpa >> vm.page_shift)
+    if memslot is None:
+        return Outcome.MMIO
+    if memslot.flags & READ_ONLY and access.writing:
+        return Outcome.TO_L1
+    if set_rc and _set_rc(vm, vm.host, gpa, vm.lpid, access):
+        return Outcome.RETRY
+    return Outcome.FAILED if _instantiate(vm, gpa, memslot, access) is None else Outcome.RETRY
+
+
+def nested_page_fault(
+    vm: State,
+    guest: Guest,
+    address: int,
+    access: Access,
+    *,
+    translated: bool = False,
+    set_rc: bool = False,
+) -> Outcome:
+    """``__kvmhv_nested_page_fault``: L2 touches a page that its shadow table does not allow.
+
+    ``translated`` says that hardware found a translation which forbids the
+    access (DSISR_PROTFAULT and its like), ``set_rc`` that it could not set R
+    or C (DSISR_SET_RC).
+    """
+    if not guest.l1_gr_to_hr:
+        reload(vm, guest)
+        if not guest.l1_gr_to_hr:
+            return Outcome.TO_L1
+    address &= FAULT_ADDRESS_MASK
+    l1 = l1_walk.translate(vm.read_l1, guest.l1_gr_to_hr, address)
+    if isinstance(l1, l1_walk.NoTranslation) or not _allowed(l1, access):
+        if translated:
+            invalidate_shadow(vm, guest, address)
+            return Outcome.RETRY
+        return Outcome.TO_L1
+    if set_rc:
+        needed = _rc_for(access)
+        if needed & ~l1.entry:
+            return Outcome.TO_L1
+        both = _set_rc(vm, vm.host, l1.translate(address), vm.lpid, access) and _set_rc(
+            vm, guest.shadow, address, guest.shadow_lpid, access
+        )
+        if not both:
+            invalidate_shadow(vm, guest, address)
+        if not both or not translated:
+            return Outcome.RETRY
+    if l1.shift < vm.page_shift:
+        return Outcome.FAILED
+
+    gpa = l1.translate(address)
+    memslot = vm.memslot_of(gpa >> vm.page_shift)
+    if memslot is None:
+        return Outcome.MMIO
+    if memslot.flags & READ_ONLY and access.writing:
+        return Outcome.TO_L2
+    host = vm.host.at(gpa)
+    if host is None or (access.writing and not host.entry & pte.WRITE):
+        host = _instantiate(vm, gpa, memslot, access)
+        if host is None:
+            return Outcome.FAILED
+    leaf = _shadow_leaf(vm, l1, host, address, access)
+    slot = memslot.slot(vm.rules.slot_gfn(vm, gpa, host.shift))
+    _create(vm, guest.shadow, leaf, guest.shadow_lpid, (guest.l1_lpid, slot))
+    return Outcome.RETRY
+
+
+def reload(vm: State, guest: Guest) -> None:
+    """``kvmhv_update_ptbl_cache``: read L1's partition-table entry, and set the host's."""
+    guest.l1_gr_to_hr, guest.process_table = vm.l1_entry(guest.l1_lpid)
+    vm.partition[guest.shadow_lpid] = guest.shadow
+
+
+def invalidate_shadow(vm: State, guest: Guest, address: int) -> int:
+    """``kvmhv_invalidate_shadow_pte``: clear a shadow leaf; return log2 of its size."""
+    leaf = guest.shadow.at(address)
+    if leaf is None:
+        return vm.page_shift
+    unmap_leaf(vm, guest.shadow, leaf, guest.shadow_lpid)
+    return leaf.shift
+
+
+def _allowed(l1: Leaf, access: Access) -> bool:
+    # a page that may be written may be read, in kvmhv_translate_addr_nested
+    needed = pte.READ | pte.WRITE if access is Access.READ else access.value
+    return bool(l1.entry & needed)
+
+
+def _rc_for(access: Access) -> int:
+    return pte.REFERENCED | (pte.CHANGED if access.writing else 0)
+
+
+def _set_rc(vm: State, table: Table, address: int, lpid: int, access: Access) -> bool:
+    leaf = table.at(address)
+    if leaf is None or (access.writing and not leaf.entry & pte.WRITE):
+        return False
+    table.put(leaf._replace(entry=leaf.entry | _rc_for(access)))
+    return True
+
+
+def _instantiate(vm: State, gpa: int, memslot: Memslot, access: Access) -> Leaf | None:
+    """``kvmppc_book3s_instantiate_page``: map what the process has there; None if it has nothing.
+
+    The leaf returned is the one asked for, which may lack bits of the one
+    that is in the table.
+    """
+    hva = memslot.hva + gpa - (memslot.base_gfn << vm.page_shift)
+    process = vm.process.at(hva)
+    if process is None or (access.writing and not process.entry & pte.WRITE):
+        return None
+    shift = vm.page_shift
+    if process.shift > shift and not memslot.logs_dirty:
+        shift = vm.rules.host_shift(vm, memslot, gpa, hva, process.shift)
+    flags = process.entry & (pte.READ | pte.WRITE | pte.CHANGED) | pte.EXEC | pte.REFERENCED
+    if not process.entry & pte.WRITE or memslot.flags & READ_ONLY:
+        flags &= ~(pte.WRITE | pte.CHANGED)
+    else:
+        flags |= pte.CHANGED
+    frame = process.translate(hva) & -(1 << shift)
+    leaf = Leaf(gpa & -(1 << shift), pte.VALID | pte.LEAF | frame | flags, shift)
+    _create(vm, vm.host, leaf, vm.lpid)
+    return leaf
+
+
+def _shadow_leaf(vm: State, l1: Leaf, host: Leaf, address: int, access: Access) -> Leaf:
+    """Combine L1's and L0's leaves into the one that L2 gets (step 3)."""
+    rights = l1.entry & (pte.READ | pte.WRITE | pte.EXEC)
+    kept = rights | vm.rules.rc_masked(l1.entry, access.writing)
+    variable = pte.READ | pte.WRITE | pte.EXEC | pte.REFERENCED | pte.CHANGED
+    entry = host.entry & ~variable | host.entry & kept
+    shift = host.shift
+    if shift > l1.shift:
+        shift = PMD_SHIFT if l1.shift > PMD_SHIFT else vm.page_shift
+        entry |= l1.translate(address) & (1 << host.shift) - (1 << shift)
+    return Leaf(address & -(1 << shift), entry, shift)
+
+
+def _create(
+    vm: State, table: Table, leaf: Leaf, lpid: int, entry: tuple[int, Slot] | None = None
+) -> None:
+    """``kvmppc_create_pte``: set a leaf, and insert its rmap entry if it was not there.
+
+    ``entry`` is the L1 LPID and the slot the entry belongs to.
+    """
+    present = table.at(leaf.address)
+    if present is not None and present.shift == leaf.shift:
+        if not (lpid != vm.lpid and vm.rules.replaces(present, leaf)):
+            if present.entry != leaf.entry:
+                table.put(present._replace(entry=present.entry | leaf.entry))
+            return
+        unmap_leaf(vm, table, present, lpid)
+    elif present is not None and present.shift > leaf.shift:
+        unmap_leaf(vm, table, present, lpid)
+    else:
+        for small in table.inside(leaf.address, leaf.size):
+            unmap_leaf(vm, table, small, lpid, address=vm.rules.freed_address(small))
+    table.put(leaf)
+    if entry is not None:
+        l1_lpid, slot = entry
+        slot.insert(l1_lpid, leaf.address, vm.rules.words_met)

@@ -1,0 +1,100 @@
+"""What must hold at each point where a kernel may depart from it.
+
+The transitions ask these rules and nothing else decides.  ``MUST_HOLD`` is
+the reading in which every invariant holds; the kernel as it is, or was, is
+that reading with some of its rules replaced (``inspector.model.departures``).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from inspector import pte
+from inspector.model.vm import Leaf
+
+if TYPE_CHECKING:
+    from inspector.model.state import Guest, Memslot, State
+
+__all__ = ["MUST_HOLD", "Rules"]
+
+
+def words_met(words: Sequence[int]) -> Sequence[int]:
+    """All words of a slot are met by a walk through it."""
+    return words
+
+
+def host_shift(vm: State, memslot: Memslot, gpa: int, hva: int, shift: int) -> int:
+    """L0 maps a large page only where all of it is in the memslot, equally aligned."""
+    size = 1 << shift
+    first = (gpa & -size) >> vm.page_shift
+    last = (gpa | size - 1) >> vm.page_shift
+    fits = memslot.holds(first) and memslot.holds(last)
+    return shift if fits and (gpa ^ hva) & size - 1 == 0 else vm.page_shift
+
+
+def slot_gfn(vm: State, gpa: int, shift: int) -> int:
+    """The slot of an entry is that of the first guest page of L0's leaf."""
+    return (gpa & -(1 << shift)) >> vm.page_shift
+
+
+def unmapped_gfns(gfns: range) -> Iterable[int]:
+    """Every guest page of a range that the host unmaps is unmapped."""
+    return gfns
+
+
+def rc_gfn(vm: State, leaf: Leaf, gfn: int) -> int:
+    """R and C are followed up in the slot where the leaf's entries stand."""
+    return leaf.address >> vm.page_shift
+
+
+def rc_followed() -> bool:
+    """Clearing R or C in L0's leaf clears it in the shadow leaves to its page."""
+    return True
+
+
+def rc_flushed_lpid(guest: Guest) -> int:
+    """A shadow leaf's cached translations carry the shadow LPID."""
+    return guest.shadow_lpid
+
+
+def rc_masked(l1_flags: int, writing: bool) -> int:
+    """R and C of a new shadow leaf: R only if L1 has it, C only if L1 has it and L2 writes."""
+    allowed = l1_flags & pte.REFERENCED
+    return allowed | (l1_flags & pte.CHANGED if writing else 0)
+
+
+def replaces(present: Leaf, new: Leaf) -> bool:
+    """A present shadow leaf to another frame is replaced, not widened."""
+    return present.frame != new.frame
+
+
+def freed_address(leaf: Leaf) -> int:
+    """A leaf in a table that is freed is removed under the address it translates."""
+    return leaf.address
+
+
+def flush_all_holds_guest() -> bool:
+    """A flush of all nested guests holds each of them while it uses it."""
+    return True
+
+
+@dataclass(frozen=True)
+class Rules:
+    """A reading of the specification: the answer at every point of departure."""
+
+    words_met: Callable[[Sequence[int]], Sequence[int]] = words_met
+    host_shift: Callable[[State, Memslot, int, int, int], int] = host_shift
+    slot_gfn: Callable[[State, int, int], int] = slot_gfn
+    unmapped_gfns: Callable[[range], Iterable[int]] = unmapped_gfns
+    rc_gfn: Callable[[State, Leaf, int], int] = rc_gfn
+    rc_followed: Callable[[], bool] = rc_followed
+    rc_flushed_lpid: Callable[[Guest], int] = rc_flushed_lpid
+    rc_masked: Callable[[int, bool], int] = rc_masked
+    replaces: Callable[[Leaf, Leaf], bool] = replaces
+    freed_address: Callable[[Leaf], int] = freed_address
+    flush_all_holds_guest: Callable[[], bool] = flush_all_holds_guest
+
+
+MUST_HOLD = Rules()

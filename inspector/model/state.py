@@ -1,0 +1,166 @@
+"""Everything the specification says about one VM and its nested guests.
+
+The four structures are L1's tables (words in L1's memory), L0's table for L1,
+the shadow tables and the rmap slots.  Around them stand what they depend on:
+the page table of the VM's process, the memslots, the host's partition table,
+and the translations that hardware may still hold.
+
+Frames are physical addresses, but the specification gives no meaning to their
+values: two states that differ only by a renaming of frames are the same.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+from inspector.model import l1_walk
+from inspector.model.rules import MUST_HOLD, Rules
+from inspector.model.slot import Slot
+from inspector.model.vm import Table, VmState
+
+__all__ = ["DIRTY_LOGGED", "PMD_SHIFT", "PUD_SHIFT", "READ_ONLY", "Guest", "Memslot", "State"]
+
+PMD_SHIFT = 21
+PUD_SHIFT = 30
+
+DIRTY_LOGGED = 1
+READ_ONLY = 2
+"""``kvm_memory_slot.flags``: KVM_MEM_LOG_DIRTY_PAGES and KVM_MEM_READONLY."""
+
+PTCR_BASE_MASK = 0x0FFF_FFFF_FFFF_F000
+PTCR_SIZE_MASK = 0x1F
+
+
+@dataclass
+class Memslot:
+    """A memslot and its rmap array.
+
+    ``slots`` is keyed by the index into the array.  The kernel as it is can
+    use an index outside of it; such a slot is kept too, under that index.
+    """
+
+    id: int
+    base_gfn: int
+    npages: int
+    hva: int
+    flags: int = 0
+    slots: dict[int, Slot] = field(default_factory=dict)
+    dirty: set[int] = field(default_factory=set)
+
+    def slot(self, gfn: int) -> Slot:
+        """Return the slot the kernel takes for a gfn, made if it is empty."""
+        return self.slots.setdefault(gfn - self.base_gfn, Slot())
+
+    def holds(self, gfn: int) -> bool:
+        """Say whether a gfn belongs to the memslot."""
+        return 0 <= gfn - self.base_gfn < self.npages
+
+    @property
+    def logs_dirty(self) -> bool:
+        """Whether writes to it are logged; it is then mapped in single pages."""
+        return bool(self.flags & DIRTY_LOGGED)
+
+    @property
+    def gfns(self) -> range:
+        """Its guest pages."""
+        return range(self.base_gfn, self.base_gfn + self.npages)
+
+
+@dataclass
+class Guest:
+    """A nested guest, ``struct kvm_nested_guest``."""
+
+    l1_lpid: int
+    shadow_lpid: int
+    refcnt: int = 0
+    l1_gr_to_hr: int = 0
+    process_table: int = 0
+    shadow: Table = field(default_factory=Table)
+    released: bool = False
+
+
+@dataclass
+class State:
+    """One VM: what the kernel keeps of it and what that depends on.
+
+    ``process`` is the page table of the VM's process, by host virtual
+    address; ``lpids`` the hardware LPIDs in use on the host and ``partition``
+    what its partition table says of them.  ``tlb`` holds the translations that
+    hardware may still use, by hardware LPID.  ``misuse`` says where released memory was used.
+    """
+
+    page_shift: int
+    lpid: int = 1
+    rules: Rules = MUST_HOLD
+    hardware_sets_rc: bool = True
+    ptcr: int = 0
+    memslots: dict[int, Memslot] = field(default_factory=dict)
+    process: Table = field(default_factory=Table)
+    host: Table = field(default_factory=Table)
+    guests: dict[int, Guest] = field(default_factory=dict)
+    l1_memory: dict[int, int] = field(default_factory=dict)
+    lpids: set[int] = field(default_factory=set)
+    partition: dict[int, Table] = field(default_factory=dict)
+    tlb: dict[int, Table] = field(default_factory=dict)
+    misuse: list[str] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self.lpids.add(self.lpid)
+        self.partition[self.lpid] = self.host
+
+    def memslot_of(self, gfn: int) -> Memslot | None:
+        """Return the memslot of a gfn (``gfn_to_memslot``)."""
+        for memslot in self.memslots.values():
+            if memslot.holds(gfn):
+                return memslot
+        return None
+
+    def read_l1(self, address: int) -> int | None:
+        """Return a doubleword of L1's memory, None outside of it (``kvm_read_guest``)."""
+        if self.memslot_of(address >> self.page_shift) is None:
+            return None
+        return self.l1_memory.get(address, 0)
+
+    def l1_entry(self, lpid: int) -> tuple[int, int]:
+        """Return both dwords of L1's partition-table entry, zeros if it has none."""
+        if lpid >= self.lpid_limit:
+            return 0, 0
+        address = (self.ptcr & PTCR_BASE_MASK) + 16 * lpid
+        first, second = self.read_l1(address), self.read_l1(address + 8)
+        return (0, 0) if first is None or second is None else (first, second)
+
+    @property
+    def lpid_limit(self) -> int:
+        """One above the largest LPID that L1's partition table has room for."""
+        return 1 << (self.ptcr & PTCR_SIZE_MASK) + 12 - 4
+
+    def take_lpid(self) -> int:
+        """``kvmppc_alloc_lpid``: take the lowest hardware LPID that is free."""
+        lpid = 1
+        while lpid in self.lpids:
+            lpid += 1
+        self.lpids.add(lpid)
+        return lpid
+
+    def slots(self) -> Iterator[tuple[int, Slot]]:
+        """Yield every slot that is not empty, with its gfn."""
+        for memslot in self.memslots.values():
+            for index in sorted(memslot.slots):
+                if memslot.slots[index].words:
+                    yield memslot.base_gfn + index, memslot.slots[index]
+
+    def view(self) -> VmState:
+        """Return what can be judged of this state."""
+        return VmState(
+            self.page_shift,
+            self.host,
+            {gfn: slot.words for gfn, slot in self.slots()},
+            {lpid: guest.shadow for lpid, guest in self.guests.items()},
+            {lpid: self.l1_table(guest) for lpid, guest in self.guests.items()},
+        )
+
+    def l1_table(self, guest: Guest) -> Table:
+        """Return what L1's table for a nested guest translates."""
+        found = l1_walk.leaves(self.read_l1, guest.l1_gr_to_hr)
+        return Table({leaf.address: leaf for leaf in found})
