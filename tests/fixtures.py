@@ -13,7 +13,7 @@ from inspector.memory.elfcore import open_core
 from inspector.memory.segments import SegmentedMemory
 from inspector.session import Acquired, Options, acquire
 
-__all__ = ["CAPTURES", "SMALL", "description", "opened", "pieces"]
+__all__ = ["CAPTURES", "DIRECTORY", "SMALL", "description", "opened", "pieces"]
 
 DIRECTORY = Path(__file__).resolve().parent.parent / "fixtures" / "captures"
 CAPTURES = sorted(DIRECTORY.glob("*.core.zst"))

@@ -12,7 +12,7 @@ from inspector.checks.verdict import Verdict, judge
 from inspector.kvm.snapshot import Vm
 from inspector.memory.base import integer
 from inspector.structures.space import KernelSpace
-from tests.fixtures import CAPTURES, description, opened
+from tests.fixtures import CAPTURES, DIRECTORY, description, opened
 
 EXPECTED = [path for path in CAPTURES if "expected" in description(path)]
 VIOLATIONS = {"powernv9-zero-word": {"shadow-leaf-covered"}}
@@ -60,6 +60,23 @@ def test_what_is_found_is_what_was_made(path: Path) -> None:
             for address in nested.shadow.address.tolist()
         ]
         assert Counter(leaves) == Counter(wanted["leaves"] + wanted["orphans"])
+
+
+@pytest.mark.parametrize(
+    ("name", "host", "shadow"),
+    [
+        ("powernv9-l1-sizes", {12}, {12}),
+        ("powernv9-l1-sizes-6.12-64k", {16}, {16}),
+        ("powernv9-hugetlb", {12, 21, 30}, {12, 21, 30}),
+        ("powernv9-hugetlb-6.12-64k", {16, 21, 30}, {16, 21, 30}),
+    ],
+)
+def test_pages_of_all_sizes_are_there(name: str, host: set[int], shadow: set[int]) -> None:
+    (vm,) = opened(DIRECTORY / f"{name}.core.zst").snapshot.vms
+    assert set(vm.host.shift.tolist()) == host
+    assert {shift for nested in vm.nested for shift in nested.shadow.shift.tolist()} == shadow
+    wanted = [nested.l1 for nested in vm.nested if nested.l1 is not None]
+    assert {shift for table in wanted for shift in table.shift.tolist()} == {12, 16, 21, 30}
 
 
 @pytest.mark.parametrize("path", CAPTURES, ids=ids)

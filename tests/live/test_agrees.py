@@ -35,7 +35,7 @@ def _assert_agrees(snapshot: Snapshot, expected: Expectation) -> None:
         slot = next(slot for slot in expected.memslots if slot.vm == known.index)
         vm = vm_at(snapshot, slot.hva)
         words = {gfn: w for (index, gfn), w in expected.slots.items() if index == known.index}
-        leaves = {(leaf.lpid, leaf.l2) for leaf in expected.leaves if leaf.vm == known.index}
+        leaves = {(o.lpid, o.l2, o.shift) for o in expected.leaves if o.vm == known.index}
         assert slots_of(vm) == words
         assert leaves_of(vm) == leaves
 
@@ -51,7 +51,9 @@ def test_words_order_and_leaves(boot: Callable[..., Lab], machine: str, read_pat
     lab.assert_untouched()
 
 
-@pytest.mark.parametrize("scenario", ["random", "two-vms", "memslots", "thp", "high-pages"])
+@pytest.mark.parametrize(
+    "scenario", ["random", "two-vms", "memslots", "thp", "hugetlb", "l1-sizes", "high-pages"]
+)
 def test_other_scenarios(boot: Callable[..., Lab], scenario: str) -> None:
     lab = boot(scenario)
     acquired = _acquire(lab)

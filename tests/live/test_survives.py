@@ -58,7 +58,7 @@ def test_stopped_in_a_guest(boot: Callable[..., Lab], idle: str) -> None:
         for _ in range(3):
             vm = vm_at(acquire(lab.target, options).snapshot, expected.memslots[0].hva)
             assert slots_of(vm) == {gfn: words for (_, gfn), words in expected.slots.items()}
-            assert leaves_of(vm) >= {(leaf.lpid, leaf.l2) for leaf in expected.leaves}
+            assert leaves_of(vm) >= {(o.lpid, o.l2, o.shift) for o in expected.leaves}
     lab.assert_untouched()
 
 

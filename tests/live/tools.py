@@ -126,9 +126,15 @@ def slots_of(vm: Vm) -> dict[int, list[int]]:
     return {slot.gfn: [int(word) for word in slot.words] for slot in vm.rmaps}
 
 
-def leaves_of(vm: Vm) -> set[tuple[int, int]]:
-    """Return the shadow leaves of a VM as (LPID, L2 address)."""
-    return {(nested.lpid, int(a)) for nested in vm.nested for a in nested.shadow.address}
+def leaves_of(vm: Vm) -> set[tuple[int, int, int]]:
+    """Return the shadow leaves of a VM as (LPID, L2 address, log2 of the page size)."""
+    return {
+        (nested.lpid, address, shift)
+        for nested in vm.nested
+        for address, shift in zip(
+            nested.shadow.address.tolist(), nested.shadow.shift.tolist(), strict=True
+        )
+    }
 
 
 def vm_at(snapshot: Snapshot, hva: int) -> Vm:
