@@ -26,7 +26,11 @@ class Verdict(enum.Enum):
 
 @dataclass(frozen=True)
 class Counts:
-    """The numbers of one VM.  ``stale`` counts entries by the reason they are."""
+    """The numbers of one VM.
+
+    ``stale`` counts entries by the reason they are, ``unknown`` those that
+    may lead to something that could not be read.
+    """
 
     slots: int
     entries: int
@@ -35,6 +39,7 @@ class Counts:
     longest: int
     live: int
     stale: dict[EntryState, int]
+    unknown: int
     shadow_leaves: int
     host_leaves: int
     pending: int
@@ -62,10 +67,17 @@ class Judgement:
     def verdict(self) -> Verdict:
         """The worst verdict of any VM."""
         found = {vm.verdict for vm in self.vms}
+        if self.snapshot.gaps:
+            found.add(Verdict.INCONCLUSIVE)
         for verdict in (Verdict.VIOLATIONS, Verdict.INCONCLUSIVE):
             if verdict in found:
                 return verdict
         return Verdict.CONSISTENT
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What stands in the way of judging the host as a whole."""
+        return tuple(f"not read: {gap.text}" for gap in self.snapshot.gaps)
 
     @property
     def findings(self) -> tuple[Finding, ...]:
@@ -120,7 +132,7 @@ def _judge(vm: Vm, page_shift: int) -> VmJudgement:
 def _counts(checked: CheckedVm) -> Counts:
     rmaps = checked.rmaps
     length = rmaps.length
-    by_state = np.bincount(checked.state, minlength=len(STATES))
+    by_state = np.bincount(checked.state[~checked.unknown], minlength=len(STATES))
     single = encoding.is_single(rmaps.head) != 0
     return Counts(
         slots=len(rmaps),
@@ -134,6 +146,7 @@ def _counts(checked: CheckedVm) -> Counts:
             for state, count in zip(STATES, by_state, strict=True)
             if state is not EntryState.LIVE and count
         },
+        unknown=int(np.count_nonzero(checked.unknown)),
         shadow_leaves=sum(len(nested.shadow) for nested in checked.vm.nested),
         host_leaves=len(checked.vm.host),
         pending=sum(checked.pending(nested) for nested in checked.vm.nested),

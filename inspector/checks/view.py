@@ -107,6 +107,21 @@ class CheckedVm:
                 state[rows] = np.where(same, _LIVE, _MOVED)
         return state
 
+    @cached_property
+    def unknown(self) -> NDArray[np.bool_]:
+        """Which entries may lead to what could not be read, so that their state is not known."""
+        vm = self.vm
+        unknown: NDArray[np.bool_] = (self.state == _NO_HOST_PAGE) & _has_holes(vm.host)
+        no_guest = self.state == _NO_GUEST
+        if vm.unread_guests is None:
+            unknown |= no_guest
+        else:
+            unknown |= no_guest & np.isin(self.lpid, vm.unread_guests)
+        for nested in vm.nested:
+            if _has_holes(nested.shadow):
+                unknown |= (self.state == _NO_LEAF) & (self.lpid == nested.lpid)
+        return unknown
+
     def covered(self, nested: Nested) -> NDArray[np.bool_]:
         """Tell which shadow leaves of a nested guest a reachable, live entry leads to."""
         covered = np.zeros(len(nested.shadow), dtype=np.bool_)
@@ -126,14 +141,13 @@ class CheckedVm:
         address = nested.shadow.address[rows]
         l1 = nested.l1.find(address)
         mapped = l1 >= 0
-        unread = any(problem.missing for problem in nested.l1.problems)
-        waiting = 0 if unread else int(np.count_nonzero(~mapped))
+        waiting = 0 if _has_holes(nested.l1) else int(np.count_nonzero(~mapped))
         rows, address, l1 = rows[mapped], address[mapped], l1[mapped]
         if not rows.size:
             return waiting
         l1_real = nested.l1.frame[l1] + (address - nested.l1.address[l1])
         host = self.vm.host.find(l1_real)
-        waiting += int(np.count_nonzero(host < 0))
+        waiting += 0 if _has_holes(self.vm.host) else int(np.count_nonzero(host < 0))
         rows, l1_real, host = rows[host >= 0], l1_real[host >= 0], host[host >= 0]
         if not rows.size:
             return waiting
@@ -154,6 +168,10 @@ class CheckedVm:
     def model(self) -> ModelView:
         """The VM as the model sees it."""
         return ModelView(self)
+
+
+def _has_holes(table: LeafTable) -> bool:
+    return any(problem.missing for problem in table.problems)
 
 
 def leaf_at(table: LeafTable, index: int) -> Leaf:

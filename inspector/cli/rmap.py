@@ -34,6 +34,8 @@ def command(
     elif jsonl:
         for row in rmap_lines(acquired.snapshot):
             click.echo(json.dumps(row))
+        for gap in acquired.snapshot.gaps:
+            click.echo(f"inspector: not read: {gap.text}", err=True)
     else:
         for line in rmap_report(acquired.snapshot, everything=everything):
             click.echo(line)

@@ -8,6 +8,7 @@ the rest is still collected.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import suppress
 from typing import TypeVar
 
 from inspector import pte
@@ -28,7 +29,7 @@ from inspector.kvm.snapshot import (
 )
 from inspector.structures.lists import list_entries
 from inspector.structures.modules import exported_symbol, module_symbols
-from inspector.structures.radix import LeafTable, walk
+from inspector.structures.radix import LeafTable, TableProblem, walk
 from inspector.structures.space import GuestSpace, KernelSpace
 
 __all__ = ["collect", "held_locks", "vm_list"]
@@ -65,19 +66,30 @@ def vm_list(kernel: KernelSpace) -> int:
 
 
 def held_locks(kernel: KernelSpace, vms: int) -> list[int]:
-    """Return the addresses of the VMs whose ``mmu_lock`` is held now."""
-    found = list_entries(kernel, vms, "kvm", "vm_list")
-    return [vm for vm in found if _is_held(kernel, kernel.field("kvm", vm, "mmu_lock"))]
+    """Return the addresses of the VMs whose ``mmu_lock`` is held now, as far as can be read."""
+    held = []
+    for vm in _gather(list_entries(kernel, vms, "kvm", "vm_list"), [], ""):
+        with suppress(MemoryNotReadable):
+            if _is_held(kernel, kernel.field("kvm", vm, "mmu_lock")):
+                held.append(vm)
+    return held
 
 
 def collect(kernel: KernelSpace, vms: int) -> Snapshot:
     """Collect every VM on the list at ``vms``."""
-    found = list_entries(kernel, vms, "kvm", "vm_list")
+    gaps: list[Gap] = []
+    found = []
+    for address in _gather(list_entries(kernel, vms, "kvm", "vm_list"), gaps, "the list of VMs"):
+        try:
+            found.append(_vm(kernel, address))
+        except (BadData, MemoryNotReadable) as error:
+            gaps.append(Gap(f"the VM at {address:#x}: {error}"))
     return Snapshot(
         kernel.profile.release,
         kernel.profile.build_id,
         kernel.profile.page_shift,
-        tuple(_vm(kernel, address) for address in found),
+        tuple(found),
+        tuple(gaps),
     )
 
 
@@ -112,12 +124,13 @@ def _vm(kernel: KernelSpace, address: int) -> Vm:
     radix = bool(field("arch.radix"))
     memslots = tuple(_gather(_memslots(kernel, address), gaps, "memslots"))
     host, rmaps = LeafTable.empty(), NO_RMAPS
-    nested: tuple[Nested, ...] = ()
+    nested: list[Nested] = []
+    unread: list[int] | None = []
     hash_rmaps = NO_HASH_RMAPS
     if radix:
         host = _table(kernel, field("arch.pgtable"))
         rmaps = read_rmaps(kernel, memslots)
-        nested = tuple(_nested_guests(kernel, address, memslots, gaps))
+        nested, unread = _nested_guests(kernel, address, memslots, gaps)
     else:
         hash_rmaps = read_hash_rmaps(kernel, address, memslots, gaps)
         gaps += _rmap_gaps(hash_rmaps, needed=False)
@@ -135,9 +148,10 @@ def _vm(kernel: KernelSpace, address: int) -> Vm:
         memslots=memslots,
         rmaps=rmaps,
         host=host,
-        nested=nested,
+        nested=tuple(nested),
         gaps=tuple(gaps),
         hash_rmaps=hash_rmaps,
+        unread_guests=None if unread is None else tuple(unread),
     )
 
 
@@ -182,23 +196,42 @@ def _memslots(kernel: KernelSpace, vm: int) -> Iterator[Memslot]:
 
 def _nested_guests(
     kernel: KernelSpace, vm: int, memslots: tuple[Memslot, ...], gaps: list[Gap]
-) -> Iterator[Nested]:
-    """Yield the L2 guests of a VM."""
-    mm = kernel.field("kvm", vm, "mm")
-    guest = GuestSpace(kernel, kernel.field("mm_struct", mm, "pgd"), memslots)
-    for lpid, address in _gather(nested_guest_addresses(kernel, vm), gaps, "nested guests"):
+) -> tuple[list[Nested], list[int] | None]:
+    """Return the L2 guests of a VM, and the LPIDs of those that could not be read, if known."""
+    guest: GuestSpace | InspectorError
+    try:
+        mm = kernel.field("kvm", vm, "mm")
+        guest = GuestSpace(kernel, kernel.field("mm_struct", mm, "pgd"), memslots)
+    except (BadData, MemoryNotReadable) as error:
+        guest = error
+    found: list[Nested] = []
+    unread: list[int] = []
+    cut: list[Gap] = []
+    for lpid, address in _gather(nested_guest_addresses(kernel, vm), cut, "nested guests"):
         try:
             nested = _nested(kernel, lpid, address, guest)
         except InspectorError as error:
             gaps.append(Gap(f"nested guest {lpid}: {error}"))
+            unread.append(lpid)
             continue
         gaps += _table_gaps(f"shadow table of nested guest {lpid}", nested.shadow)
         if nested.l1 is not None:
             gaps += _table_gaps(f"L1's table for nested guest {lpid}", nested.l1, needed=False)
-        yield nested
+        found.append(nested)
+    gaps += cut
+    return found, None if cut else unread
 
 
-def _nested(kernel: KernelSpace, lpid: int, address: int, guest: GuestSpace) -> Nested:
+def _l1_table(guest: GuestSpace | InspectorError, root: pte.Root) -> LeafTable:
+    if isinstance(guest, GuestSpace):
+        return walk(guest, root)
+    text = f"L1's memory cannot be reached: {guest}"
+    return LeafTable.empty((TableProblem(0, root.table, text, missing=True),))
+
+
+def _nested(
+    kernel: KernelSpace, lpid: int, address: int, guest: GuestSpace | InspectorError
+) -> Nested:
     def field(member: str) -> int:
         return kernel.field("kvm_nested_guest", address, member)
 
@@ -215,5 +248,5 @@ def _nested(kernel: KernelSpace, lpid: int, address: int, guest: GuestSpace) -> 
         process_table=field("process_table"),
         shadow_pgtable=shadow,
         shadow=_table(kernel, shadow),
-        l1=walk(guest, root) if root else None,
+        l1=_l1_table(guest, root) if root else None,
     )

@@ -220,7 +220,7 @@ class Nested:
 
 
 class Gap(NamedTuple):
-    """Something of a VM that could not be read.
+    """Something of a VM, or of the host, that could not be read.
 
     ``needed`` tells whether a verdict needs it.  L1's own tables are not
     needed: they only explain a shadow leaf that is not covered.
@@ -238,6 +238,8 @@ class Vm:
     when the machine stood still: its lists and tables may then be half way
     through a change.  A guest that is not ``radix`` has no ``rmaps``, tables
     and nested guests, but ``hash_rmaps``, which a radix guest has not.
+    ``unread_guests`` are the L1 LPIDs of nested guests that could not be read,
+    None where it is not known whether there are more than those in ``nested``.
     """
 
     address: int
@@ -254,13 +256,15 @@ class Vm:
     nested: tuple[Nested, ...]
     gaps: tuple[Gap, ...] = ()
     hash_rmaps: HashRmaps = NO_HASH_RMAPS
+    unread_guests: tuple[int, ...] | None = ()
 
 
 @dataclass(frozen=True)
 class Snapshot:
-    """All VMs of a host at one moment."""
+    """All VMs of a host at one moment; ``gaps`` tells of those that could not be read."""
 
     release: str
     build_id: str
     page_shift: int
     vms: tuple[Vm, ...]
+    gaps: tuple[Gap, ...] = ()

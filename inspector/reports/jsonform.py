@@ -44,6 +44,7 @@ def check_json(acquired: Acquired, judgement: Judgement) -> dict[str, Any]:
         "schema": "inspector.check/1",
         "target": target_json(acquired),
         "verdict": judgement.verdict.value,
+        "notes": list(judgement.notes),
         "vms": [_vm_judgement(vm) for vm in judgement.vms],
     }
 
@@ -61,6 +62,7 @@ def _vm_judgement(vm: VmJudgement) -> dict[str, Any]:
         "live": counts.live,
         "stale": sum(counts.stale.values()),
         "stale_by_reason": {state.name.lower(): n for state, n in counts.stale.items()},
+        "not_known": counts.unknown,
         "shadow_leaves": counts.shadow_leaves,
         "host_leaves": counts.host_leaves,
         "pending_invalidations": counts.pending,
@@ -93,6 +95,7 @@ def vms_json(acquired: Acquired) -> dict[str, Any]:
         "schema": "inspector.vms/1",
         "target": target_json(acquired),
         "vms": [_vm(vm) for vm in acquired.snapshot.vms],
+        "unread": [gap.text for gap in acquired.snapshot.gaps],
     }
 
 
@@ -144,6 +147,7 @@ def rmap_json(acquired: Acquired) -> dict[str, Any]:
         "schema": "inspector.rmap/1",
         "target": target_json(acquired),
         "slots": list(rmap_lines(acquired.snapshot)),
+        "unread": [gap.text for gap in acquired.snapshot.gaps],
     }
 
 

@@ -15,6 +15,7 @@ __all__ = ["check_report", "hash_problems", "invariant_list", "rmap_report", "ta
 
 FINDINGS_SHOWN = 20
 ENTRIES_SHOWN = 12
+NOT_KNOWN = "not known: what it may lead to could not be read"
 
 
 def table(heading: Sequence[str], rows: Sequence[Sequence[object]]) -> Iterator[str]:
@@ -59,7 +60,7 @@ def check_report(acquired: Acquired, judgement: Judgement) -> Iterator[str]:
     yield from _opened(acquired.snapshot, acquired.origin)
     yield ""
     if not judgement.vms:
-        yield "KVM-HV is loaded and has no VMs."
+        yield from _without_vms(acquired.snapshot)
     else:
         yield from table(
             (
@@ -79,8 +80,15 @@ def check_report(acquired: Acquired, judgement: Judgement) -> Iterator[str]:
         )
     for vm in judgement.vms:
         yield from _check_details(vm)
+    if judgement.notes:
+        yield ""
+    yield from (f"note: {note}" for note in judgement.notes)
     yield ""
     yield f"verdict: {judgement.verdict.value}"
+
+
+def _without_vms(snapshot: Snapshot) -> Iterator[str]:
+    yield "No VM could be read." if snapshot.gaps else "KVM-HV is loaded and has no VMs."
 
 
 def _check_row(vm: VmJudgement) -> tuple[object, ...]:
@@ -102,6 +110,8 @@ def _check_row(vm: VmJudgement) -> tuple[object, ...]:
 
 def _check_details(vm: VmJudgement) -> Iterator[str]:
     lines = [f"{count} stale: {state.value}" for state, count in vm.counts.stale.items()]
+    if vm.counts.unknown:
+        lines.append(f"{vm.counts.unknown} {NOT_KNOWN}")
     lines += [f"note: {note}" for note in vm.notes]
     if lines or vm.findings:
         yield ""
@@ -138,10 +148,17 @@ def vms_report(acquired: Acquired) -> Iterator[str]:
     yield from _opened(snapshot, acquired.origin)
     if not snapshot.vms:
         yield ""
-        yield "KVM-HV is loaded and has no VMs."
+        yield from _without_vms(snapshot)
     for vm in snapshot.vms:
         yield ""
         yield from _vm(vm, snapshot.page_shift)
+    if snapshot.gaps:
+        yield ""
+    yield from _unread(snapshot)
+
+
+def _unread(snapshot: Snapshot) -> Iterator[str]:
+    yield from (f"note: not read: {gap.text}" for gap in snapshot.gaps)
 
 
 def _vm(vm: Vm, page_shift: int) -> Iterator[str]:
@@ -209,7 +226,7 @@ def rmap_report(snapshot: Snapshot, *, everything: bool) -> Iterator[str]:
             continue
         checked = CheckedVm(vm, snapshot.page_shift)
         yield f"VM lpid {vm.lpid}: {len(vm.rmaps)} slots, {vm.rmaps.word.size} entries"
-        state = checked.state
+        yield from (f"  note: {gap.text}" for gap in vm.gaps)
         for index, slot in enumerate(vm.rmaps):
             form = encoding.form_of(slot.head)
             count = len(slot.words)
@@ -218,14 +235,21 @@ def rmap_report(snapshot: Snapshot, *, everything: bool) -> Iterator[str]:
             first = int(vm.rmaps.start[index])
             for i in range(shown):
                 entry = encoding.decode(int(slot.words[i]))
-                meaning = STATES[int(state[first + i])]
+                meaning = _meaning(checked, first + i)
                 at = f" node {int(slot.nodes[i]):#x}" if slot.nodes[i] else ""
                 yield (
-                    f"    {int(slot.words[i]):#018x}  L2 {entry.lpid}:{entry.gpa:#x}  "
-                    f"{meaning.value if meaning is STATES[0] else 'stale: ' + meaning.value}{at}"
+                    f"    {int(slot.words[i]):#018x}  L2 {entry.lpid}:{entry.gpa:#x}  {meaning}{at}"
                 )
             if shown < count:
                 yield f"    ... {count - shown} more (--all shows them)"
+    yield from _unread(snapshot)
+
+
+def _meaning(checked: CheckedVm, entry: int) -> str:
+    if checked.unknown[entry]:
+        return NOT_KNOWN
+    state = STATES[int(checked.state[entry])]
+    return state.value if state is STATES[0] else f"stale: {state.value}"
 
 
 def _hash_rmaps(vm: Vm, *, everything: bool) -> Iterator[str]:

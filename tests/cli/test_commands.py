@@ -20,10 +20,11 @@ from inspector.capture import Capture, write_capture
 from inspector.checks.base import all_invariants
 from inspector.cli import COMMANDS, cli, main
 from inspector.model.vm import VmState
+from inspector.structures.space import KernelSpace
 from tests.builders import MemslotRange, leaf, table, words
 from tests.fakekernel import FakeVm, Image, build
-from tests.fixtures import SMALL, description, opened
-from tests.memories import pieces_of
+from tests.fixtures import DIRECTORY, SMALL, description, opened
+from tests.memories import pieces_of, without
 
 READERS = ("check", "rmap", "vms")
 TARGET = str(SMALL)
@@ -57,6 +58,34 @@ def process(*arguments: str) -> subprocess.CompletedProcess[str]:
 def saved(path: Path, image: Image) -> str:
     write_capture(path, Capture(image.memory, image.profile, {"made": "by a test"}))
     return str(path)
+
+
+def test_a_vm_that_is_missing_does_not_hide_the_others(tmp_path: Path) -> None:
+    acquired = opened(DIRECTORY / "powernv9-two-vms.core.zst")
+    lost, kept = acquired.snapshot.vms
+    kernel = KernelSpace(acquired.memory, acquired.profile)
+    size = acquired.profile.struct("kvm").size
+    memory = without(acquired.memory, kernel.physical(lost.address), size)
+    path = tmp_path / "holed.core.zst"
+    write_capture(path, Capture(memory, acquired.profile, {}))
+
+    text = run("check", str(path))
+    assert text.exit_code == 3
+    assert f"note: not read: the VM at {lost.address:#x}: cannot read" in text.stdout
+    assert "verdict: inconclusive" in text.stdout
+    document = json.loads(run("check", str(path), "--json").stdout)
+    assert document["verdict"] == "inconclusive"
+    assert [vm["vm_lpid"] for vm in document["vms"]] == [kept.lpid]
+    assert document["vms"][0]["verdict"] == "consistent"
+    assert any(f"{lost.address:#x}" in note for note in document["notes"])
+    for command in ("vms", "rmap"):
+        shown = run(command, str(path))
+        assert shown.exit_code == 0
+        assert f"VM lpid {kept.lpid}: " in shown.stdout
+        assert f"note: not read: the VM at {lost.address:#x}" in shown.stdout
+        unread = json.loads(run(command, str(path), "--json").stdout)["unread"]
+        assert any(f"{lost.address:#x}" in gap for gap in unread)
+    assert f"{lost.address:#x}" in run("rmap", str(path), "--jsonl").stderr
 
 
 def test_help_and_version() -> None:

@@ -9,11 +9,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from inspector.errors import BadData, TargetNotSupported
+from inspector.checks.verdict import Verdict, VmJudgement, judge
+from inspector.errors import TargetNotSupported
 from inspector.image.profile import StructLayout
 from inspector.kvm.collect import collect, held_locks, vm_list
 from inspector.kvm.snapshot import Snapshot
-from inspector.model.vm import VmState
+from inspector.model.vm import EntryState, VmState
 from inspector.structures.space import KernelSpace
 from tests.builders import GFN_REGIONS, MemslotRange, leaf, state_of, table, vm_states, words
 from tests.fakekernel import FakeVm, Image, build
@@ -212,10 +213,80 @@ def test_l1_tables_that_are_missing_are_not_needed() -> None:
     assert "L1's table for nested guest 1" in vm.gaps[0].text
 
 
-def test_a_list_of_vms_that_does_not_close_is_refused() -> None:
+def test_a_list_of_vms_that_does_not_close_gives_those_that_were_met() -> None:
     image = build([one(STATE), one(STATE, lpid=2)])
     first, second = image.kvm
     offset = image.profile.struct("kvm").offset("vm_list")
     loop = patched(image, second + offset, (first + offset).to_bytes(8, "little"))
-    with pytest.raises(BadData, match="does not lead back"):
-        collected(loop)
+    snapshot = collected(loop)
+    assert [vm.address for vm in snapshot.vms] == [first, second]
+    (gap,) = snapshot.gaps
+    assert "does not lead back" in gap.text
+
+
+@pytest.mark.parametrize("lost", range(3))
+@pytest.mark.parametrize("old", [False, True])
+def test_a_vm_that_is_missing_is_a_gap_and_the_others_are_collected(lost: int, old: bool) -> None:
+    vms = [one(STATE, lpid=lpid) for lpid in (1, 2, 3)]
+    image = build(vms, old=old)
+    size = image.profile.struct("kvm").size
+    there = image.kvm[lost] & 0x0FFF_FFFF_FFFF_FFFF
+    whole = collected(image)
+    snapshot = collected(replace(image, memory=without(image.memory, there, size)))
+    others = [vm.address for vm in snapshot.vms]
+    assert sorted(others) == sorted(set(image.kvm) - {image.kvm[lost]})
+    for vm in snapshot.vms:
+        (same,) = [other for other in whole.vms if other.address == vm.address]
+        assert state_of(vm, 12) == state_of(same, 12)
+        assert vm.gaps == ()
+    texts = [gap.text for gap in snapshot.gaps]
+    assert any(text.startswith("the list of VMs: cannot read 8 bytes") for text in texts)
+    assert any(text.startswith(f"the VM at {image.kvm[lost]:#x}: cannot read") for text in texts)
+    assert (
+        held_locks(space(replace(image, memory=without(image.memory, there, size))), image.vm_list)
+        == []
+    )
+    judgement = judge(snapshot)
+    assert judgement.verdict is Verdict.INCONCLUSIVE
+    assert {vm.verdict for vm in judgement.vms} == {Verdict.CONSISTENT}
+
+
+def test_a_vm_of_which_one_member_is_missing_is_a_gap() -> None:
+    image = build([one(STATE), one(STATE, lpid=2)])
+    place = image.kvm[1] + image.profile.struct("kvm").offset("arch.l1_ptcr")
+    memory = without(image.memory, place & 0x0FFF_FFFF_FFFF_FFFF, 8)
+    snapshot = collected(replace(image, memory=memory))
+    assert [vm.lpid for vm in snapshot.vms] == [1]
+    (gap,) = snapshot.gaps
+    assert f"kernel address {place:#x}" in gap.text
+
+
+def test_entries_of_a_nested_guest_that_is_missing_are_not_called_stale() -> None:
+    state = replace(STATE, slots={1: words((1, 0x5000), (9, 0x6000))})
+    image = build([one(state)])
+    (vm,) = judge(collected(image)).vms
+    assert (vm.counts.live, vm.counts.stale, vm.counts.unknown) == (1, {EntryState.NO_GUEST: 1}, 0)
+    nested = vm.vm.nested[0]
+
+    def lost(address: int, length: int) -> VmJudgement:
+        memory = without(image.memory, address & 0x0FFF_FFFF_FFFF_FFFF, length)
+        (judgement,) = judge(collected(replace(image, memory=memory))).vms
+        assert judgement.verdict is Verdict.INCONCLUSIVE
+        assert judgement.counts.live == 0
+        return judgement
+
+    guest = lost(nested.address, 128)
+    assert guest.vm.unread_guests == (1,)
+    assert (guest.counts.stale, guest.counts.unknown) == ({EntryState.NO_GUEST: 1}, 1)
+
+    table = lost(nested.shadow_pgtable, 8 << 13)
+    assert (table.counts.stale, table.counts.unknown) == ({EntryState.NO_GUEST: 1}, 1)
+
+    host = lost(space(image).field("kvm", vm.vm.address, "arch.pgtable"), 8 << 13)
+    assert (host.counts.stale, host.counts.unknown) == ({EntryState.NO_GUEST: 1}, 1)
+
+    idr = vm.vm.address + image.profile.struct("kvm").offset("arch.kvm_nested_guest_idr")
+    head = space(image).field("idr", idr, "idr_rt.xa_head") & ~3
+    container = lost(head, 576)
+    assert container.vm.unread_guests is None
+    assert (container.counts.stale, container.counts.unknown) == ({}, 2)
