@@ -62,7 +62,7 @@ def saved(path: Path, image: Image) -> str:
 
 def test_a_vm_that_is_missing_does_not_hide_the_others(tmp_path: Path) -> None:
     acquired = opened(DIRECTORY / "powernv9-two-vms.core.zst")
-    lost, kept = acquired.snapshot.vms
+    kept, lost = acquired.snapshot.vms
     kernel = KernelSpace(acquired.memory, acquired.profile)
     size = acquired.profile.struct("kvm").size
     memory = without(acquired.memory, kernel.physical(lost.address), size)
