@@ -1,20 +1,21 @@
 """From a target to a snapshot: open, stop, copy, let go on, decode.
 
-A target is ``gdb:HOST:PORT``, a file, or ``raw:FILE@0xADDRESS``.  A live
-machine is read through a recorder while it stands still; the snapshot is then
-decoded from the record after it has gone on, exactly as from a capture of
-that record.
+A target is ``gdb:HOST:PORT``, a file, ``split:FILE,FILE,...`` or
+``raw:FILE@0xADDRESS``.  A live machine is read through a recorder while it
+stands still; the snapshot is then decoded from the record after it has gone
+on, exactly as from a capture of that record.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 from inspector.capture import Capture, read_capture
-from inspector.errors import BadData, TargetNotSupported
+from inspector.errors import BadData, InspectorError, TargetNotSupported
 from inspector.image.profile import Profile
 from inspector.kernel.choose import Known, Sources, describe_kernel
 from inspector.kvm.collect import collect, held_locks, vm_list
@@ -24,6 +25,7 @@ from inspector.memory.live import LiveMachine
 from inspector.memory.raw import RAW_PREFIX
 from inspector.memory.recording import RecordingMemory
 from inspector.memory.segments import SegmentedMemory
+from inspector.memory.split import SPLIT_PREFIX
 from inspector.structures.space import KernelSpace
 
 __all__ = ["Acquired", "Options", "Origin", "acquire", "kernel_of"]
@@ -105,13 +107,25 @@ def kernel_of(target: str, options: Options, progress: Progress = lambda stage: 
         with _attached(target, options) as machine:
             progress("finding the kernel")
             return describe_kernel(machine.memory, options.sources, pause=machine.for_reading)
-    return _kernel_of_dump(_opened(target), options, progress)[0]
+    dump = _opened(target)
+    with _what_lacks_is_said(dump):
+        return _kernel_of_dump(dump, options, progress)[0]
 
 
 def _opened(target: str) -> Dump:
-    if not target.startswith(RAW_PREFIX) and not Path(target).exists():
+    if not target.startswith((RAW_PREFIX, SPLIT_PREFIX)) and not Path(target).exists():
         raise BadData(f"there is no file {target}; a live machine is given as gdb:HOST:PORT")
     return open_dump(target)
+
+
+@contextmanager
+def _what_lacks_is_said(dump: Dump) -> Iterator[None]:
+    try:
+        yield
+    except InspectorError as error:
+        if dump.lacks:
+            raise TargetNotSupported(f"{dump.lacks} ({error})") from error
+        raise
 
 
 def _kernel_of_dump(
@@ -127,12 +141,13 @@ def _kernel_of_dump(
 def _file(target: str, options: Options, progress: Progress) -> Acquired:
     progress("opening the file")
     dump = _opened(target)
-    known, capture = _kernel_of_dump(dump, options, progress)
-    profile, facts = known.profile, capture.facts if capture else None
     recorder = RecordingMemory(dump.memory)
-    kernel = KernelSpace(recorder, profile)
-    progress("decoding")
-    snapshot = collect(kernel, vm_list(kernel))
+    with _what_lacks_is_said(dump):
+        known, capture = _kernel_of_dump(dump, options, progress)
+        kernel = KernelSpace(recorder, known.profile)
+        progress("decoding")
+        snapshot = collect(kernel, vm_list(kernel))
+    profile, facts = known.profile, capture.facts if capture else None
     kind = dump.kind if capture is None else "a capture"
     origin = Origin(target, kind, facts=facts, layout=known.source, rejected=known.rejected)
     return Acquired(snapshot, recorder.freeze(), profile, origin)

@@ -14,6 +14,7 @@ from inspector.memory.dumpfile import DumpFile, open_file
 from inspector.memory.elfcore import ELF_MAGIC, ElfCore, Note, read_core
 from inspector.memory.kdump import KDUMP_MAGIC, Layout, read_kdump
 from inspector.memory.raw import RAW_PREFIX, open_raw, parse_raw
+from inspector.memory.split import SPLIT_PREFIX, open_split, what_lacks
 
 __all__ = ["Dump", "open_dump"]
 
@@ -27,6 +28,7 @@ class Dump:
 
     ``kind`` says for people what it is.  ``dump_level`` is makedumpfile's,
     None where the format has none.  ``core`` is there for ELF cores.
+    ``lacks`` says what of a split dump is in files that were not given.
     """
 
     memory: AddressSpace
@@ -34,6 +36,7 @@ class Dump:
     notes: tuple[Note, ...] = ()
     dump_level: int | None = None
     core: ElfCore | None = None
+    lacks: str = ""
 
     def note(self, name: str) -> bytes | None:
         """Return the contents of the first note of this name."""
@@ -47,7 +50,7 @@ class Dump:
 
 
 def open_dump(target: str | Path) -> Dump:
-    """Open a dump file, or a raw image given as ``raw:FILE@0xADDRESS``.
+    """Open a dump: a file, ``split:FILE,FILE,...``, or a raw image as ``raw:FILE@0xADDRESS``.
 
     Raises:
         BadData: it is damaged or truncated, or of no format that is known.
@@ -57,6 +60,10 @@ def open_dump(target: str | Path) -> Dump:
     if isinstance(target, str) and target.startswith(RAW_PREFIX):
         raw = parse_raw(target)
         return Dump(open_raw(raw), f"a raw image of memory from {raw.start:#x}")
+    if isinstance(target, str) and target.startswith(SPLIT_PREFIX):
+        first, memory, lacks = open_split(target)
+        kind = f"a split kdump-compressed dump ({_filter(first.layout)})"
+        return Dump(memory, kind, first.notes, first.layout.level, lacks=lacks)
     file = open_file(Path(target))
     magic = file.beginning(8)
     if magic.startswith(ELF_MAGIC):
@@ -64,8 +71,11 @@ def open_dump(target: str | Path) -> Dump:
         return Dump(core.memory, _named("ELF core", file), core.notes, core=core)
     if magic == KDUMP_MAGIC:
         kdump = read_kdump(file)
-        kind = f"{_named('kdump-compressed dump', file)} ({_filter(kdump.layout)})"
-        return Dump(kdump.memory, kind, kdump.notes, kdump.layout.level)
+        what = _named("kdump-compressed dump", file)
+        lacks = what_lacks([kdump.layout]) if kdump.layout.split else ""
+        what = f"one file of {what}" if lacks else what
+        kind = f"{what} ({_filter(kdump.layout)})"
+        return Dump(kdump.memory, kind, kdump.notes, kdump.layout.level, lacks=lacks)
     raise BadData(
         f"{file.path} is no dump of a format that is known (it begins with {magic!r}); give a "
         "capture of this tool, an ELF core or a kdump-compressed dump, or a raw image of "
@@ -85,8 +95,6 @@ def _filter(layout: Layout) -> str:
         gone = [name for bit, name in FILTERS.items() if layout.level & bit]
         left_out = f": without {', '.join(gone)} pages" if gone else ""
         parts.append(f"dump level {layout.level}{left_out}")
-    if layout.split:
-        parts.append("one file of a split dump")
     if layout.incomplete:
         parts.append("not written to its end")
     return ", ".join(parts)

@@ -38,6 +38,7 @@ STATUS_INCOMPLETE = 0x8
 HEADER = 464
 MACHINE = slice(12 + 4 * 65, 12 + 5 * 65)
 HEADER_32_BLOCK = 416
+ALIKE = 444
 SUB_HEADER = "QIIQQQQQQQQQQQ"
 
 RUN = 1 << 12
@@ -104,11 +105,16 @@ class Layout(NamedTuple):
 
 @dataclass(frozen=True)
 class Kdump:
-    """An opened kdump-compressed dump."""
+    """An opened kdump-compressed dump.
+
+    ``alike`` is the part of its header that all files of a split dump share:
+    the machine, the time, the compression and the sizes.
+    """
 
     memory: KdumpMemory
     notes: tuple[Note, ...]
     layout: Layout
+    alike: bytes
 
 
 def read_kdump(file: DumpFile) -> Kdump:
@@ -132,7 +138,7 @@ def read_kdump(file: DumpFile) -> Kdump:
     memory = KdumpMemory(file, layout)
     if layout.descriptors - layout.dumped_bits <= EAGER_BITMAP and not layout.incomplete:
         memory.check_end()
-    return Kdump(memory, notes, layout)
+    return Kdump(memory, notes, layout, _part(file, 0, ALIKE, "header"))
 
 
 def _part(file: DumpFile, position: int, length: int, what: str, limit: int = 1 << 16) -> bytes:

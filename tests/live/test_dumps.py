@@ -101,6 +101,25 @@ def test_makedumpfile(vmcore: tuple[Lab, Path], tmp_path: Path, options: str) ->
     _assert_agrees(lab, str(path), filtered=level != 1)
 
 
+def test_split(vmcore: tuple[Lab, Path], tmp_path: Path) -> None:
+    lab, core = vmcore
+    path = tmp_path / "dump"
+    try:
+        dumps.makedumpfile(core, path, "-d", "31", "-z", parts=3)
+    except LabError as error:
+        if os.environ.get("CI"):
+            raise
+        pytest.skip(str(error))
+    names = [str(one) for one in dumps.part_paths(path, 3)]
+    _assert_agrees(lab, "split:" + ",".join(names), filtered=True)
+    for lost in range(3):
+        others = [name for number, name in enumerate(names) if number != lost]
+        assert "is in other files" in open_dump("split:" + ",".join(others)).lacks
+    alone = inspector("check", names[1])
+    assert alone.returncode == 3
+    assert "is in other files of this split dump" in alone.stderr
+
+
 def test_vmcore(vmcore: tuple[Lab, Path]) -> None:
     lab, core = vmcore
     _assert_agrees(lab, str(core), filtered=False)
