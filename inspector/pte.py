@@ -12,14 +12,18 @@ from __future__ import annotations
 from typing import NamedTuple
 
 __all__ = [
+    "ATTRIBUTES",
     "BYTE_ORDER",
     "CHANGED",
     "EXEC",
+    "HOST_RADIX",
     "LEAF",
     "NEXT_BITS_MASK",
     "NEXT_TABLE_MASK",
+    "PERMISSIONS",
     "PGD_BITS",
     "READ",
+    "RECORDED",
     "REFERENCED",
     "RPN_MASK",
     "SUPPORTED_BITS",
@@ -30,6 +34,8 @@ __all__ = [
     "describe",
     "frame_of",
     "partition_root",
+    "permissions",
+    "recorded",
 ]
 
 BYTE_ORDER = ">"
@@ -44,6 +50,13 @@ CHANGED = 0x080
 READ = 0x004
 WRITE = 0x002
 EXEC = 0x001
+PERMISSIONS = READ | WRITE | EXEC
+RECORDED = REFERENCED | CHANGED
+ATTRIBUTES = 0x038
+"""Bits that KVM copies from L0's leaf and never looks at in L1's: the cache attribute, PRIV."""
+
+HOST_RADIX = 1 << 63
+"""Set in dword 0 of a partition-table entry that leads to a radix tree."""
 
 TREE_BITS = 52
 """Address bits a tree translates; the only size KVM supports."""
@@ -83,18 +96,27 @@ def partition_root(dword: int) -> Root | None:
     return Root(table, bits)
 
 
+_PERMISSIONS = (("R", READ), ("W", WRITE), ("X", EXEC))
+_RECORDED = (("r", REFERENCED), ("c", CHANGED))
+
+
+def _letters(pte: int, bits: tuple[tuple[str, int], ...]) -> str:
+    return "".join(letter if pte & bit else "-" for letter, bit in bits)
+
+
+def permissions(pte: int) -> str:
+    """Return what an entry permits, for people: ``RWX``, with ``-`` for what it does not."""
+    return _letters(pte, _PERMISSIONS)
+
+
+def recorded(pte: int) -> str:
+    """Return the R and C bits of an entry for people: ``rc``, with ``-`` for one that is clear."""
+    return _letters(pte, _RECORDED)
+
+
 def describe(pte: int, shift: int) -> str:
     """Return frame, size and permissions of a leaf for people."""
-    flags = "".join(
-        letter if pte & bit else "-"
-        for letter, bit in (
-            ("R", READ),
-            ("W", WRITE),
-            ("X", EXEC),
-            ("r", REFERENCED),
-            ("c", CHANGED),
-        )
-    )
+    flags = permissions(pte) + recorded(pte)
     return f"{frame_of(pte, shift):#x} {size_name(shift)} {flags}"
 
 

@@ -19,6 +19,7 @@ __all__ = [
     "leaf",
     "leaf_table",
     "leaves_of",
+    "made_states",
     "rmaps_of",
     "snapshot_vm",
     "state_of",
@@ -31,6 +32,15 @@ LEAF_BITS = pte.VALID | pte.LEAF | pte.REFERENCED | pte.CHANGED | pte.READ | pte
 
 LPIDS = (0, 1, 2, 4095)
 HUGE = 21
+BITS = (
+    LEAF_BITS,
+    LEAF_BITS,
+    LEAF_BITS | pte.EXEC,
+    LEAF_BITS & ~pte.WRITE,
+    LEAF_BITS & ~pte.CHANGED,
+    LEAF_BITS & ~pte.RECORDED,
+    LEAF_BITS | pte.ATTRIBUTES,
+)
 # Few places, so that entries, leaves and frames meet each other often.
 L2_REGIONS = (0, 1, 1 << 12)
 GFN_REGIONS = (0, 5)
@@ -58,14 +68,14 @@ def table(*leaves: Leaf) -> Table:
     return Table({leaf.address: leaf for leaf in leaves})
 
 
-def leaf_table(source: Table) -> LeafTable:
-    """Return a table in the form of a snapshot."""
+def leaf_table(source: Table, where: int = 0x1000) -> LeafTable:
+    """Return a table in the form of a snapshot, its entries at invented addresses."""
     leaves = sorted(source.leaves.values())
     return LeafTable(
         addresses([leaf.address for leaf in leaves]),
         addresses([leaf.entry for leaf in leaves]),
         np.array([leaf.shift for leaf in leaves], dtype=np.uint8),
-        addresses([0x1000 + 8 * i for i in range(len(leaves))]),
+        addresses([where + 8 * i for i in range(len(leaves))]),
     )
 
 
@@ -83,7 +93,7 @@ def words(*entries: tuple[int, int]) -> tuple[int, ...]:
     )
 
 
-def rmaps_of(slots: Mapping[int, Sequence[int]]) -> Rmaps:
+def rmaps_of(slots: Mapping[int, Sequence[int]], base: int = 0xC000_0000_1000_0000) -> Rmaps:
     """Return slots in the form of a snapshot; addresses of slots and nodes are invented."""
     gfns = sorted(gfn for gfn, found in slots.items() if found)
     found: list[int] = []
@@ -92,7 +102,7 @@ def rmaps_of(slots: Mapping[int, Sequence[int]]) -> Rmaps:
     heads: list[int] = []
     start = [0]
     for gfn in gfns:
-        first = 0xC000_0000_1000_0000 + 16 * len(found)
+        first = base + 16 * len(found)
         count = len(slots[gfn])
         nodes += [first + 16 * i for i in range(count - 1)] + [0]
         tail = first + 16 * (count - 2) if count > 1 else 0xC008_0000_0000_0000 + 8 * gfn
@@ -112,31 +122,38 @@ def rmaps_of(slots: Mapping[int, Sequence[int]]) -> Rmaps:
     )
 
 
-def snapshot_vm(state: VmState) -> Vm:
-    """Return the model's state of a VM in the form of a snapshot."""
+MEMSLOTS = (Memslot(0xC000_0000_0002_0000, 0, 0, 1 << 30, 0, 0x7000_0000_0000, 1),)
+
+
+def snapshot_vm(state: VmState, memslots: tuple[Memslot, ...] = MEMSLOTS, number: int = 0) -> Vm:
+    """Return the model's state of a VM in the form of a snapshot.
+
+    VMs of different numbers share nothing.
+    """
+    apart = number << 32
     return Vm(
-        address=0xC000_0000_0001_0000,
-        lpid=1,
+        address=0xC000_0000_0001_0000 + apart,
+        lpid=1 + 100 * number,
         pid=1,
         radix=True,
         nesting=True,
         l1_ptcr=0,
         mmu_lock=0,
         locked=False,
-        memslots=(Memslot(0xC000_0000_0002_0000, 0, 0, 1 << 30, 0, 0x7000_0000_0000, 1),),
-        rmaps=rmaps_of(state.slots),
-        host=leaf_table(state.host),
+        memslots=memslots,
+        rmaps=rmaps_of(state.slots, 0xC000_0000_1000_0000 + apart),
+        host=leaf_table(state.host, 0x1_0000 + apart),
         nested=tuple(
             Nested(
-                address=0xC000_0000_0003_0000 + 0x1000 * lpid,
+                address=0xC000_0000_0003_0000 + 0x1000 * lpid + apart,
                 lpid=lpid,
                 l1_lpid=lpid,
-                shadow_lpid=2 + i,
+                shadow_lpid=2 + i + 100 * number,
                 refcnt=1,
                 l1_gr_to_hr=0,
                 process_table=0,
                 shadow_pgtable=0,
-                shadow=leaf_table(shadow),
+                shadow=leaf_table(shadow, 0x10_0000 * (1 + i) + apart),
                 l1=leaf_table(state.l1_tables[lpid]) if lpid in state.l1_tables else None,
             )
             for i, (lpid, shadow) in enumerate(sorted(state.shadows.items()))
@@ -163,17 +180,18 @@ def _tables(regions: Sequence[int], shifts: Sequence[int]) -> st.SearchStrategy[
         PAGES,
         st.sampled_from(FRAMES),
         PAGES,
+        st.sampled_from(BITS),
     )
     return st.lists(rows, max_size=6).map(_table_of)
 
 
-def _table_of(rows: Sequence[tuple[int, int, int, int, int]]) -> Table:
+def _table_of(rows: Sequence[tuple[int, int, int, int, int, int]]) -> Table:
     shifts: dict[int, int] = {}
     found = []
-    for region, wanted, page, frame, frame_page in rows:
+    for region, wanted, page, frame, frame_page, bits in rows:
         shift = shifts.setdefault(region, wanted)
         inside = (0, 0) if shift == HUGE else (page << shift, frame_page << shift)
-        found.append(leaf((region << HUGE) + inside[0], (frame << HUGE) + inside[1], shift))
+        found.append(leaf((region << HUGE) + inside[0], (frame << HUGE) + inside[1], shift, bits))
     return table(*found)
 
 
@@ -217,4 +235,63 @@ def vm_states(draw: st.DrawFn, page_shift: int | None = None, *, odd_bits: bool 
         draw(_slots(page_shift, known, odd_bits=odd_bits)),
         shadows,
         draw(st.dictionaries(st.sampled_from(sorted(shadows)), tables)) if shadows else {},
+    )
+
+
+class _Row(NamedTuple):
+    """How one shadow leaf of a made state comes about."""
+
+    lpid: int
+    region: int
+    gfn_region: int
+    page: int
+    huge: tuple[bool, bool]
+    bits: tuple[int, int]
+    aligned: bool
+
+
+@st.composite
+def made_states(draw: st.DrawFn) -> VmState:
+    """Return a small VM whose shadow leaves are made of L1's and L0's, as the kernel would.
+
+    But sizes and bits are any, so leaves have more than they should.
+    """
+    page_shift = draw(st.sampled_from((12, 16)))
+    state = VmState(page_shift, draw(_tables(GFN_REGIONS, (page_shift,))))
+    rows = st.builds(
+        _Row,
+        st.sampled_from(LPIDS),
+        st.sampled_from(L2_REGIONS),
+        st.sampled_from(GFN_REGIONS),
+        PAGES,
+        st.tuples(st.booleans(), st.booleans()),
+        st.tuples(st.sampled_from(BITS), st.sampled_from(BITS)),
+        st.booleans(),
+    )
+    regions: dict[tuple[int, int], tuple[bool, bool]] = {}
+    for row in draw(st.lists(rows, max_size=8)):
+        huge = regions.setdefault((row.lpid, row.region), row.huge)
+        _make(state, row, huge)
+    return state
+
+
+def _make(state: VmState, row: _Row, huge: tuple[bool, bool]) -> None:
+    """Add L1's leaf, the shadow leaf and its entry, if L0 maps the page."""
+    inside = row.page << state.page_shift
+    l1_real = (row.gfn_region << HUGE) + inside
+    host = state.host.at(l1_real)
+    if host is None:
+        return
+    frames = (l1_real, host.translate(l1_real))
+    made = []
+    for frame, is_huge, bits in zip(frames, huge, row.bits, strict=True):
+        shift = HUGE if is_huge else state.page_shift
+        address = (row.region << HUGE) + (0 if is_huge else inside)
+        made.append(leaf(address, frame >> shift << shift, shift, bits))
+    l1, shadow = made
+    state.l1_tables.setdefault(row.lpid, Table()).leaves[l1.address] = l1
+    state.shadows.setdefault(row.lpid, Table()).leaves[shadow.address] = shadow
+    gfn = (host.address if row.aligned else l1_real) >> state.page_shift
+    state.slots[gfn] = words(
+        *(encoding.decode(word) for word in state.slots.get(gfn, ())), (row.lpid, shadow.address)
     )

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import itertools
 import struct
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal, NamedTuple
 
@@ -445,7 +445,11 @@ def build(
     vm_list = kernel.vmalloc(64).base + 16
     modules = kernel.kmalloc(16)
     _modules(kernel, modules, vm_list, kvm_loaded=kvm_loaded)
-    made = [_vm(kernel, vm) for vm in vms]
+    table = LINEAR | kernel.take(1 << 16, 1 << 16)
+    lpids = itertools.count(1 + max((vm.lpid for vm in vms), default=0))
+    made = [_vm(kernel, vm, table, lpids) for vm in vms]
+    pointer = kernel.kmalloc(WORD)
+    kernel.store(pointer, table)
     links = [address + LAYOUTS["kvm"][1]["vm_list"][0] for address, _ in made]
     kernel.ring(vm_list, links)
 
@@ -461,6 +465,7 @@ def build(
         "cur_cpu_spec": cpu,
         "linux_banner": banner,
         "modules": modules,
+        "partition_tb": pointer,
         "swapper_pg_dir": kernel.own_table(),
         "vmcoreinfo_data": data,
         "vmcoreinfo_size": size,
@@ -510,7 +515,9 @@ def _modules(kernel: Kernel, head: int, vm_list: int, *, kvm_loaded: bool) -> No
     kernel.ring(head, links)
 
 
-def _vm(kernel: Kernel, vm: FakeVm) -> tuple[int, tuple[MemslotRange, ...]]:
+def _vm(
+    kernel: Kernel, vm: FakeVm, partition: int, lpids: Iterator[int]
+) -> tuple[int, tuple[MemslotRange, ...]]:
     state = vm.state
     assert 1 << state.page_shift == kernel.page_size
     l1_roots, extra, pgd = _l1_tables(kernel, vm)
@@ -529,12 +536,14 @@ def _vm(kernel: Kernel, vm: FakeVm) -> tuple[int, tuple[MemslotRange, ...]]:
         lpid: kernel.new(
             "kvm_nested_guest",
             l1_lpid=lpid,
-            shadow_lpid=2 + i,
-            shadow_pgtable=LINEAR | kernel.tree(columns(shadow.leaves.values())),
+            shadow_lpid=(shadow_lpid := next(lpids)),
+            shadow_pgtable=_partition(
+                kernel, partition, shadow_lpid, kernel.tree(columns(shadow.leaves.values()))
+            ),
             l1_gr_to_hr=l1_roots[lpid] | PARTITION_FLAGS | pte.PGD_BITS if lpid in l1_roots else 0,
             refcnt=1,
         )
-        for i, (lpid, shadow) in enumerate(sorted(state.shadows.items()))
+        for lpid, shadow in sorted(state.shadows.items())
     }
     address = kernel.new(
         "kvm",
@@ -545,10 +554,20 @@ def _vm(kernel: Kernel, vm: FakeVm) -> tuple[int, tuple[MemslotRange, ...]]:
         arch__lpid=vm.lpid,
         arch__radix=vm.radix,
         arch__nested_enable=vm.nesting,
-        arch__pgtable=LINEAR | kernel.tree(columns(state.host.leaves.values())),
+        arch__pgtable=_partition(
+            kernel, partition, vm.lpid, kernel.tree(columns(state.host.leaves.values()))
+        ),
     )
     _nested_guests(kernel, address, guests)
     return address, memslots
+
+
+def _partition(kernel: Kernel, table: int, lpid: int, root: int) -> int:
+    """Enter a radix tree under an LPID; return the linear address of its root."""
+    where = addresses([(table & LINEAR_MASK) + 2 * WORD * lpid])
+    dword = addresses([root | PARTITION_FLAGS | pte.PGD_BITS])
+    kernel.words(where, dword, pte.BYTE_ORDER)
+    return LINEAR | root
 
 
 def _memslots(kernel: Kernel, slots: Sequence[Mapping[str, int]], node_idx: int) -> int:

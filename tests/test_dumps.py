@@ -10,7 +10,7 @@ import pytest
 
 from inspector.checks.verdict import Verdict, judge
 from inspector.kvm.collect import collect, vm_list
-from inspector.kvm.snapshot import Snapshot, Vm
+from inspector.kvm.snapshot import Gap, Part, Snapshot, Vm
 from inspector.memory.base import U64
 from inspector.memory.dump import open_dump
 from inspector.structures.space import GuestSpace, KernelSpace
@@ -60,7 +60,7 @@ def test_the_same_as_in_the_capture(tmp_path: Path, compression: str, order: str
         assert np.array_equal(one.rmaps.word, other.rmaps.word)
         assert np.array_equal(one.rmaps.gfn, other.rmaps.gfn)
         assert np.array_equal(one.host.entry, other.host.entry)
-        assert one.gaps == ()
+        assert one.gaps == other.gaps
     assert judge(found).verdict is Verdict.CONSISTENT
 
 
@@ -71,10 +71,16 @@ def test_without_the_memory_of_the_guest(tmp_path: Path) -> None:
     assert judged.verdict is Verdict.CONSISTENT
     assert np.array_equal(judged.vm.rmaps.word, vm.rmaps.word)
     assert judged.counts.pending == 0
-    lost = [gap for gap in judged.vm.gaps if gap.text.startswith("L1's table")]
-    assert lost == list(judged.vm.gaps) != []
+    lost: list[Gap] = [gap for gap in judged.vm.gaps if gap not in vm.gaps]
+    assert lost
+    assert {item.invariant.id for item in judged.not_judged if item.gap in lost} == {
+        "shadow-leaf-frame",
+        "shadow-leaf-l1",
+        "shadow-leaf-rc",
+    }
     for gap in lost:
-        assert not gap.needed
+        assert gap.part is Part.L1
+        assert gap.text.startswith("L1's table")
         assert gap.text.endswith("is not readable: excluded by makedumpfile's dump level 31")
 
 
@@ -83,4 +89,7 @@ def test_without_a_page_of_the_kernel(tmp_path: Path) -> None:
     shadow = {int(nested.shadow.where[0]) // PAGE for nested in vm.nested if len(nested.shadow)}
     (judged,) = judge(snapshot_of(tmp_path / "dump", shadow, "zlib", "<")).vms
     assert judged.verdict is Verdict.INCONCLUSIVE
-    assert any("excluded by makedumpfile's dump level 31" in note for note in judged.notes)
+    lost = [item for item in judged.not_judged if item.gap.part is Part.SHADOW]
+    assert {item.invariant.id for item in lost} >= {"shadow-leaf-covered", "table-form"}
+    assert all(item.at_all for item in lost)
+    assert all("excluded by makedumpfile's dump level 31" in item.gap.text for item in lost)

@@ -7,6 +7,7 @@ folder.
 
 from __future__ import annotations
 
+import enum
 import importlib
 import pkgutil
 from collections.abc import Callable, Iterator
@@ -14,17 +15,59 @@ from dataclasses import dataclass
 from functools import cache
 from typing import TYPE_CHECKING, NamedTuple
 
+from inspector.kvm.snapshot import Part
+
 if TYPE_CHECKING:
     from inspector.checks.view import CheckedVm
 
-__all__ = ["Evidence", "Finding", "Invariant", "all_invariants"]
+__all__ = [
+    "EXPLAINING",
+    "Evidence",
+    "Finding",
+    "Invariant",
+    "Passing",
+    "Severity",
+    "all_invariants",
+]
+
+EXPLAINING = frozenset({Part.L1, Part.PARTITION})
+"""Parts without which a verdict can be given.
+
+L1's tables say what L1 wants: a leaf that is wrong by them and dangerous is
+not covered either.  The partition table is missing from older captures.
+"""
+
+
+class Severity(enum.Enum):
+    """What a breach means for the reader."""
+
+    MEMORY_SAFETY = "memory safety"
+    STRUCTURE = "structure"
+    BOOKKEEPING = "bookkeeping"
+
+    @property
+    def meaning(self) -> str:
+        """The same in a sentence."""
+        return _MEANINGS[self]
+
+
+_MEANINGS = {
+    Severity.MEMORY_SAFETY: "A guest may reach memory that is not its own, or the kernel memory "
+    "that it has freed or never had.",
+    Severity.STRUCTURE: "Something is not as the kernel writes it, so what the kernel will make "
+    "of it is not known.",
+    Severity.BOOKKEEPING: "What the kernel knows of a page's use is not what is true of it; "
+    "nothing can be reached that should not be.",
+}
 
 
 class Evidence(NamedTuple):
     """One word that was read, or one address that matters, for checking by hand.
 
     ``space`` says what ``address`` is in: ``"physical"``, ``"kernel"``,
-    ``"L1"``, ``"L2"``.  ``value`` is the word there, None for a bare address.
+    ``"L1"``, ``"L2"``.  ``value`` is the word of ``size`` bytes there, None
+    for a bare address.  Words at physical addresses and in L1 are page-table
+    entries, big-endian.
     """
 
     what: str
@@ -32,6 +75,7 @@ class Evidence(NamedTuple):
     address: int
     value: int | None = None
     meaning: str = ""
+    size: int = 8
 
 
 @dataclass(frozen=True)
@@ -46,20 +90,34 @@ class Finding:
 
 
 @dataclass(frozen=True)
+class Passing:
+    """Why an invariant may legally not hold for a while, and in how many places it does not."""
+
+    reason: str
+    count: Callable[[CheckedVm], int]
+
+
+@dataclass(frozen=True)
 class Invariant:
     """Something that must hold whenever ``mmu_lock`` is free.
 
-    ``source`` names the kernel function the rule comes from.  ``by_absence``
-    tells that it is broken by something that is nowhere, which can be said
-    only where everything was read.
+    ``source`` names the kernel functions the rule comes from, ``commit`` the
+    title of the one that made it a rule, where there is one.  ``reads`` are the parts of
+    the VM it looks at, ``needs`` those of them that must be whole, since what
+    is missing would look like a breach.  What is ``passing`` may be broken
+    legally: places where it is are counted and shown, and are no violation.
     """
 
     id: str
     statement: str
     why: str
     source: str
+    severity: Severity
     find: Callable[[CheckedVm], Iterator[Finding]]
-    by_absence: bool = False
+    reads: frozenset[Part]
+    needs: frozenset[Part] = frozenset()
+    passing: Passing | None = None
+    commit: str = ""
 
 
 @cache

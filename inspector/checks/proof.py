@@ -1,18 +1,25 @@
-"""The proof of a finding about a shadow leaf: every word on the way, to be checked by hand."""
+"""The proof of a finding: every word on the way, to be checked by hand."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import numpy as np
+from numpy.typing import NDArray
 
 from inspector import encoding, pte
 from inspector.checks.base import Evidence, Finding
+from inspector.checks.rights import Rights
 from inspector.checks.view import CheckedVm, Suspect
+from inspector.kvm.snapshot import Memslot, Nested, Vm
+from inspector.model.rights import RightsJudgement, judge_rights
 from inspector.model.vm import Leaf, LeafState
 from inspector.structures.radix import LeafTable
 
-__all__ = ["leaf_findings"]
+__all__ = ["Told", "leaf_findings", "member", "rights_findings"]
+
+Told = Callable[[Leaf, RightsJudgement], tuple[str, str]]
+"""Says what is wrong with a leaf, and what was expected."""
 
 SHOWN_ENTRIES = 8
 
@@ -27,12 +34,55 @@ def leaf_findings(
             yield Finding(
                 invariant,
                 checked.vm.lpid,
-                f"shadow leaf of L2 {nested.lpid}:{leaf.address:#x} "
-                f"({pte.size_name(leaf.shift)} at host page {leaf.frame:#x}): "
-                f"{suspect.judgement.state.value}",
+                f"{_named(nested, leaf)}: {suspect.judgement.state.value}",
                 _expected(checked, suspect),
                 tuple(_evidence(checked, suspect)),
             )
+
+
+def rights_findings(
+    checked: CheckedVm,
+    invariant: str,
+    rows: Callable[[Rights], NDArray[np.bool_]],
+    told: Told,
+) -> Iterator[Finding]:
+    """Yield a finding for every covered leaf that has more than it should, by the model's word.
+
+    Args:
+        checked: the VM.
+        invariant: the identifier.
+        rows: chooses the leaves.
+        told: says of each what it has, and what it should have.
+    """
+    for nested, rights in zip(checked.vm.nested, checked.rights, strict=True):
+        for row in np.flatnonzero(rows(rights)):
+            suspect = checked.suspect(nested, int(row))
+            judgement = judge_rights(checked.model, nested.lpid, suspect.leaf)
+            assert judgement is not None
+            summary, expected = told(suspect.leaf, judgement)
+            yield Finding(
+                invariant,
+                checked.vm.lpid,
+                f"{_named(nested, suspect.leaf)}: {summary}",
+                expected,
+                tuple(_evidence(checked, suspect)),
+            )
+
+
+def member(what: str, owner: Vm | Memslot | Nested, name: str, meaning: str = "") -> Evidence:
+    """Show a member of a structure of the kernel."""
+    value = int(getattr(owner, name))
+    if name not in owner.places:
+        return Evidence(f"{what}, its {name} {value:#x}", "kernel", owner.address, None, meaning)
+    address, size = owner.places[name]
+    return Evidence(f"{what}, {name}", "kernel", address, value, meaning, size)
+
+
+def _named(nested: Nested, leaf: Leaf) -> str:
+    return (
+        f"shadow leaf of L2 {nested.lpid}:{leaf.address:#x} "
+        f"({pte.size_name(leaf.shift)} at host page {leaf.frame:#x})"
+    )
 
 
 def _expected(checked: CheckedVm, suspect: Suspect) -> str:

@@ -3,17 +3,31 @@
 from __future__ import annotations
 
 import enum
+import itertools
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 
 from inspector import encoding
-from inspector.checks.base import Finding, all_invariants
+from inspector.checks.base import EXPLAINING, Finding, Invariant, Severity, all_invariants
 from inspector.checks.view import STATES, CheckedVm
-from inspector.kvm.snapshot import Snapshot, Vm
+from inspector.kvm.snapshot import Gap, Snapshot, Vm
 from inspector.model.vm import EntryState
 
-__all__ = ["Counts", "Judgement", "Verdict", "VmJudgement", "judge"]
+__all__ = [
+    "EXAMPLES",
+    "Counts",
+    "Judgement",
+    "NotJudged",
+    "Pending",
+    "Verdict",
+    "VmJudgement",
+    "judge",
+]
+
+EXAMPLES = 20
+"""So many places are shown of those where an invariant is broken legally."""
 
 
 class Verdict(enum.Enum):
@@ -46,6 +60,23 @@ class Counts:
 
 
 @dataclass(frozen=True)
+class Pending:
+    """An invariant that does not hold in ``count`` places, legally, and some of them."""
+
+    invariant: Invariant
+    count: int
+    examples: tuple[Finding, ...]
+
+
+class NotJudged(NamedTuple):
+    """An invariant that could not be judged everywhere; ``at_all`` says whether anywhere."""
+
+    invariant: Invariant
+    gap: Gap
+    at_all: bool
+
+
+@dataclass(frozen=True)
 class VmJudgement:
     """The verdict on one VM, with its findings and what stands in the way of judging."""
 
@@ -54,6 +85,8 @@ class VmJudgement:
     counts: Counts
     findings: tuple[Finding, ...]
     notes: tuple[str, ...]
+    pending: tuple[Pending, ...] = ()
+    not_judged: tuple[NotJudged, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -87,23 +120,34 @@ class Judgement:
 
 def judge(snapshot: Snapshot) -> Judgement:
     """Check every VM of a snapshot against every invariant."""
-    return Judgement(snapshot, tuple(_judge(vm, snapshot.page_shift) for vm in snapshot.vms))
+    return Judgement(snapshot, tuple(_judge(vm, snapshot) for vm in snapshot.vms))
 
 
-def _judge(vm: Vm, page_shift: int) -> VmJudgement:
-    checked = CheckedVm(vm, page_shift)
-    complete = not vm.radix or not any(gap.needed for gap in vm.gaps)
+def _judge(vm: Vm, snapshot: Snapshot) -> VmJudgement:
+    others = tuple(other for other in snapshot.vms if other is not vm)
+    checked = CheckedVm(vm, snapshot.page_shift, others)
     half_way = vm.radix and vm.locked
+    missing = {gap.part for gap in vm.gaps}
+    judged = [invariant for invariant in all_invariants() if not invariant.needs & missing]
     findings = tuple(
         finding
-        for invariant in all_invariants()
-        if complete or not invariant.by_absence
+        for invariant in judged
+        if not invariant.passing
         for finding in invariant.find(checked)
     )
+    pending = tuple(_pending(checked, invariant) for invariant in judged if invariant.passing)
+    not_judged = tuple(
+        NotJudged(invariant, gap, invariant in judged and not gap.whole)
+        for gap in vm.gaps
+        for invariant in all_invariants()
+        if gap.part in invariant.reads
+    )
+    complete = not any(
+        item.invariant.severity is Severity.MEMORY_SAFETY and item.gap.part not in EXPLAINING
+        for item in not_judged
+    )
     counts = _counts(checked)
-    notes = [gap.text for gap in vm.gaps]
-    if not complete:
-        notes.append("what could not be read may cover the shadow leaves, which are not judged")
+    notes = [gap.text for gap in vm.gaps if gap.part is None]
     if not vm.radix:
         notes.append(
             f"hash-MMU guest: its {len(vm.hash_rmaps)} rmap words are of another kind "
@@ -111,10 +155,6 @@ def _judge(vm: Vm, page_shift: int) -> VmJudgement:
         )
     elif not vm.nested and not len(vm.rmaps):
         notes.append("no nested guests" + ("" if vm.nesting else " (nesting is not enabled)"))
-    if counts.pending:
-        notes.append(
-            f"{counts.pending} shadow leaves await an invalidation by L1, whose table has changed"
-        )
     if half_way:
         notes.append(
             f"mmu_lock was held (word {vm.mmu_lock:#x}): lists and tables may be half way "
@@ -126,7 +166,22 @@ def _judge(vm: Vm, page_shift: int) -> VmJudgement:
         verdict = Verdict.VIOLATIONS
     else:
         verdict = Verdict.CONSISTENT if complete else Verdict.INCONCLUSIVE
-    return VmJudgement(vm, verdict, counts, findings, tuple(notes))
+    return VmJudgement(
+        vm,
+        verdict,
+        counts,
+        findings,
+        tuple(notes),
+        tuple(item for item in pending if item.count),
+        not_judged,
+    )
+
+
+def _pending(checked: CheckedVm, invariant: Invariant) -> Pending:
+    assert invariant.passing is not None
+    count = invariant.passing.count(checked)
+    examples = itertools.islice(invariant.find(checked), EXAMPLES) if count else ()
+    return Pending(invariant, count, tuple(examples))
 
 
 def _counts(checked: CheckedVm) -> Counts:
@@ -149,5 +204,5 @@ def _counts(checked: CheckedVm) -> Counts:
         unknown=int(np.count_nonzero(checked.unknown)),
         shadow_leaves=sum(len(nested.shadow) for nested in checked.vm.nested),
         host_leaves=len(checked.vm.host),
-        pending=sum(checked.pending(nested) for nested in checked.vm.nested),
+        pending=checked.pending,
     )

@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from inspector import encoding
+from inspector.checks.rights import Rights, rights_of
 from inspector.kvm.snapshot import Nested, Rmaps, Vm
 from inspector.memory.base import U64
 from inspector.model.vm import EntryPlace, EntryState, Leaf, LeafJudgement, judge_leaf
@@ -39,11 +40,15 @@ class Suspect(NamedTuple):
 
 
 class CheckedVm:
-    """A VM with every rmap entry joined to L0's leaf and to its shadow leaf."""
+    """A VM with every rmap entry joined to L0's leaf and to its shadow leaf.
 
-    def __init__(self, vm: Vm, page_shift: int) -> None:
+    ``others`` are the other VMs of the host.
+    """
+
+    def __init__(self, vm: Vm, page_shift: int, others: tuple[Vm, ...] = ()) -> None:
         self.vm = vm
         self.page_shift = page_shift
+        self.others = others
 
     @property
     def rmaps(self) -> Rmaps:
@@ -111,67 +116,84 @@ class CheckedVm:
     def unknown(self) -> NDArray[np.bool_]:
         """Which entries may lead to what could not be read, so that their state is not known."""
         vm = self.vm
-        unknown: NDArray[np.bool_] = (self.state == _NO_HOST_PAGE) & _has_holes(vm.host)
+        unknown: NDArray[np.bool_] = (self.state == _NO_HOST_PAGE) & vm.host.has_holes
         no_guest = self.state == _NO_GUEST
         if vm.unread_guests is None:
             unknown |= no_guest
         else:
             unknown |= no_guest & np.isin(self.lpid, vm.unread_guests)
         for nested in vm.nested:
-            if _has_holes(nested.shadow):
+            if nested.shadow.has_holes:
                 unknown |= (self.state == _NO_LEAF) & (self.lpid == nested.lpid)
         return unknown
+
+    @property
+    def live(self) -> NDArray[np.bool_]:
+        """Which entries lead to a shadow leaf that maps into the slot's host page."""
+        live: NDArray[np.bool_] = self.state == _LIVE
+        return live
+
+    @cached_property
+    def misplaced(self) -> NDArray[np.bool_]:
+        """Which live entries are not in the slot of their host leaf's first page."""
+        found = self.live.copy()
+        rows = np.flatnonzero(found)
+        first = self.vm.host.address[self.host_leaf[rows]] >> np.uint64(self.page_shift)
+        found[rows] = first < self.rmaps.gfn[self.slot_of[rows]]
+        return found
+
+    @cached_property
+    def in_memslot(self) -> NDArray[np.bool_]:
+        """Which of L0's leaves one memslot holds whole."""
+        host, shift = self.vm.host, np.uint64(self.page_shift)
+        found = np.zeros(len(host), dtype=np.bool_)
+        for slot in self.vm.memslots:
+            begin = np.uint64(slot.base_gfn) << shift
+            end = np.uint64(slot.base_gfn + slot.npages) << shift
+            found |= (begin <= host.address) & (host.address + host.size <= end)
+        return found
 
     def covered(self, nested: Nested) -> NDArray[np.bool_]:
         """Tell which shadow leaves of a nested guest a reachable, live entry leads to."""
         covered = np.zeros(len(nested.shadow), dtype=np.bool_)
-        live = (self.state == _LIVE) & self.reachable & (self.lpid == nested.lpid)
-        covered[self.shadow_leaf[live]] = True
+        covered[self.shadow_leaf[self.covering(nested)]] = True
         return covered
 
-    def pending(self, nested: Nested) -> int:
-        """Count the covered leaves that L1's table no longer leads to.
+    def covering(self, nested: Nested) -> NDArray[np.int64]:
+        """Return the entries through which L0 finds the leaves of a nested guest."""
+        return np.flatnonzero(self.live & self.reachable & (self.lpid == nested.lpid))
 
-        Legal: L1 has changed its table and not yet invalidated.  Where a part
-        of L1's table could not be read, what it does not map is not known.
+    @cached_property
+    def rights(self) -> tuple[Rights, ...]:
+        """What the leaves of each nested guest have beyond what they are made of."""
+        return tuple(rights_of(self, nested) for nested in self.vm.nested)
+
+    @property
+    def pending(self) -> int:
+        """Number of covered leaves that are not as L1's table now wants them.
+
+        Legal: L1 has changed its table and not yet invalidated.
         """
-        if nested.l1 is None or not len(nested.shadow):
-            return 0
-        rows = np.flatnonzero(self.covered(nested))
-        address = nested.shadow.address[rows]
-        l1 = nested.l1.find(address)
-        mapped = l1 >= 0
-        waiting = 0 if _has_holes(nested.l1) else int(np.count_nonzero(~mapped))
-        rows, address, l1 = rows[mapped], address[mapped], l1[mapped]
-        if not rows.size:
-            return waiting
-        l1_real = nested.l1.frame[l1] + (address - nested.l1.address[l1])
-        host = self.vm.host.find(l1_real)
-        waiting += 0 if _has_holes(self.vm.host) else int(np.count_nonzero(host < 0))
-        rows, l1_real, host = rows[host >= 0], l1_real[host >= 0], host[host >= 0]
-        if not rows.size:
-            return waiting
-        frame = self.vm.host.frame[host] + (l1_real - self.vm.host.address[host])
-        return waiting + int(np.count_nonzero(frame != nested.shadow.frame[rows]))
+        return sum(int(np.count_nonzero(rights.l1_differs)) for rights in self.rights)
+
+    def suspect(self, nested: Nested, row: int) -> Suspect:
+        """Put a shadow leaf before the model."""
+        leaf = leaf_at(nested.shadow, row)
+        return Suspect(nested, row, leaf, judge_leaf(self.model, nested.lpid, leaf))
 
     @cached_property
     def suspects(self) -> tuple[Suspect, ...]:
         """Every shadow leaf that no live entry leads to, with the model's word on it."""
         return tuple(
-            Suspect(nested, int(index), leaf, judge_leaf(self.model, nested.lpid, leaf))
+            self.suspect(nested, int(row))
             for nested in self.vm.nested
-            for index in np.flatnonzero(~self.covered(nested))
-            for leaf in [leaf_at(nested.shadow, int(index))]
+            for row in np.flatnonzero(~self.covered(nested))
         )
 
     @cached_property
     def model(self) -> ModelView:
         """The VM as the model sees it."""
         return ModelView(self)
-
-
-def _has_holes(table: LeafTable) -> bool:
-    return any(problem.missing for problem in table.problems)
 
 
 def leaf_at(table: LeafTable, index: int) -> Leaf:

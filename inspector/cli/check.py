@@ -2,43 +2,60 @@
 
 from __future__ import annotations
 
+import functools
+
 import click
 
 from inspector.checks.base import all_invariants
 from inspector.checks.verdict import Verdict, judge
 from inspector.cli.common import open_target, print_json
-from inspector.cli.options import Target, json_option, target_options
+from inspector.cli.options import JSON_HELP, Target, target_options
+from inspector.reports.invariants import invariants_json, invariants_page, invariants_text
 from inspector.reports.jsonform import check_json
-from inspector.reports.text import check_report, invariant_list
+from inspector.reports.text import check_report
 
 __all__ = ["command"]
 
 EXIT_CODES = {Verdict.CONSISTENT: 0, Verdict.VIOLATIONS: 1, Verdict.INCONCLUSIVE: 3}
 
 
-def _show_list(ctx: click.Context, param: click.Parameter, value: bool) -> None:
-    if value and not ctx.resilient_parsing:
-        for line in invariant_list(all_invariants()):
-            click.echo(line)
+def _show_list(ctx: click.Context, param: click.Parameter, value: bool) -> bool:
+    """Print the list, once it is known that it is wanted and in which form.
+
+    No target is needed for it, so it comes before anything is asked of one.
+    """
+    given = {**ctx.params, param.name: value}
+    if ctx.resilient_parsing or not given.keys() >= {"listed", "as_json", "markdown"}:
+        return value
+    if given["markdown"] and not given["listed"]:
+        raise click.UsageError("--markdown is a form of --list")
+    if given["listed"]:
+        invariants = all_invariants()
+        if given["as_json"]:
+            print_json(invariants_json(invariants))
+        else:
+            form = invariants_page if given["markdown"] else invariants_text
+            for line in form(invariants):
+                click.echo(line)
         ctx.exit()
+    return value
+
+
+_before_target = functools.partial(click.option, is_flag=True, is_eager=True, callback=_show_list)
 
 
 @click.command()
 @target_options
-@json_option
-@click.option(
-    "--list",
-    is_flag=True,
-    is_eager=True,
-    expose_value=False,
-    callback=_show_list,
-    help="list the invariants and exit",
-)
+@_before_target("--list", "listed", help="list the invariants and exit")
+@_before_target("--json", "as_json", help=JSON_HELP)
+@_before_target("--markdown", help="with --list: the manual's page of invariants")
 @click.pass_context
 def command(
     ctx: click.Context,
     target: Target,
+    listed: bool,
     as_json: bool,
+    markdown: bool,
 ) -> None:
     """Check every VM's reverse maps and shadow tables against the model.
 

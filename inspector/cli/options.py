@@ -9,8 +9,9 @@ from typing import Any, NamedTuple
 
 import click
 
-__all__ = ["Target", "json_option", "target_options"]
+__all__ = ["JSON_HELP", "Target", "json_option", "target_options"]
 
+JSON_HELP = "print JSON instead of text"
 READ_PATHS = ("auto", "gdb", "direct")
 
 Command = Callable[..., Any]
@@ -76,6 +77,4 @@ def target_options(command: Command) -> Command:
 
 def json_option(command: Command) -> Command:
     """Add ``--json``."""
-    return click.option("--json", "as_json", is_flag=True, help="print JSON instead of text")(
-        command
-    )
+    return click.option("--json", "as_json", is_flag=True, help=JSON_HELP)(command)

@@ -46,7 +46,14 @@ SYMBOLS = (
 )
 """Symbols of vmlinux that every target must have."""
 
-OPTIONAL_SYMBOLS = ("__start_notes", "btf_modules", "vmcoreinfo_data", "vmcoreinfo_size")
+OPTIONAL_SYMBOLS = (
+    "__start_notes",
+    "btf_modules",
+    "partition_tb",
+    "pseries_partition_tb",
+    "vmcoreinfo_data",
+    "vmcoreinfo_size",
+)
 """Symbols that say more of the kernel where there are any."""
 
 STRUCTS: Mapping[str, tuple[str, ...]] = {

@@ -7,15 +7,17 @@ the rest is still collected.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
-from typing import TypeVar
+from dataclasses import replace
+from typing import NamedTuple, TypeVar
 
 from inspector import pte
 from inspector.errors import BadData, InspectorError, MemoryNotReadable, TargetNotSupported
 from inspector.kernel.host import kvm_modules, require_radix
 from inspector.kvm.containers import memslot_addresses, nested_guest_addresses
 from inspector.kvm.hash_rmap import read_hash_rmaps
+from inspector.kvm.partition import partition_entry, partition_table
 from inspector.kvm.rmap import NO_RMAPS, read_rmaps
 from inspector.kvm.snapshot import (
     NO_HASH_RMAPS,
@@ -23,6 +25,9 @@ from inspector.kvm.snapshot import (
     HashRmaps,
     Memslot,
     Nested,
+    Part,
+    PartitionEntry,
+    Places,
     Rmaps,
     Snapshot,
     Vm,
@@ -79,9 +84,11 @@ def collect(kernel: KernelSpace, vms: int) -> Snapshot:
     """Collect every VM on the list at ``vms``."""
     gaps: list[Gap] = []
     found = []
+    partition: _Partition | None = None
     for address in _gather(list_entries(kernel, vms, "kvm", "vm_list"), gaps, "the list of VMs"):
+        partition = partition or _Partition.find(kernel)
         try:
-            found.append(_vm(kernel, address))
+            found.append(_vm(kernel, address, partition))
         except (BadData, MemoryNotReadable) as error:
             gaps.append(Gap(f"the VM at {address:#x}: {error}"))
     return Snapshot(
@@ -91,6 +98,33 @@ def collect(kernel: KernelSpace, vms: int) -> Snapshot:
         tuple(found),
         tuple(gaps),
     )
+
+
+class _Partition(NamedTuple):
+    """The partition table, or why there is none."""
+
+    table: int | None = None
+    why: str = ""
+
+    @classmethod
+    def find(cls, kernel: KernelSpace) -> _Partition:
+        try:
+            return cls(partition_table(kernel))
+        except InspectorError as error:
+            return cls(None, str(error))
+
+    def entry(self, kernel: KernelSpace, lpid: int, gaps: list[Gap]) -> PartitionEntry | None:
+        """Return an LPID's entry, or None and note why not; a table that is not there once."""
+        if self.table is None:
+            gap = Gap(f"{Part.PARTITION.value}: {self.why}", Part.PARTITION, whole=True)
+            if gap not in gaps:
+                gaps.append(gap)
+            return None
+        try:
+            return partition_entry(kernel, self.table, lpid)
+        except (BadData, MemoryNotReadable) as error:
+            gaps.append(Gap(f"partition-table entry of LPID {lpid}: {error}", Part.PARTITION))
+            return None
 
 
 def _is_held(kernel: KernelSpace, word: int) -> bool:
@@ -104,25 +138,27 @@ def _is_held(kernel: KernelSpace, word: int) -> bool:
     return word != 0
 
 
-def _gather(items: Iterator[Item], gaps: list[Gap], what: str) -> list[Item]:
+def _gather(
+    items: Iterator[Item], gaps: list[Gap], what: str, part: Part | None = None
+) -> list[Item]:
     """Take what an iterator yields before it fails, and note the failure."""
     taken: list[Item] = []
     try:
         for item in items:
             taken.append(item)
     except (BadData, MemoryNotReadable) as error:
-        gaps.append(Gap(f"{what}: {error}"))
+        gaps.append(Gap(f"{what}: {error}", part))
     return taken
 
 
-def _vm(kernel: KernelSpace, address: int) -> Vm:
+def _vm(kernel: KernelSpace, address: int, partition: _Partition) -> Vm:
     def field(member: str) -> int:
         return kernel.field("kvm", address, member)
 
     gaps: list[Gap] = []
     lock = field("mmu_lock")
     radix = bool(field("arch.radix"))
-    memslots = tuple(_gather(_memslots(kernel, address), gaps, "memslots"))
+    memslots = tuple(_gather(_memslots(kernel, address), gaps, "memslots", Part.MEMSLOTS))
     host, rmaps = LeafTable.empty(), NO_RMAPS
     nested: list[Nested] = []
     unread: list[int] | None = []
@@ -130,15 +166,17 @@ def _vm(kernel: KernelSpace, address: int) -> Vm:
     if radix:
         host = _table(kernel, field("arch.pgtable"))
         rmaps = read_rmaps(kernel, memslots)
-        nested, unread = _nested_guests(kernel, address, memslots, gaps)
+        nested, unread = _nested_guests(kernel, address, memslots, gaps, partition)
     else:
         hash_rmaps = read_hash_rmaps(kernel, address, memslots, gaps)
-        gaps += _rmap_gaps(hash_rmaps, needed=False)
-    gaps += _table_gaps("L0's table", host)
-    gaps += _rmap_gaps(rmaps)
+        gaps += _rmap_gaps(hash_rmaps, None)
+    lpid = field("arch.lpid")
+    own = partition.entry(kernel, lpid, gaps) if radix else None
+    gaps += _table_gaps("L0's table", host, Part.HOST)
+    gaps += _rmap_gaps(rmaps, Part.RMAPS)
     return Vm(
         address=address,
-        lpid=field("arch.lpid"),
+        lpid=lpid,
         pid=field("userspace_pid"),
         radix=radix,
         nesting=bool(field("arch.nested_enable")),
@@ -152,18 +190,31 @@ def _vm(kernel: KernelSpace, address: int) -> Vm:
         gaps=tuple(gaps),
         hash_rmaps=hash_rmaps,
         unread_guests=None if unread is None else tuple(unread),
+        pgtable=field("arch.pgtable") if radix else 0,
+        partition=own,
+        places=_places(kernel, "kvm", address, ("arch.lpid", "arch.pgtable")),
     )
 
 
-def _rmap_gaps(rmaps: Rmaps | HashRmaps, *, needed: bool = True) -> list[Gap]:
+def _places(kernel: KernelSpace, struct: str, address: int, members: Sequence[str]) -> Places:
+    """Return the address and size of members, named by the last part of their paths."""
+    layout = kernel.profile.struct(struct)
+    found = {}
+    for member in members:
+        offset, size = layout.place(member)
+        found[member.rpartition(".")[2]] = address + offset, size
+    return found
+
+
+def _rmap_gaps(rmaps: Rmaps | HashRmaps, part: Part | None) -> list[Gap]:
     return [
-        Gap(f"rmap array: {pages} slots from gfn {first:#x} are not readable", needed)
+        Gap(f"rmap array: {pages} slots from gfn {first:#x} are not readable", part)
         for first, pages in rmaps.unread
     ]
 
 
-def _table_gaps(name: str, table: LeafTable, *, needed: bool = True) -> list[Gap]:
-    return [Gap(f"{name}: {p.text}", needed) for p in table.problems if p.missing]
+def _table_gaps(name: str, table: LeafTable, part: Part) -> list[Gap]:
+    return [Gap(f"{name}: {p.text}", part) for p in table.problems if p.missing]
 
 
 def _table(kernel: KernelSpace, pgtable: int) -> LeafTable:
@@ -184,6 +235,7 @@ def _memslots(kernel: KernelSpace, vm: int) -> Iterator[Memslot]:
             flags=kernel.field("kvm_memory_slot", slot, "flags"),
             userspace_addr=kernel.field("kvm_memory_slot", slot, "userspace_addr"),
             rmap=kernel.field("kvm_memory_slot", slot, "arch.rmap"),
+            places=_places(kernel, "kvm_memory_slot", slot, ("base_gfn", "npages", "arch.rmap")),
         )
         end = memslot.base_gfn + memslot.npages << kernel.profile.page_shift
         if memslot.npages > MEMSLOT_PAGES or end > 1 << pte.TREE_BITS:
@@ -195,7 +247,11 @@ def _memslots(kernel: KernelSpace, vm: int) -> Iterator[Memslot]:
 
 
 def _nested_guests(
-    kernel: KernelSpace, vm: int, memslots: tuple[Memslot, ...], gaps: list[Gap]
+    kernel: KernelSpace,
+    vm: int,
+    memslots: tuple[Memslot, ...],
+    gaps: list[Gap],
+    partition: _Partition,
 ) -> tuple[list[Nested], list[int] | None]:
     """Return the L2 guests of a VM, and the LPIDs of those that could not be read, if known."""
     guest: GuestSpace | InspectorError
@@ -207,17 +263,20 @@ def _nested_guests(
     found: list[Nested] = []
     unread: list[int] = []
     cut: list[Gap] = []
-    for lpid, address in _gather(nested_guest_addresses(kernel, vm), cut, "nested guests"):
+    for lpid, address in _gather(
+        nested_guest_addresses(kernel, vm), cut, "nested guests", Part.NESTED
+    ):
         try:
             nested = _nested(kernel, lpid, address, guest)
         except InspectorError as error:
-            gaps.append(Gap(f"nested guest {lpid}: {error}"))
+            gaps.append(Gap(f"nested guest {lpid}: {error}", Part.NESTED))
             unread.append(lpid)
             continue
-        gaps += _table_gaps(f"shadow table of nested guest {lpid}", nested.shadow)
+        entry = partition.entry(kernel, nested.shadow_lpid, gaps)
+        gaps += _table_gaps(f"shadow table of nested guest {lpid}", nested.shadow, Part.SHADOW)
         if nested.l1 is not None:
-            gaps += _table_gaps(f"L1's table for nested guest {lpid}", nested.l1, needed=False)
-        found.append(nested)
+            gaps += _table_gaps(f"L1's table for nested guest {lpid}", nested.l1, Part.L1)
+        found.append(replace(nested, partition=entry))
     gaps += cut
     return found, None if cut else unread
 
@@ -249,4 +308,10 @@ def _nested(
         shadow_pgtable=shadow,
         shadow=_table(kernel, shadow),
         l1=_l1_table(guest, root) if root else None,
+        places=_places(
+            kernel,
+            "kvm_nested_guest",
+            address,
+            ("l1_lpid", "shadow_lpid", "shadow_pgtable", "refcnt"),
+        ),
     )

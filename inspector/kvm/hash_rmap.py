@@ -70,7 +70,7 @@ def read_hash_rmaps(
             rings = _follow(kernel, _links(kernel, vm), slot, head, where)
         except (BadData, MemoryNotReadable, TargetNotSupported) as error:
             followed = False
-            gaps.append(Gap(f"rings of HPT entries are not followed: {error}", needed=False))
+            gaps.append(Gap(f"rings of HPT entries are not followed: {error}"))
     start = np.concatenate(([0], np.cumsum(np.bincount(rings.slot, minlength=gfn.size))))
     return HashRmaps(
         memslot,

@@ -6,8 +6,9 @@ comes out of a live machine, a dump and a capture.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+import enum
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
 from typing import NamedTuple
 
 import numpy as np
@@ -24,12 +25,37 @@ __all__ = [
     "LinkProblem",
     "Memslot",
     "Nested",
+    "Part",
+    "PartitionEntry",
     "RingProblem",
     "Rmaps",
     "Slot",
     "Snapshot",
     "Vm",
 ]
+
+
+Places = Mapping[str, tuple[int, int]]
+"""Kernel address and size in bytes of some members of a structure, by their names."""
+
+
+class Part(enum.Enum):
+    """The parts of a VM's state that are read, and may be missing, each by itself."""
+
+    MEMSLOTS = "memslots"
+    RMAPS = "rmap arrays"
+    HOST = "L0's table"
+    NESTED = "nested guests"
+    SHADOW = "shadow tables"
+    L1 = "L1's tables"
+    PARTITION = "partition table"
+
+
+class PartitionEntry(NamedTuple):
+    """An entry of L0's partition table: the physical address of its dword 0, and that dword."""
+
+    where: int
+    dword: int
 
 
 @dataclass(frozen=True)
@@ -43,6 +69,7 @@ class Memslot:
     flags: int
     userspace_addr: int
     rmap: int
+    places: Places = field(default_factory=dict, compare=False)
 
 
 @dataclass(frozen=True)
@@ -217,17 +244,20 @@ class Nested:
     shadow_pgtable: int
     shadow: LeafTable
     l1: LeafTable | None
+    partition: PartitionEntry | None = None
+    places: Places = field(default_factory=dict, compare=False)
 
 
 class Gap(NamedTuple):
     """Something of a VM, or of the host, that could not be read.
 
-    ``needed`` tells whether a verdict needs it.  L1's own tables are not
-    needed: they only explain a shadow leaf that is not covered.
+    ``part`` is what it belongs to, None where nothing that is checked looks
+    at it; ``whole`` tells that nothing of the part was read.
     """
 
     text: str
-    needed: bool = True
+    part: Part | None = None
+    whole: bool = False
 
 
 @dataclass(frozen=True)
@@ -257,6 +287,9 @@ class Vm:
     gaps: tuple[Gap, ...] = ()
     hash_rmaps: HashRmaps = NO_HASH_RMAPS
     unread_guests: tuple[int, ...] | None = ()
+    pgtable: int = 0
+    partition: PartitionEntry | None = None
+    places: Places = field(default_factory=dict, compare=False)
 
 
 @dataclass(frozen=True)

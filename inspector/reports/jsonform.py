@@ -68,6 +68,23 @@ def _vm_judgement(vm: VmJudgement) -> dict[str, Any]:
         "pending_invalidations": counts.pending,
         "notes": list(vm.notes),
         "findings": [_finding(finding) for finding in vm.findings],
+        "pending": [
+            {
+                "invariant": item.invariant.id,
+                "count": item.count,
+                "examples": [_finding(finding) for finding in item.examples],
+            }
+            for item in vm.pending
+        ],
+        "not_judged": [
+            {
+                "invariant": item.invariant.id,
+                "part": None if item.gap.part is None else item.gap.part.name.lower(),
+                "reason": item.gap.text,
+                "in_part": item.at_all,
+            }
+            for item in vm.not_judged
+        ],
     }
 
 
@@ -82,6 +99,7 @@ def _finding(finding: Finding) -> dict[str, Any]:
                 "space": item.space,
                 "address": f"{item.address:#x}",
                 "value": None if item.value is None else f"{item.value:#x}",
+                "size": item.size,
                 "meaning": item.meaning,
             }
             for item in finding.evidence

@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 
 from inspector import encoding, hash_encoding, pte
-from inspector.checks.base import Evidence, Finding, Invariant
+from inspector.checks.base import Evidence, Finding
 from inspector.checks.verdict import Judgement, VmJudgement
 from inspector.checks.view import STATES, CheckedVm
 from inspector.kvm.snapshot import HashSlot, RingProblem, Snapshot, Vm
 from inspector.session import Acquired, Origin
 
-__all__ = ["check_report", "hash_problems", "invariant_list", "rmap_report", "table", "vms_report"]
+__all__ = ["check_report", "hash_problems", "rmap_report", "table", "vms_report"]
 
 FINDINGS_SHOWN = 20
 ENTRIES_SHOWN = 12
@@ -112,7 +112,13 @@ def _check_details(vm: VmJudgement) -> Iterator[str]:
     lines = [f"{count} stale: {state.value}" for state, count in vm.counts.stale.items()]
     if vm.counts.unknown:
         lines.append(f"{vm.counts.unknown} {NOT_KNOWN}")
+    lines += [
+        f"{item.count} pending: {item.invariant.id}: {item.invariant.passing.reason}"
+        for item in vm.pending
+        if item.invariant.passing
+    ]
     lines += [f"note: {note}" for note in vm.notes]
+    lines += _not_judged(vm)
     if lines or vm.findings:
         yield ""
         yield f"VM lpid {vm.vm.lpid}:"
@@ -121,6 +127,19 @@ def _check_details(vm: VmJudgement) -> Iterator[str]:
         yield from _finding(number, finding)
     if len(vm.findings) > FINDINGS_SHOWN:
         yield f"  ... and {len(vm.findings) - FINDINGS_SHOWN} more findings (--json shows all)"
+
+
+def _not_judged(vm: VmJudgement) -> Iterator[str]:
+    """Yield what could not be read, and which invariants could not be judged for that."""
+    for gap in dict.fromkeys(item.gap for item in vm.not_judged):
+        for at_all, how in ((False, "not judged"), (True, "judged in part")):
+            names = [
+                item.invariant.id
+                for item in vm.not_judged
+                if item.gap == gap and item.at_all is at_all
+            ]
+            if names:
+                yield f"{how}: {', '.join(names)}: {gap.text}"
 
 
 def _finding(number: int, finding: Finding) -> Iterator[str]:
@@ -289,12 +308,3 @@ def _ring_problem(problem: RingProblem) -> str:
         "back": "is led back to by an entry that was not reached from it",
     }[problem.kind]
     return f"the ring is broken: HPT index {problem.index:#x} at {problem.place:#x} {text}"
-
-
-def invariant_list(invariants: Sequence[Invariant]) -> Iterator[str]:
-    """Yield the lines of ``inspector check --list``."""
-    for invariant in invariants:
-        yield f"{invariant.id}"
-        yield f"  {invariant.statement}"
-        yield f"  why: {invariant.why}"
-        yield f"  kernel: {invariant.source}"

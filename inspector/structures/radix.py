@@ -69,6 +69,11 @@ class LeafTable:
         return len(self.address)
 
     @property
+    def has_holes(self) -> bool:
+        """Whether a part of it could not be read, so that it may map more."""
+        return any(problem.missing for problem in self.problems)
+
+    @property
     def size(self) -> U64:
         """Page size of each leaf in bytes."""
         return ONE << self.shift.astype(np.uint64)

@@ -9,7 +9,7 @@ from hypothesis import given
 
 from inspector.checks.base import all_invariants
 from inspector.checks.verdict import Judgement, Verdict, judge
-from inspector.kvm.snapshot import Gap, LinkProblem, Snapshot, Vm
+from inspector.kvm.snapshot import Gap, LinkProblem, Part, Snapshot, Vm
 from inspector.model.vm import EntryState, LeafState, VmState, judge_entry, judge_leaf
 from inspector.structures.radix import TableProblem
 from tests.builders import leaf, snapshot_vm, table, vm_states, words
@@ -48,7 +48,7 @@ def test_no_vms_are_consistent() -> None:
     ],
 )
 def test_the_worst_vm_decides(verdicts: tuple[VmState, ...], worst: Verdict) -> None:
-    judgement = judged(*(snapshot_vm(state) for state in verdicts))
+    judgement = judged(*(snapshot_vm(state, number=i) for i, state in enumerate(verdicts)))
     assert judgement.verdict is worst
     assert len(judgement.findings) == sum(len(vm.findings) for vm in judgement.vms)
 
@@ -57,21 +57,39 @@ def test_a_held_lock_concludes_nothing() -> None:
     for state in (GOOD, LOST):
         vm = replace(snapshot_vm(state), locked=True, mmu_lock=1)
         assert judged(vm).verdict is Verdict.INCONCLUSIVE
-    violations = snapshot_vm(LOST)
+    violations = snapshot_vm(LOST, number=1)
     assert judged(vm, violations).verdict is Verdict.VIOLATIONS
 
 
 def test_a_gap_concludes_nothing_only_where_it_is_needed() -> None:
-    needed = replace(snapshot_vm(GOOD), gaps=(Gap("shadow table"),))
-    assert judged(needed).verdict is Verdict.INCONCLUSIVE
-    assert judged(needed).vms[0].notes[0] == "shadow table"
-    other = replace(snapshot_vm(GOOD), gaps=(Gap("L1's table", needed=False),))
-    assert judged(other).verdict is Verdict.CONSISTENT
-    assert judged(other).vms[0].notes == ("L1's table",)
+    for part in Part:
+        gap = Gap("something", part)
+        judgement = judged(replace(snapshot_vm(GOOD), gaps=(gap,)))
+        explains = part in (Part.L1, Part.PARTITION)
+        assert (judgement.verdict is Verdict.CONSISTENT) is explains
+        assert (judgement.verdict is Verdict.INCONCLUSIVE) is not explains
+        (vm,) = judgement.vms
+        assert vm.notes == ()
+        assert {item.invariant.id for item in vm.not_judged} == {
+            invariant.id for invariant in all_invariants() if part in invariant.reads
+        }
+        for item in vm.not_judged:
+            assert item.gap == gap
+            assert item.at_all is (part not in item.invariant.needs)
+    (vm,) = judged(replace(snapshot_vm(GOOD), gaps=(Gap("a ring"),))).vms
+    assert (vm.verdict, vm.notes, vm.not_judged) == (Verdict.CONSISTENT, ("a ring",), ())
+
+
+def test_a_part_of_which_nothing_was_read_is_not_judged_at_all() -> None:
+    gap = Gap("partition table", Part.PARTITION, whole=True)
+    (vm,) = judged(replace(snapshot_vm(GOOD), gaps=(gap,))).vms
+    assert [(item.invariant.id, item.at_all) for item in vm.not_judged] == [
+        ("partition-entry", False)
+    ]
 
 
 def test_nothing_is_missed_where_something_was_not_read() -> None:
-    gaps = (Gap("rmap array"),)
+    gaps = (Gap("rmap array", Part.RMAPS),)
     lost = judged(replace(snapshot_vm(LOST), gaps=gaps))
     assert lost.verdict is Verdict.INCONCLUSIVE
     assert lost.findings == ()
@@ -137,8 +155,10 @@ def test_only_malformed_tables_are_violations_not_missing_ones() -> None:
 
 def test_invariants_are_told_apart_and_explained() -> None:
     found = all_invariants()
-    assert len({invariant.id for invariant in found}) == len(found) == 7
+    assert len({invariant.id for invariant in found}) == len(found) == 20
     for invariant in found:
         assert invariant.statement.endswith(".")
         assert invariant.why.endswith(".")
         assert invariant.source
+        assert invariant.needs <= invariant.reads
+        assert invariant.reads

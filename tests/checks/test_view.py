@@ -12,8 +12,11 @@ import pytest
 from hypothesis import given, settings
 
 from inspector import encoding
+from inspector.checks.rights import L1_STATES
 from inspector.checks.view import STATES, CheckedVm, ModelView
-from inspector.kvm.snapshot import Vm
+from inspector.kvm.snapshot import Memslot, Vm
+from inspector.model.memslots import holder
+from inspector.model.rights import Excess, L1State, judge_rights, misplaced
 from inspector.model.slot import first_hidden
 from inspector.model.vm import (
     EntryPlace,
@@ -26,7 +29,7 @@ from inspector.model.vm import (
     judge_entry,
     judge_leaf,
 )
-from tests.builders import snapshot_vm, state_of, vm_states
+from tests.builders import made_states, snapshot_vm, state_of, vm_states
 from tests.fixtures import CAPTURES, opened
 
 VIEWED = 500
@@ -72,10 +75,13 @@ class Indexed(VmState):
         return [place for page in pages for place in self.by_page.get((lpid, page), ())]
 
 
-def compare(vm: Vm, state: VmState) -> Counter[EntryState | LeafState]:
+Met = EntryState | LeafState | L1State | str
+
+
+def compare(vm: Vm, state: VmState) -> Counter[Met]:
     """Compare every answer; return how often each state was met."""
     checked = CheckedVm(vm, state.page_shift)
-    met: Counter[EntryState | LeafState] = Counter()
+    met: Counter[Met] = Counter()
     entries = [
         (gfn, word, position < first_hidden(words))
         for gfn, words in sorted(state.slots.items())
@@ -105,15 +111,53 @@ def compare(vm: Vm, state: VmState) -> Counter[EntryState | LeafState]:
             if suspect is not None:
                 assert (suspect.row, suspect.leaf) == (row, leaf)
                 assert as_sets(suspect.judgement) == as_sets(judgement)
-        pending = [
-            leaf
-            for leaf in leaves
-            if nested.lpid in state.l1_tables
-            and judgements[leaf].state is LeafState.COVERED
-            and judgements[leaf].agrees(leaf) is not True
-        ]
-        assert checked.pending(nested) == len(pending)
     assert not suspects
+    met.update(compare_rights(checked, state))
+    return met
+
+
+def compare_rights(checked: CheckedVm, state: VmState) -> Counter[Met]:
+    """Compare what every leaf has beyond what it is made of; return how often each was met."""
+    met: Counter[Met] = Counter()
+    pending = 0
+    for nested, rights in zip(checked.vm.nested, checked.rights, strict=True):
+        for row, leaf in enumerate(sorted(state.shadows[nested.lpid].leaves.values())):
+            judgement = judge_rights(state, nested.lpid, leaf)
+            l1_state = L1_STATES[int(rights.l1_state[row])]
+            excess = Excess(
+                bool(rights.larger[row]),
+                int(rights.permissions[row]),
+                bool(rights.attributes[row]),
+                int(rights.recorded[row]),
+            )
+            if judgement is None:
+                assert excess == (False, 0, False, 0)
+                assert (l1_state, int(rights.l1_recorded[row])) == (L1State.UNKNOWN, 0)
+                continue
+            assert excess == judgement.excess
+            assert (l1_state, int(rights.l1_recorded[row])) == (
+                judgement.l1_state,
+                judgement.l1_recorded,
+            )
+            met.update([l1_state, *(name for name in Excess._fields if getattr(excess, name))])
+            met["l1_recorded"] += bool(judgement.l1_recorded)
+            pending += l1_state not in (L1State.AGREES, L1State.UNKNOWN)
+    assert checked.pending == pending
+    return met
+
+
+def compare_places(checked: CheckedVm, state: VmState) -> Counter[str]:
+    """Compare where live entries stand, and which of L0's leaves a memslot holds."""
+    met: Counter[str] = Counter()
+    entries = [(gfn, word) for gfn, words in sorted(state.slots.items()) for word in words]
+    for row, (gfn, word) in enumerate(entries):
+        first = misplaced(state, gfn, word)
+        assert checked.misplaced[row] == (first is not None)
+        met["misplaced"] += first is not None
+    for row, leaf in enumerate(sorted(state.host.leaves.values())):
+        found = holder(checked.vm.memslots, leaf, state.page_shift)
+        assert checked.in_memslot[row] == (found is not None)
+        met["held" if found else "not held"] += 1
     return met
 
 
@@ -128,23 +172,49 @@ def as_sets(judgement: LeafJudgement) -> tuple[object, ...]:
 
 
 def test_arrays_and_model_agree_in_every_state() -> None:
-    met: Counter[EntryState | LeafState] = Counter()
+    met: Counter[Met] = Counter()
 
     @settings(max_examples=300, derandomize=True, database=None)
-    @given(vm_states(odd_bits=True))
+    @given(vm_states(odd_bits=True) | made_states())
     def run(state: VmState) -> None:
         met.update(compare(snapshot_vm(state), state))
 
     run()
-    assert set(met) == {*EntryState, *LeafState}
+    assert {one for one in met if met[one]} == {
+        *EntryState,
+        *LeafState,
+        *L1State,
+        *Excess._fields,
+        "l1_recorded",
+    }
+
+
+def test_they_agree_on_where_things_stand() -> None:
+    met: Counter[str] = Counter()
+
+    @settings(max_examples=200, derandomize=True, database=None)
+    @given(made_states())
+    def run(state: VmState) -> None:
+        slots = (Memslot(0, 0, 0, 2, 0, 0, 1), Memslot(0, 1, 512, 1 << 30, 0, 0, 1))
+        met.update(compare_places(CheckedVm(snapshot_vm(state, slots), state.page_shift), state))
+
+    run()
+    assert met["misplaced"]
+    assert met["held"]
+    assert met["not held"]
 
 
 @pytest.mark.parametrize("path", CAPTURES, ids=lambda path: path.name)
 def test_they_agree_on_every_fixture(path: Path) -> None:
     acquired = opened(path)
     for vm in acquired.snapshot.vms:
-        met = compare(vm, Indexed.of(state_of(vm, acquired.snapshot.page_shift)))
-        assert sum(met.values()) == vm.rmaps.word.size + sum(len(n.shadow) for n in vm.nested)
+        page_shift = acquired.snapshot.page_shift
+        state = Indexed.of(state_of(vm, page_shift))
+        met = compare(vm, state)
+        known = sum(met[one] for one in (*EntryState, *LeafState))
+        assert known == vm.rmaps.word.size + sum(len(n.shadow) for n in vm.nested)
+        places = compare_places(CheckedVm(vm, page_shift), state)
+        assert (places["held"], places["not held"]) == (len(vm.host), 0)
 
 
 def test_an_empty_vm_has_nothing_to_say() -> None:

@@ -15,10 +15,12 @@ import pytest
 import zstandard
 from click.testing import CliRunner, Result
 
+import inspector
 from inspector import __version__
 from inspector.capture import Capture, write_capture
 from inspector.checks.base import all_invariants
 from inspector.cli import COMMANDS, cli, main
+from inspector.kvm.snapshot import Part
 from inspector.model.vm import VmState
 from inspector.structures.space import KernelSpace
 from tests.builders import MemslotRange, leaf, table, words
@@ -26,6 +28,7 @@ from tests.fakekernel import FakeVm, Image, build
 from tests.fixtures import DIRECTORY, SMALL, description, opened
 from tests.memories import pieces_of, without
 
+LIST = ("--list", "--json")
 READERS = ("check", "rmap", "vms")
 TARGET = str(SMALL)
 SYNTHETIC = FakeVm(
@@ -180,9 +183,20 @@ def test_a_host_without_vms_is_consistent(tmp_path: Path) -> None:
 def test_the_list_of_invariants() -> None:
     result = run("check", "--list")
     assert result.exit_code == 0
-    for invariant in all_invariants():
+    (document,) = {run("check", *options).stdout for options in (LIST, LIST[::-1])}
+    listed = json.loads(document)
+    assert listed["schema"] == "inspector.invariants/1"
+    for invariant, told in zip(all_invariants(), listed["invariants"], strict=True):
         assert invariant.id in result.stdout
         assert invariant.statement in result.stdout
+        assert (told["id"], told["statement"]) == (invariant.id, invariant.statement)
+        assert listed["severities"][told["severity"]] == invariant.severity.meaning
+        assert {Part[name.upper()] for name in told["reads"]} == invariant.reads
+
+
+def test_the_manual_lists_the_invariants() -> None:
+    page = Path(inspector.__file__).parent / "manual" / "invariants.md"
+    assert run("check", "--list", "--markdown").stdout == page.read_text()
 
 
 def test_violations_exit_with_1(tmp_path: Path) -> None:
@@ -214,6 +228,8 @@ def test_a_consistent_target_exits_with_0() -> None:
         ("capture", TARGET),
         ("capture", TARGET, "-o", os.curdir),
         ("capture", TARGET, "-o", "f", "--note", "no-equals-sign"),
+        ("check", "--markdown"),
+        ("check", "--markdown", TARGET),
         ("decode",),
         ("decode", "zz"),
         ("decode", "0x10000000000000000"),

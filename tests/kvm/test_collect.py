@@ -13,7 +13,7 @@ from inspector.checks.verdict import Verdict, VmJudgement, judge
 from inspector.errors import TargetNotSupported
 from inspector.image.profile import StructLayout
 from inspector.kvm.collect import collect, held_locks, vm_list
-from inspector.kvm.snapshot import Snapshot
+from inspector.kvm.snapshot import Part, Snapshot
 from inspector.model.vm import EntryState, VmState
 from inspector.structures.space import KernelSpace
 from tests.builders import GFN_REGIONS, MemslotRange, leaf, state_of, table, vm_states, words
@@ -187,7 +187,7 @@ def test_what_is_missing_is_noted_and_the_rest_collected() -> None:
     array = kernel.physical(whole.memslots[0].rmap)
     (vm,) = collected(replace(image, memory=without(image.memory, array, 4096))).vms
     assert [gap.text for gap in vm.gaps] == ["rmap array: 512 slots from gfn 0x0 are not readable"]
-    assert vm.gaps[0].needed
+    assert vm.gaps[0].part is Part.RMAPS
     assert len(vm.rmaps) == 0
     assert len(vm.host) == 1
 
@@ -195,21 +195,21 @@ def test_what_is_missing_is_noted_and_the_rest_collected() -> None:
     (vm,) = collected(replace(image, memory=without(image.memory, table_at, 8 << 13))).vms
     assert len(vm.gaps) == 1
     assert "shadow table of nested guest 1" in vm.gaps[0].text
-    assert vm.gaps[0].needed
+    assert vm.gaps[0].part is Part.SHADOW
 
     assert whole.nested[0].l1 is not None
     pte_at = int(whole.nested[0].l1.where[0])
     assert pte_at >> 12 >= whole.memslots[-1].base_gfn
 
 
-def test_l1_tables_that_are_missing_are_not_needed() -> None:
+def test_l1_tables_that_are_missing_are_noted() -> None:
     image = build([one(STATE)])
     kernel = space(image)
     (whole,) = collected(image).vms
     mm = kernel.field("kvm", whole.address, "mm")
     pgd = kernel.field("mm_struct", mm, "pgd") & 0x0FFF_FFFF_FFFF_FFFF
     (vm,) = collected(replace(image, memory=patch(image.memory, pgd, bytes(8 << 13)))).vms
-    assert [gap.needed for gap in vm.gaps] == [False]
+    assert [gap.part for gap in vm.gaps] == [Part.L1]
     assert "L1's table for nested guest 1" in vm.gaps[0].text
 
 

@@ -7,8 +7,9 @@ from collections.abc import Iterator
 import numpy as np
 
 from inspector import encoding
-from inspector.checks.base import Evidence, Finding, Invariant
+from inspector.checks.base import Evidence, Finding, Invariant, Severity
 from inspector.checks.view import CheckedVm
+from inspector.kvm.snapshot import Part
 
 ID = "rmap-duplicate"
 
@@ -52,5 +53,7 @@ INVARIANT = Invariant(
     "No slot holds the same LPID and L2 page twice among the entries the kernel's walk meets.",
     "An insertion looks for the entry first, so a second one was not inserted by the kernel.",
     "kvmhv_insert_nest_rmap, kvmhv_n_rmap_is_equal",
+    Severity.STRUCTURE,
     find,
+    reads=frozenset({Part.MEMSLOTS, Part.RMAPS}),
 )

@@ -1,13 +1,12 @@
-"""Every list can be followed to its end, and no node is in two."""
+"""Every list can be followed to its end."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 
-import numpy as np
-
-from inspector.checks.base import Evidence, Finding, Invariant
+from inspector.checks.base import Evidence, Finding, Invariant, Severity
 from inspector.checks.view import CheckedVm
+from inspector.kvm.snapshot import Part
 
 ID = "rmap-list"
 
@@ -32,7 +31,7 @@ _TEXTS = {
 
 
 def find(checked: CheckedVm) -> Iterator[Finding]:
-    """Yield lists that could not be followed, and nodes that are in more than one."""
+    """Yield lists that could not be followed."""
     rmaps = checked.rmaps
     for problem in rmaps.problems:
         slot = rmaps[problem.slot]
@@ -48,26 +47,16 @@ def find(checked: CheckedVm) -> Iterator[Finding]:
                 Evidence("word at fault", "kernel", problem.place, problem.link),
             ),
         )
-    nodes = np.flatnonzero(rmaps.node)
-    values, counts = np.unique(rmaps.node[nodes], return_counts=True)
-    for node in values[counts > 1]:
-        slots = [rmaps[int(i)] for i in np.unique(checked.slot_of[rmaps.node == node])]
-        yield Finding(
-            ID,
-            checked.vm.lpid,
-            f"the list node at {int(node):#x} is in {len(slots)} lists, those of gfn "
-            + ", ".join(f"{slot.gfn:#x}" for slot in slots),
-            "each struct rmap_nested in one list only",
-            tuple(Evidence("slot", "kernel", slot.where, slot.head) for slot in slots),
-        )
 
 
 INVARIANT = Invariant(
     ID,
-    "A slot is zero, one entry, or the address of a list whose nodes lie in the linear map, are in "
-    "no other list, and end in the oldest entry.",
+    "A slot is zero, one entry, or the address of a list whose nodes lie in the linear map and are "
+    "met once, and which ends in the oldest entry.",
     "The kernel follows and frees these links without looking; a bad one is lost entries, a "
     "use after free or an endless loop under mmu_lock.",
     "kvmhv_insert_nest_rmap, kvmhv_remove_nest_rmap_list",
+    Severity.MEMORY_SAFETY,
     find,
+    reads=frozenset({Part.MEMSLOTS, Part.RMAPS}),
 )

@@ -7,8 +7,9 @@ from collections.abc import Iterator
 import numpy as np
 
 from inspector import encoding
-from inspector.checks.base import Evidence, Finding, Invariant
+from inspector.checks.base import Evidence, Finding, Invariant, Severity
 from inspector.checks.view import CheckedVm
+from inspector.kvm.snapshot import Part
 
 ID = "rmap-word"
 
@@ -48,5 +49,7 @@ INVARIANT = Invariant(
     "The kernel takes bit 0 for the end of a list; a wrong one cuts the list or makes an entry a "
     "pointer.",
     "RMAP_NESTED_* in kvm_book3s_64.h, kvmhv_insert_nest_rmap",
+    Severity.STRUCTURE,
     find,
+    reads=frozenset({Part.MEMSLOTS, Part.RMAPS}),
 )

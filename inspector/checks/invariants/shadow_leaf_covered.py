@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from inspector.checks.base import Finding, Invariant
+from inspector.checks.base import Finding, Invariant, Severity
 from inspector.checks.proof import leaf_findings
 from inspector.checks.view import CheckedVm
+from inspector.kvm.snapshot import Part
 from inspector.model.vm import LeafState
 
 ID = "shadow-leaf-covered"
@@ -24,6 +25,8 @@ INVARIANT = Invariant(
     "Without it the shadow leaf outlives the page: an L2 guest keeps access to memory that the "
     "host has given to somebody else.",
     "kvmppc_unmap_pte, kvmhv_remove_nest_rmap_range, for_each_nest_rmap_safe",
+    Severity.MEMORY_SAFETY,
     find,
-    by_absence=True,
+    reads=frozenset({Part.MEMSLOTS, Part.RMAPS, Part.HOST, Part.NESTED, Part.SHADOW}),
+    needs=frozenset({Part.MEMSLOTS, Part.RMAPS, Part.HOST}),
 )

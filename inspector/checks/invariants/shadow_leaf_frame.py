@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from inspector.checks.base import Finding, Invariant
+from inspector.checks.base import Finding, Invariant, Severity
 from inspector.checks.proof import leaf_findings
 from inspector.checks.view import CheckedVm
+from inspector.kvm.snapshot import Part
 from inspector.model.vm import LeafState
 
 ID = "shadow-leaf-frame"
@@ -23,6 +24,8 @@ INVARIANT = Invariant(
     "yet invalidated, in which case the leaf is still covered where it leads.",
     "A wrong frame gives an L2 guest memory that is not its own.",
     "__kvmhv_nested_page_fault (steps 1 to 3)",
+    Severity.MEMORY_SAFETY,
     find,
-    by_absence=True,
+    reads=frozenset({Part.MEMSLOTS, Part.RMAPS, Part.HOST, Part.NESTED, Part.SHADOW, Part.L1}),
+    needs=frozenset({Part.MEMSLOTS, Part.RMAPS, Part.HOST}),
 )

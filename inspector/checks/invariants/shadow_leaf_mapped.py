@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from inspector.checks.base import Finding, Invariant
+from inspector.checks.base import Finding, Invariant, Severity
 from inspector.checks.proof import leaf_findings
 from inspector.checks.view import CheckedVm
+from inspector.kvm.snapshot import Part
 from inspector.model.vm import LeafState
 
 ID = "shadow-leaf-mapped"
@@ -23,6 +24,8 @@ INVARIANT = Invariant(
     "L0 clears its own leaf and the shadow leaves together; a shadow leaf without it has "
     "outlived the page.",
     "kvmppc_unmap_pte, kvm_unmap_radix",
+    Severity.MEMORY_SAFETY,
     find,
-    by_absence=True,
+    reads=frozenset({Part.MEMSLOTS, Part.RMAPS, Part.HOST, Part.NESTED, Part.SHADOW}),
+    needs=frozenset({Part.MEMSLOTS, Part.RMAPS, Part.HOST}),
 )

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from inspector.checks.base import Evidence, Finding, Invariant
+from inspector.checks.base import Evidence, Finding, Invariant, Severity
 from inspector.checks.view import CheckedVm
+from inspector.kvm.snapshot import Part
 
 ID = "table-form"
 
@@ -33,5 +34,7 @@ INVARIANT = Invariant(
     "that the hardware knows.",
     "A table reached twice or of a wrong form is walked by the hardware all the same.",
     "kvmppc_create_pte, Power ISA 3.0B Book III 5.7.10",
+    Severity.MEMORY_SAFETY,
     find,
+    reads=frozenset({Part.HOST, Part.NESTED, Part.SHADOW}),
 )

@@ -1,0 +1,66 @@
+"""L0 maps nothing to a guest that is not in a memslot."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+
+from inspector import pte
+from inspector.checks.base import Evidence, Finding, Invariant, Severity
+from inspector.checks.proof import member
+from inspector.checks.view import CheckedVm, leaf_at
+from inspector.kvm.snapshot import Part
+from inspector.model.memslots import holder
+
+ID = "host-leaf-memslot"
+
+
+def find(checked: CheckedVm) -> Iterator[Finding]:
+    """Yield L0's leaves that no memslot holds whole."""
+    host, shift = checked.vm.host, checked.page_shift
+    for row in np.flatnonzero(~checked.in_memslot):
+        leaf = leaf_at(host, int(row))
+        assert holder(checked.vm.memslots, leaf, shift) is None
+        gfn = leaf.address >> shift
+        touched = [
+            slot
+            for slot in checked.vm.memslots
+            if slot.base_gfn << shift < leaf.address + leaf.size
+            and leaf.address < slot.base_gfn + slot.npages << shift
+        ]
+        yield Finding(
+            ID,
+            checked.vm.lpid,
+            f"L0's leaf for gfn {gfn:#x} ({pte.size_name(leaf.shift)}) "
+            + ("reaches beyond a memslot" if touched else "is in no memslot"),
+            "one memslot that holds all of the leaf",
+            (
+                Evidence(
+                    "L0's leaf",
+                    "physical",
+                    int(host.where[row]),
+                    leaf.entry,
+                    f"L1 {leaf.address:#x} -> {pte.describe(leaf.entry, leaf.shift)}",
+                ),
+                *(
+                    member(f"memslot {slot.id}", slot, name)
+                    for slot in touched
+                    for name in ("base_gfn", "npages")
+                ),
+            ),
+        )
+
+
+INVARIANT = Invariant(
+    ID,
+    "Every leaf of L0's table for the guest lies in one memslot, whole.",
+    "When the leaf goes away the kernel empties the rmap slots of all its pages: those of pages "
+    "before or behind the memslot are no part of the array. A leaf in no memslot is never "
+    "taken away.",
+    "kvmppc_book3s_instantiate_page, kvmhv_remove_nest_rmap_range, kvmppc_radix_flush_memslot",
+    Severity.MEMORY_SAFETY,
+    find,
+    reads=frozenset({Part.MEMSLOTS, Part.HOST}),
+    needs=frozenset({Part.MEMSLOTS}),
+)

@@ -1,0 +1,56 @@
+"""Memslots do not overlap, and have their arrays."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator
+
+from inspector.checks.base import Finding, Invariant, Severity
+from inspector.checks.proof import member
+from inspector.checks.view import CheckedVm
+from inspector.kvm.snapshot import Memslot, Part
+
+ID = "memslots"
+
+
+def find(checked: CheckedVm) -> Iterator[Finding]:
+    """Yield memslots that overlap the one before them, and those without an rmap array."""
+    slots = sorted(checked.vm.memslots, key=lambda slot: slot.base_gfn)
+    for before, slot in itertools.pairwise(slots):
+        if before.base_gfn + before.npages > slot.base_gfn:
+            yield Finding(
+                ID,
+                checked.vm.lpid,
+                f"{_named(before)} and {_named(slot)} overlap",
+                "each gfn in one memslot",
+                tuple(
+                    member(f"memslot {one.id}", one, name)
+                    for one in (before, slot)
+                    for name in ("base_gfn", "npages")
+                ),
+            )
+    for slot in slots:
+        if not slot.rmap:
+            yield Finding(
+                ID,
+                checked.vm.lpid,
+                f"{_named(slot)} has no rmap array",
+                "an array of a word for each page, made together with the memslot",
+                (member(f"memslot {slot.id}", slot, "rmap"),),
+            )
+
+
+def _named(slot: Memslot) -> str:
+    return f"memslot {slot.id} (gfn {slot.base_gfn:#x} to {slot.base_gfn + slot.npages - 1:#x})"
+
+
+INVARIANT = Invariant(
+    ID,
+    "No gfn is in two memslots of a VM, and every memslot has an rmap array.",
+    "The kernel looks a gfn up in one memslot: entries in another one's array are never found. "
+    "An array that is not there is written to all the same.",
+    "kvm_set_memslot, kvmppc_core_prepare_memory_region_hv",
+    Severity.STRUCTURE,
+    find,
+    reads=frozenset({Part.MEMSLOTS}),
+)

@@ -1,0 +1,45 @@
+"""Every nested guest is found under its own LPID."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from inspector import encoding
+from inspector.checks.base import Finding, Invariant, Severity
+from inspector.checks.proof import member
+from inspector.checks.view import CheckedVm
+from inspector.kvm.snapshot import Part
+
+ID = "nested-lpid"
+
+
+def find(checked: CheckedVm) -> Iterator[Finding]:
+    """Yield nested guests under another LPID, and those whose LPID no entry can hold."""
+    for nested in checked.vm.nested:
+        if nested.l1_lpid != nested.lpid or nested.lpid > encoding.MAX_LPID:
+            yield Finding(
+                ID,
+                checked.vm.lpid,
+                f"the nested guest found under LPID {nested.lpid} has l1_lpid {nested.l1_lpid}",
+                f"the same LPID, of at most {encoding.MAX_LPID}",
+                (
+                    member(
+                        "struct kvm_nested_guest",
+                        nested,
+                        "l1_lpid",
+                        f"at {nested.address:#x}, found under {nested.lpid}",
+                    ),
+                ),
+            )
+
+
+INVARIANT = Invariant(
+    ID,
+    "A nested guest says of itself the LPID it is found under, and an rmap word can hold it.",
+    "Insertion writes l1_lpid into the word, and removal looks the guest up by what it reads "
+    "there: it would clear another guest's leaf, and leave this one's.",
+    "kvmhv_alloc_nested, __kvmhv_nested_page_fault, kvmhv_remove_nest_rmap",
+    Severity.MEMORY_SAFETY,
+    find,
+    reads=frozenset({Part.NESTED}),
+)

@@ -1,0 +1,38 @@
+"""A nested guest that can be found is held."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from inspector.checks.base import Finding, Invariant, Severity
+from inspector.checks.proof import member
+from inspector.checks.view import CheckedVm
+from inspector.kvm.snapshot import Part
+
+ID = "nested-refcount"
+SIGN = 1 << 63
+
+
+def find(checked: CheckedVm) -> Iterator[Finding]:
+    """Yield the nested guests whose count of references is not positive."""
+    for nested in checked.vm.nested:
+        if not 0 < nested.refcnt < SIGN:
+            count = nested.refcnt - (2 * SIGN if nested.refcnt >= SIGN else 0)
+            yield Finding(
+                ID,
+                checked.vm.lpid,
+                f"nested guest {nested.lpid} has {count} references",
+                "1 for being found under its LPID, and 1 for each user",
+                (member("struct kvm_nested_guest", nested, "refcnt"),),
+            )
+
+
+INVARIANT = Invariant(
+    ID,
+    "A nested guest that is found under an LPID has at least one reference.",
+    "The last reference frees it: one that has none is freed, or will be while it is in use.",
+    "kvmhv_get_nested, kvmhv_put_nested, kvmhv_remove_nested",
+    Severity.MEMORY_SAFETY,
+    find,
+    reads=frozenset({Part.NESTED}),
+)

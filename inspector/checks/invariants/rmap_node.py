@@ -1,0 +1,46 @@
+"""No list node is in two places."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+
+from inspector.checks.base import Evidence, Finding, Invariant, Severity
+from inspector.checks.view import CheckedVm
+from inspector.kvm.snapshot import Part, Slot, Vm
+
+ID = "rmap-node"
+
+
+def find(checked: CheckedVm) -> Iterator[Finding]:
+    """Yield the nodes that are in more than one list of this VM, or also in one of another."""
+    vms = [checked.vm, *(vm for vm in checked.others if not vm.locked)]
+    nodes = [vm.rmaps.node[vm.rmaps.node != 0] for vm in vms]
+    values, counts = np.unique(np.concatenate(nodes), return_counts=True)
+    for node in values[(counts > 1) & np.isin(values, nodes[0])]:
+        lists = [(vm, slot) for vm in vms for slot in _slots(vm, node)]
+        yield Finding(
+            ID,
+            checked.vm.lpid,
+            f"the list node at {int(node):#x} is in {len(lists)} lists, those of "
+            + ", ".join(f"gfn {slot.gfn:#x} of VM {vm.lpid}" for vm, slot in lists),
+            "each struct rmap_nested in one list only",
+            tuple(Evidence("slot", "kernel", slot.where, slot.head) for _, slot in lists),
+        )
+
+
+def _slots(vm: Vm, node: np.uint64) -> list[Slot]:
+    return [vm.rmaps[int(i)] for i in np.unique(vm.rmaps.slot[vm.rmaps.node == node])]
+
+
+INVARIANT = Invariant(
+    ID,
+    "No list node is in two lists, nor in lists of two VMs.",
+    "Whichever list is emptied first frees the node; the other one is then followed into freed "
+    "memory, and frees it again.",
+    "kvmhv_insert_nest_rmap, kvmhv_remove_nest_rmap_list, kvmhv_free_memslot_nest_rmap",
+    Severity.MEMORY_SAFETY,
+    find,
+    reads=frozenset({Part.MEMSLOTS, Part.RMAPS}),
+)

@@ -1,0 +1,57 @@
+"""Live entries stand where ageing and dirty logging look for them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+
+from inspector import encoding
+from inspector.checks.base import Evidence, Finding, Invariant, Severity
+from inspector.checks.view import CheckedVm
+from inspector.kvm.snapshot import Part
+from inspector.model.rights import misplaced
+
+ID = "rmap-slot"
+
+
+def find(checked: CheckedVm) -> Iterator[Finding]:
+    """Yield the live entries in the slot of a later page of L0's leaf than its first."""
+    for row in np.flatnonzero(checked.misplaced):
+        slot = checked.rmaps[int(checked.slot_of[row])]
+        word = int(checked.rmaps.word[row])
+        first = misplaced(checked.model, slot.gfn, word)
+        assert first is not None
+        entry = encoding.decode(word)
+        leaf = int(checked.host_leaf[row])
+        yield Finding(
+            ID,
+            checked.vm.lpid,
+            f"the live entry for L2 {entry.lpid}:{entry.gpa:#x} stands in the slot of gfn "
+            f"{slot.gfn:#x}, inside a huge page of L0",
+            f"the entry in the slot of gfn {first:#x}, the first page of L0's leaf",
+            (
+                Evidence("entry", "kernel", int(checked.rmaps.place[row]), word),
+                Evidence("slot", "kernel", slot.where, slot.head),
+                Evidence(
+                    "L0's leaf",
+                    "physical",
+                    int(checked.vm.host.where[leaf]),
+                    int(checked.vm.host.entry[leaf]),
+                    f"maps from gfn {first:#x} on",
+                ),
+            ),
+        )
+
+
+INVARIANT = Invariant(
+    ID,
+    "A live entry stands in the slot of the first page of L0's leaf for its host page.",
+    "Removal empties the slots of all pages in the leaf, but ageing and dirty logging look into "
+    "the first only: elsewhere, an L2 guest's use of the page goes unnoticed.",
+    "__kvmhv_nested_page_fault (the gfn is aligned), kvm_age_radix, kvm_radix_test_clear_dirty",
+    Severity.BOOKKEEPING,
+    find,
+    reads=frozenset({Part.MEMSLOTS, Part.RMAPS, Part.HOST, Part.NESTED, Part.SHADOW}),
+    commit="Align gfn to L1 page size when inserting nest-rmap entry",
+)

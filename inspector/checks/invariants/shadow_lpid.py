@@ -1,0 +1,52 @@
+"""No two guests run under one LPID."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from inspector.checks.base import Evidence, Finding, Invariant, Severity
+from inspector.checks.proof import member
+from inspector.checks.view import CheckedVm
+from inspector.kvm.snapshot import Part, Vm
+
+ID = "shadow-lpid"
+
+
+def find(checked: CheckedVm) -> Iterator[Finding]:
+    """Yield the LPIDs of this VM and its nested guests that somebody else has, or that are 0."""
+    every = [user for vm in (checked.vm, *checked.others) for user in _users(vm)]
+    for lpid, name, evidence in _users(checked.vm):
+        same = [user for user in every if user[0] == lpid]
+        if lpid == 0 or len(same) > 1:
+            others = [user for user in same if user[1] != name]
+            yield Finding(
+                ID,
+                checked.vm.lpid,
+                f"{name} runs under LPID {lpid}, as does "
+                + (", ".join(user[1] for user in others) or "the host itself"),
+                "an LPID of its own",
+                (evidence, *(user[2] for user in others)),
+            )
+
+
+def _users(vm: Vm) -> list[tuple[int, str, Evidence]]:
+    """Return every LPID a VM and its nested guests run under, whose it is, and where it stands."""
+    return [(vm.lpid, f"the VM at {vm.address:#x}", member("struct kvm", vm, "lpid"))] + [
+        (
+            nested.shadow_lpid,
+            f"nested guest {nested.lpid} of the VM at {vm.address:#x}",
+            member("struct kvm_nested_guest", nested, "shadow_lpid"),
+        )
+        for nested in vm.nested
+    ]
+
+
+INVARIANT = Invariant(
+    ID,
+    "Every VM and every nested guest of the host runs under an LPID of its own, and not under 0.",
+    "The hardware keeps translations by LPID: guests that share one use each other's memory.",
+    "kvmppc_alloc_lpid, kvmhv_alloc_nested, kvmhv_release_nested",
+    Severity.MEMORY_SAFETY,
+    find,
+    reads=frozenset({Part.NESTED}),
+)

@@ -1,0 +1,58 @@
+"""No page-table page is in two tables."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+
+from inspector.checks.base import Evidence, Finding, Invariant, Severity
+from inspector.checks.view import CheckedVm
+from inspector.kvm.snapshot import Part, Vm
+from inspector.structures.radix import LeafTable
+
+ID = "table-shared"
+
+
+def find(checked: CheckedVm) -> Iterator[Finding]:
+    """Yield, for each two tables that share leaves, the first entry that is in both."""
+    own = _tables(checked.vm)
+    tables = [*own, *(table for vm in checked.others if not vm.locked for table in _tables(vm))]
+    where = np.concatenate([table.where for _, table in tables])
+    owner = np.repeat(np.arange(len(tables)), [len(table) for _, table in tables])
+    order = np.lexsort((owner, where))
+    where, owner = where[order], owner[order]
+    told: set[tuple[int, int]] = set()
+    for row in np.flatnonzero(where[1:] == where[:-1]):
+        pair = int(owner[row]), int(owner[row + 1])
+        if pair[0] >= len(own) or pair in told or pair[0] == pair[1]:
+            continue
+        told.add(pair)
+        name, table = tables[pair[0]]
+        entry = int(table.entry[np.flatnonzero(table.where == where[row])[0]])
+        yield Finding(
+            ID,
+            checked.vm.lpid,
+            f"{name} and {tables[pair[1]][0]} share the page-table page with the entry at "
+            f"physical {int(where[row]):#x}",
+            "each page-table page in one table only",
+            (Evidence("entry in both", "physical", int(where[row]), entry),),
+        )
+
+
+def _tables(vm: Vm) -> list[tuple[str, LeafTable]]:
+    return [(f"L0's table for VM {vm.lpid}", vm.host)] + [
+        (f"the shadow table of L2 {nested.lpid} of VM {vm.lpid}", nested.shadow)
+        for nested in vm.nested
+    ]
+
+
+INVARIANT = Invariant(
+    ID,
+    "No page-table page is part of two tables: L0's for a VM, or shadow tables.",
+    "What is mapped for one guest is mapped for the other, and the page is freed with the first.",
+    "kvmppc_create_pte, kvmppc_free_pgtable_radix, kvmhv_alloc_nested",
+    Severity.MEMORY_SAFETY,
+    find,
+    reads=frozenset({Part.HOST, Part.NESTED, Part.SHADOW}),
+)

@@ -1,0 +1,33 @@
+"""Memslots, and what lies in them.
+
+A gfn is looked up in one memslot (``gfn_to_memslot``), and everything kept
+for its page is kept there.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Protocol
+
+from inspector.model.vm import Leaf
+
+__all__ = ["Range", "holder"]
+
+
+class Range(Protocol):
+    """What matters of a memslot; sizes in pages of the host."""
+
+    @property
+    def base_gfn(self) -> int: ...
+    @property
+    def npages(self) -> int: ...
+
+
+def holder(memslots: Iterable[Range], leaf: Leaf, page_shift: int) -> Range | None:
+    """Return the memslot that holds all of a leaf of L0's table, None if there is none."""
+    for slot in memslots:
+        begin = slot.base_gfn << page_shift
+        end = slot.base_gfn + slot.npages << page_shift
+        if begin <= leaf.address and leaf.address + leaf.size <= end:
+            return slot
+    return None

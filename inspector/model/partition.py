@@ -1,0 +1,18 @@
+"""What L0's partition table says of the table an LPID's guest runs on."""
+
+from __future__ import annotations
+
+from inspector import pte
+
+__all__ = ["leads_to"]
+
+
+def leads_to(dword: int, table: int) -> bool:
+    """Say whether dword 0 of an entry leads to the radix tree with its root at ``table``.
+
+    ``kvmhv_set_nested_ptbl`` and ``kvmppc_setup_partition_table`` write such
+    an entry: host radix, a tree of 52 bits, physical address, 2^13 entries.
+    """
+    return bool(dword & pte.HOST_RADIX) and pte.partition_root(dword) == pte.Root(
+        table, pte.PGD_BITS
+    )
