@@ -6,12 +6,13 @@ import json
 
 import click
 
-from inspector import encoding
+from inspector import encoding, hash_encoding
 from inspector.cli.options import json_option
 
 __all__ = ["command"]
 
 SCHEMA = "inspector.decode/1"
+HASH_BITS = ("referenced", "changed", "locked")
 
 
 class _Word(click.ParamType):  # type: ignore[type-arg, unused-ignore]
@@ -50,19 +51,44 @@ def _text(row: dict[str, object]) -> str:
         text = f"in a list node: {where}; in a slot or a next: a pointer to a list node"
     else:
         text = f"single entry or end of a list: {where}"
-    problems = row["problems"]
+    return _with_problems(f"{row['word']}  {text}", row["problems"])
+
+
+def _hash_decoded(word: int) -> dict[str, object]:
+    row: dict[str, object] = {"word": f"{word:#018x}", "form": "hash" if word else "empty"}
+    if not word:
+        return row
+    decoded = hash_encoding.decode(word)
+    row["index"] = None if decoded.index is None else f"{decoded.index:#x}"
+    row |= {name: getattr(decoded, name) for name in HASH_BITS}
+    row["problems"] = hash_encoding.problems(word)
+    return row
+
+
+def _hash_text(row: dict[str, object]) -> str:
+    if row["form"] == "empty":
+        return f"{row['word']}  empty slot"
+    index = row["index"]
+    said = ["no HPT entry" if index is None else f"HPT index {index}"]
+    said += [name for name in HASH_BITS if row[name]]
+    return _with_problems(f"{row['word']}  {', '.join(said)}", row["problems"])
+
+
+def _with_problems(text: str, problems: object) -> str:
     assert isinstance(problems, list)
-    return f"{row['word']}  {text}" + "".join(f"\n    {problem}" for problem in problems)
+    return text + "".join(f"\n    {problem}" for problem in problems)
 
 
 @click.command()
 @click.argument("words", nargs=-1, required=True, type=_Word())
+@click.option("--hash", "of_hash", is_flag=True, help="words of a guest with the hash MMU")
 @json_option
-def command(words: tuple[int, ...], as_json: bool) -> None:
+def command(words: tuple[int, ...], of_hash: bool, as_json: bool) -> None:
     """Decode rmap words, each with the three readings a slot can have."""
-    rows = [_decoded(word) for word in words]
+    decoded, text = (_hash_decoded, _hash_text) if of_hash else (_decoded, _text)
+    rows = [decoded(word) for word in words]
     if as_json:
         click.echo(json.dumps({"schema": SCHEMA, "words": rows}, indent=2))
         return
     for row in rows:
-        click.echo(_text(row))
+        click.echo(text(row))

@@ -402,6 +402,31 @@ def test_decode(word: str, form: str, fields: dict[str, object]) -> None:
         assert problem in text
 
 
+@pytest.mark.parametrize(
+    ("word", "text", "fields"),
+    [
+        ("0", "empty slot", {"form": "empty"}),
+        (
+            "0x0100018100000430",
+            "HPT index 0x430, referenced, changed",
+            {"form": "hash", "index": "0x430", "referenced": True, "changed": True},
+        ),
+        ("0x0100000000000000", "no HPT entry", {"index": None, "locked": False, "problems": []}),
+        (
+            "0x0000080100000001",
+            "HPT index 0x1, locked",
+            {"locked": True, "problems": ["the type is 0x00, not that of a hash guest's word"]},
+        ),
+    ],
+)
+def test_decode_of_hash_guests(word: str, text: str, fields: dict[str, object]) -> None:
+    (row,) = json.loads(run("decode", "--hash", "--json", word).stdout)["words"]
+    assert {name: row[name] for name in fields} == fields
+    shown = run("decode", "--hash", word).stdout.splitlines()
+    assert shown[0] == f"{int(word, 0):#018x}  {text}"
+    assert [line.strip() for line in shown[1:]] == row.get("problems", [])
+
+
 def test_decode_takes_many_words() -> None:
     assert len(run("decode", "0", "1", "0x1001").stdout.splitlines()) == 3
 
