@@ -3,14 +3,15 @@
 A candidate vmlinux is the target's when the banner and the notes that it
 says lie in its read-only data do lie there in the target's memory.  The
 place is fixed by the symbol table, so the identical text of an L1 or L2
-kernel elsewhere in the same RAM cannot be taken for it.
+kernel elsewhere in the same RAM cannot be taken for it.  A kernel that was
+loaded elsewhere (kdump's) is believed where the caller has found the host's.
 """
 
 from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -43,6 +44,7 @@ def profile_from_files(
     kernel: Path | None = None,
     modules: Path | None = None,
     debug_file: Path | None = None,
+    elsewhere: Callable[[], int] = lambda: 0,
 ) -> Profile:
     """Build the profile of the kernel that runs in a physical memory.
 
@@ -53,17 +55,20 @@ def profile_from_files(
             None to look beside the kernel and in the usual places.
         debug_file: the debug file of kvm-hv.ko, used where the kernel has no
             BTF, or None to look in the usual places.
+        elsewhere: asked where no kernel lies at the place its file says;
+            returns the physical address the host's begins at, 0 if that is
+            not known.
 
     Raises:
         TargetNotSupported: no fitting kernel was found, or nothing describes its types.
         BadData: a given file is not what it should be.
     """
-    image = _given(memory, kernel) if kernel else _found(memory)
-    symbols = {name: _symbol(image, name) for name in SYMBOLS}
+    image, moved = _given(memory, kernel, elsewhere) if kernel else _found(memory, elsewhere)
+    symbols = {name: _symbol(image, name) + moved for name in SYMBOLS}
     for name in OPTIONAL_SYMBOLS:
         values = image.symbols.values(name)
         if len(values) == 1:
-            symbols[name] = values[0]
+            symbols[name] = values[0] + moved
     vmcoreinfo = read_vmcoreinfo(memory, symbols, image.byte_order)
     release, page_size = release_and_page_size(vmcoreinfo)
     files = {name: _module(name, release, image.path, modules) for name in MODULES}
@@ -165,17 +170,23 @@ def _symbol(image: ElfFile, name: str) -> int:
     return values[0]
 
 
-def _matches(memory: AddressSpace, image: ElfFile) -> bool:
+def _moved(image: ElfFile, begin: int) -> int:
+    """Say how far a kernel that begins at a physical address lies from where its file says."""
+    text = image.symbols.values("_text")
+    return begin - linear_to_physical(text[0]) if begin and len(text) == 1 else 0
+
+
+def _matches(memory: AddressSpace, image: ElfFile, moved: int = 0) -> bool:
     """Compare the banner and the build ID in the target's memory with the file's."""
     banner = _text_at(image, "linux_banner")
     if banner is None:
         return False
     address, text = banner
     try:
-        if memory.read(linear_to_physical(address), len(text)) != text:
+        if memory.read(linear_to_physical(address + moved), len(text)) != text:
             return False
         for notes in image.symbols.values("__start_notes"):
-            if build_id_at(memory, notes, image.byte_order) != image.build_id:
+            if build_id_at(memory, notes + moved, image.byte_order) != image.build_id:
                 return False
     except MemoryNotReadable:
         return False
@@ -197,10 +208,14 @@ def _text_at(image: ElfFile, symbol: str) -> tuple[int, bytes] | None:
     return None
 
 
-def _given(memory: AddressSpace, kernel: Path) -> ElfFile:
+def _given(memory: AddressSpace, kernel: Path, elsewhere: Callable[[], int]) -> tuple[ElfFile, int]:
+    """Return the file of the target's kernel, and how far that was moved."""
     image = ElfFile(kernel)
     if _matches(memory, image):
-        return image
+        return image, 0
+    moved = _moved(image, elsewhere())
+    if moved and _matches(memory, image, moved):
+        return image, moved
     banner = _text_at(image, "linux_banner")
     why = (
         f"its banner is not at physical address {linear_to_physical(banner[0]):#x}"
@@ -213,13 +228,17 @@ def _given(memory: AddressSpace, kernel: Path) -> ElfFile:
     )
 
 
-def _found(memory: AddressSpace) -> ElfFile:
+def _found(memory: AddressSpace, elsewhere: Callable[[], int]) -> tuple[ElfFile, int]:
+    """Return the file of the target's kernel, and how far that was moved."""
     tried = []
     for path in _kernel_candidates():
         try:
             image = ElfFile(path)
             if _matches(memory, image):
-                return image
+                return image, 0
+            moved = _moved(image, elsewhere())
+            if moved and _matches(memory, image, moved):
+                return image, moved
         except InspectorError:
             continue
         tried.append(str(path))

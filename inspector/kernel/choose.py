@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
-from inspector.errors import BadData, TargetNotSupported
+from inspector.errors import BadData, InspectorError, TargetNotSupported
 from inspector.image.cache import cached_profiles, keep
 from inspector.image.files import debug_package, profile_from_files
 from inspector.image.profile import Profile
@@ -53,8 +55,16 @@ def describe_kernel(
     if sources.layout is not None:
         profile = confirmed(memory, _from_file(sources.layout), pause)
         return Known(profile, f"the layout {sources.layout}")
+
+    @cache
+    def searched() -> int:
+        try:
+            return find_kernel(memory, vmcoreinfo, pause).place
+        except InspectorError:
+            return 0
+
     if sources.kernel or sources.modules or sources.debug_file:
-        return Known(_from_files(memory, sources, pause), "files")
+        return Known(_from_files(memory, sources, pause, searched), "files")
     cached = _from_cache(memory, pause)
     if cached is not None:
         return Known(cached, "the cache")
@@ -63,7 +73,8 @@ def describe_kernel(
         keep(found.profile)
         return Known(found.profile, "the target's memory", found.rejected)
     try:
-        return Known(_from_files(memory, sources, pause), "files", found.rejected)
+        known = _from_files(memory, sources, pause, lambda: found.place)
+        return Known(known, "files", found.rejected)
     except TargetNotSupported as error:
         raise TargetNotSupported(_what_to_get(found)) from error
 
@@ -75,8 +86,12 @@ def _from_file(path: Path) -> Profile:
         raise BadData(f"cannot read {path}: {error.strerror or error}") from error
 
 
-def _from_files(memory: AddressSpace, sources: Sources, pause: Pause) -> Profile:
-    profile = profile_from_files(memory, sources.kernel, sources.modules, sources.debug_file)
+def _from_files(
+    memory: AddressSpace, sources: Sources, pause: Pause, elsewhere: Callable[[], int]
+) -> Profile:
+    profile = profile_from_files(
+        memory, sources.kernel, sources.modules, sources.debug_file, elsewhere
+    )
     profile = confirmed(memory, profile, pause)
     keep(profile)
     return profile

@@ -14,11 +14,15 @@ from inspector.image import cache
 from inspector.image.profile import Profile
 from inspector.kernel import choose
 from inspector.kernel.choose import Sources, describe_kernel
-from inspector.kernel.host import confirmed
+from inspector.kernel.discover import find_kernel
+from inspector.kernel.host import confirmed, module_types
+from inspector.kvm.collect import vm_list
 from inspector.memory.segments import SegmentedMemory
-from tests.fakekernel import build
+from inspector.structures.space import KernelSpace
+from tests.elfwriter import build_id_note, elf_file, symbol_table
+from tests.fakekernel import LINEAR, Image, build
 from tests.kallsymswriter import Form
-from tests.memories import patch
+from tests.memories import of_segments, patch, pieces_of
 from tests.selfdescribed import BUILD_ID, furnish
 
 IMAGE = build([], furnish=furnish(Form()))
@@ -159,3 +163,70 @@ def test_damage_since_it_was_kept(folder: Path) -> None:
     banner = IMAGE.profile.symbols["linux_banner"] & (1 << 60) - 1
     with pytest.raises(TargetNotSupported, match="not found in the first 64 MiB"):
         describe_kernel(patch(MEMORY, banner, bytes(8)), NONE)
+
+
+RELOCATED = 192 << 20
+
+
+def files(image: Image, base: int, folder: Path, build_id: bytes = BUILD_ID) -> Sources:
+    """Write the files of a kernel; by its symbols it begins at physical 0."""
+    symbols = image.profile.symbols
+    known = find_kernel(image.memory).profile
+    assert known is not None
+    kernel = KernelSpace(image.memory, known)
+    strings, rows = b"\0", []
+    for name, value in {**symbols, "_text": LINEAR | base}.items():
+        rows.append((len(strings), 1, value - base))
+        strings += name.encode() + b"\0"
+    begin, end = symbols["__start_BTF"], symbols["__stop_BTF"]
+    sections = {
+        ".symtab": symbol_table(rows),
+        ".strtab": strings,
+        ".notes": build_id_note(build_id),
+        ".BTF": kernel.read(begin, end - begin),
+    }
+    banner = symbols["linux_banner"]
+    load = (banner - base, kernel.read(banner, 64).ljust(512, b"\0"))
+    folder.mkdir()
+    (folder / "vmlinux").write_bytes(elf_file(sections, load=load))
+    for name, types in module_types(kernel).items():
+        of_module = {".modinfo": b"vermagic=6.12.0-fake SMP\0", ".BTF": types}
+        (folder / f"{name.replace('_', '-')}.ko").write_bytes(elf_file(of_module))
+    return Sources(kernel=folder / "vmlinux", modules=folder)
+
+
+@pytest.mark.parametrize("base", [0, RELOCATED])
+def test_files_of_a_kernel_wherever_it_was_loaded(
+    folder: Path, tmp_path: Path, base: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    image = build([], base=base, furnish=furnish(Form(), base=base))
+    sources = files(image, base, tmp_path / "files")
+    known = describe_kernel(image.memory, sources)
+    assert known.source == "files"
+    expected = find_kernel(image.memory).profile
+    assert expected is not None
+    assert known.profile.symbols == {
+        name: value for name, value in expected.symbols.items() if name in known.profile.symbols
+    }
+    assert vm_list(KernelSpace(image.memory, known.profile)) == image.vm_list
+
+    monkeypatch.setattr("inspector.image.files._kernel_candidates", lambda: iter([sources.kernel]))
+    looked_up = describe_kernel(image.memory, Sources(modules=sources.modules))
+    assert looked_up.profile == known.profile
+
+
+def test_files_of_another_kernel_than_the_one_that_was_moved(folder: Path, tmp_path: Path) -> None:
+    image = build([], base=RELOCATED, furnish=furnish(Form(), base=RELOCATED))
+    other = files(image, RELOCATED, tmp_path / "other", build_id=bytes(range(20)))
+    with pytest.raises(TargetNotSupported, match="is not the kernel that runs in the target"):
+        describe_kernel(image.memory, other)
+
+
+def test_a_guest_of_the_same_build_is_not_taken_for_a_kernel_that_was_moved(
+    folder: Path, tmp_path: Path
+) -> None:
+    sources = files(IMAGE, 0, tmp_path / "files")
+    host = build([])
+    guest = [(start + RELOCATED, data) for start, data in pieces_of(MEMORY)]
+    with pytest.raises(TargetNotSupported, match="is not the kernel that runs in the target"):
+        describe_kernel(of_segments([*pieces_of(host.memory), *guest]), sources)
