@@ -7,11 +7,20 @@ follow from 0xc008... on.  Standard library only.
 
 from __future__ import annotations
 
-__all__ = ["LINEAR_MAP", "LINEAR_SIZE", "OFFSET_MASK", "linear_to_physical"]
+__all__ = [
+    "LINEAR_MAP",
+    "LINEAR_SIZE",
+    "OFFSET_MASK",
+    "VMALLOC",
+    "VMALLOC_END",
+    "linear_to_physical",
+]
 
 LINEAR_MAP = 0xC000_0000_0000_0000
 LINEAR_SIZE = 0x0008_0000_0000_0000
 OFFSET_MASK = 0x0FFF_FFFF_FFFF_FFFF
+VMALLOC = 0xC008_0000_0000_0000
+VMALLOC_END = 0xC00A_0000_0000_0000
 
 
 def linear_to_physical(address: int) -> int:

@@ -185,7 +185,7 @@ def _attached(target: str, options: Options) -> LiveMachine:
     return LiveMachine(host, int(port), options.read_path)
 
 
-def _record(machine: LiveMachine, profile: Profile, vms: int) -> tuple[RecordingMemory, int]:
+def _record(machine: LiveMachine, profile: Profile, vms: int | None) -> tuple[RecordingMemory, int]:
     """Copy what matters in one stop in which no ``mmu_lock`` is held, if there is one."""
     attempt = 0
     while True:

@@ -30,6 +30,7 @@ from inspector.model.vm import Leaf, VmState
 from tests.builders import MemslotRange
 
 __all__ = [
+    "BUILD_IDS",
     "LAYOUTS",
     "LINEAR",
     "OLD_LAYOUTS",
@@ -57,6 +58,11 @@ LINEAR_PAGE = 1 << 21
 LINEAR_ROOM = 1 << 24
 """So much more than what is written is in the linear map."""
 
+MODULE_SIZE = 2048
+THIS_MODULE = 1024
+"""Offset of ``struct module`` in the memory of a module."""
+
+BUILD_IDS = {"vmlinux": bytes(range(0xA0, 0xB4)), "kvm_hv": bytes(range(0x50, 0x64))}
 TABLES_HVA = 0x7FFF_4000_0000
 WORD = 8
 
@@ -77,6 +83,7 @@ LAYOUTS: Mapping[str, tuple[int, Mapping[str, tuple[int, int]]]] = {
             "arch.pgtable": (536, 8),
             "arch.l1_ptcr": (552, 8),
             "arch.kvm_nested_guest_idr": (560, 24),
+            "__memslots": (768, 128),
         },
     ),
     "kvm_memory_slot": (
@@ -106,13 +113,24 @@ LAYOUTS: Mapping[str, tuple[int, Mapping[str, tuple[int, int]]]] = {
     "list_head": (16, {"next": (0, 8)}),
     "mm_struct": (256, {"pgd": (72, 8)}),
     "mod_kallsyms": (32, {"symtab": (0, 8), "num_symtab": (8, 4), "strtab": (16, 8)}),
-    "module": (512, {"list": (8, 16), "name": (24, 56), "kallsyms": (304, 8)}),
+    "module": (
+        512,
+        {
+            "list": (8, 16),
+            "name": (24, 56),
+            "kallsyms": (304, 8),
+            "core_layout.base": (320, 8),
+            "core_layout.size": (328, 4),
+            "refcnt": (400, 4),
+        },
+    ),
     "qspinlock": (4, {"val": (0, 4)}),
     "rb_node": (24, {"rb_right": (8, 8), "rb_left": (16, 8)}),
     "rmap_nested": (16, {"list.next": (0, 8), "rmap": (8, 8)}),
     "xa_node": (576, {"shift": (0, 1), "slots": (40, 512)}),
 }
 
+NEW_CONTAINERS = ("__memslots", "arch.kvm_nested_guest_idr")
 MEMSLOTS = 64
 NESTED_GUESTS = 4096
 OLD_LAYOUTS: Mapping[str, tuple[int, Mapping[str, tuple[int, int]]]] = {
@@ -120,7 +138,7 @@ OLD_LAYOUTS: Mapping[str, tuple[int, Mapping[str, tuple[int, int]]]] = {
     "kvm": (
         LAYOUTS["kvm"][0] + WORD * NESTED_GUESTS,
         {
-            **{k: v for k, v in LAYOUTS["kvm"][1].items() if k != "arch.kvm_nested_guest_idr"},
+            **{k: v for k, v in LAYOUTS["kvm"][1].items() if k not in NEW_CONTAINERS},
             "arch.max_nested_lpid": (528, 4),
             "arch.nested_guests": (560, WORD * NESTED_GUESTS),
         },
@@ -442,9 +460,8 @@ def build(
     """
     kernel = Kernel(page_size, byte_order, OLD_LAYOUTS if old else LAYOUTS)
     kernel.take(base)
-    vm_list = kernel.vmalloc(64).base + 16
     modules = kernel.kmalloc(16)
-    _modules(kernel, modules, vm_list, kvm_loaded=kvm_loaded)
+    vm_list = _modules(kernel, modules, users=len(vms), kvm_loaded=kvm_loaded)
     table = LINEAR | kernel.take(1 << 16, 1 << 16)
     lpids = itertools.count(1 + max((vm.lpid for vm in vms), default=0))
     made = [_vm(kernel, vm, table, lpids) for vm in vms]
@@ -453,20 +470,26 @@ def build(
     links = [address + LAYOUTS["kvm"][1]["vm_list"][0] for address, _ in made]
     kernel.ring(vm_list, links)
 
-    text = f"OSRELEASE=6.12.0-fake\nPAGESIZE={page_size}\n"
     cpu = kernel.kmalloc(WORD)
     kernel.store(cpu, kernel.new("cpu_spec", mmu_features=RADIX_HOST))
-    info, data, size, banner = (kernel.kmalloc(n) for n in (len(text), WORD, WORD, 64))
+    size, banner = kernel.kmalloc(2 * WORD), kernel.kmalloc(64)
+    data = size + WORD
+    kernel.write(banner, b"Linux version 6.12.0-fake (nobody) #1\n\0")
+    swapper = kernel.own_table()
+    text = (
+        f"OSRELEASE=6.12.0-fake\nBUILD-ID={BUILD_IDS['vmlinux'].hex()}\nPAGESIZE={page_size}\n"
+        f"SYMBOL(swapper_pg_dir)={swapper:x}\nSYMBOL(_stext)={LINEAR | base:x}\n"
+    )
+    info = LINEAR | kernel.take(len(text), page_size)
     kernel.write(info, text.encode())
     kernel.store(data, info)
     kernel.store(size, len(text))
-    kernel.write(banner, b"Linux version 6.12.0-fake (nobody) #1\n\0")
     symbols = {
         "cur_cpu_spec": cpu,
         "linux_banner": banner,
         "modules": modules,
         "partition_tb": pointer,
-        "swapper_pg_dir": kernel.own_table(),
+        "swapper_pg_dir": swapper,
         "vmcoreinfo_data": data,
         "vmcoreinfo_size": size,
     }
@@ -493,8 +516,14 @@ def build(
     )
 
 
-def _modules(kernel: Kernel, head: int, vm_list: int, *, kvm_loaded: bool) -> None:
-    """Write the list of modules; kvm's symbols end in those that share their tail."""
+def _modules(kernel: Kernel, head: int, *, users: int, kvm_loaded: bool) -> int:
+    """Write the modules and their list; return the address of vm_list in kvm's data.
+
+    kvm's symbols end in those that share their tail; kvm_hv has a build ID.
+    """
+    names = ("nx_crypto", "kvm_hv", "kvm") if kvm_loaded else ("nx_crypto",)
+    cores = {name: kernel.vmalloc(MODULE_SIZE).base for name in names}
+    vm_list = cores.get("kvm", kernel.kmalloc(64)) + 16
     strings = b"\0kvm_init\0another_vm_list\0"
     # String tables are suffix-merged: vm_list is the tail of another name.
     rows = ((strings.index(b"another_vm_list"), 0x1000), (strings.index(b"vm_list"), vm_list))
@@ -506,13 +535,27 @@ def _modules(kernel: Kernel, head: int, vm_list: int, *, kvm_loaded: bool) -> No
     kernel.write(symtab, symbols)
     kernel.write(strtab, strings)
     links = []
-    for name in ("nx_crypto", "kvm_hv", "kvm") if kvm_loaded else ("nx_crypto",):
-        module = kernel.vmalloc(LAYOUTS["module"][0]).base
+    for name, core in cores.items():
+        module = core + THIS_MODULE
         kallsyms = kernel.new("mod_kallsyms", symtab=symtab, num_symtab=3, strtab=strtab)
-        kernel.put("module", module, kallsyms=kallsyms)
+        kernel.put(
+            "module",
+            module,
+            kallsyms=kallsyms,
+            core_layout__base=core,
+            core_layout__size=MODULE_SIZE,
+            refcnt=1 + users,
+        )
+        if name in BUILD_IDS:
+            note = struct.pack(kernel.byte_order + "III", 4, 20, 3) + b"GNU\0" + BUILD_IDS[name]
+            kernel.write(core + 256, note)
         kernel.write(module + LAYOUTS["module"][1]["name"][0], name.encode() + b"\0")
         links.append(module + LAYOUTS["module"][1]["list"][0])
     kernel.ring(head, links)
+    # Empty lists, as every module has them.
+    for empty in (vm_list + 32, vm_list + 64) if kvm_loaded else ():
+        kernel.ring(empty, [])
+    return vm_list
 
 
 def _vm(
@@ -531,7 +574,8 @@ def _vm(
         where = array.physical(addresses(array.base) + inside[chosen] * np.uint64(WORD))
         kernel.words(where, head[chosen], kernel.byte_order)
         made.append({**slot._asdict(), "arch__rmap": array.base})
-    sets = _memslots(kernel, made, vm.node_idx)
+    address = kernel.kmalloc(kernel.layouts["kvm"][0])
+    sets = _memslots(kernel, address, made, vm.node_idx)
     guests = {
         lpid: kernel.new(
             "kvm_nested_guest",
@@ -545,8 +589,9 @@ def _vm(
         )
         for lpid, shadow in sorted(state.shadows.items())
     }
-    address = kernel.new(
+    kernel.put(
         "kvm",
+        address,
         mmu_lock=vm.mmu_lock,
         mm=kernel.new("mm_struct", pgd=LINEAR | pgd),
         memslots=sets,
@@ -570,7 +615,7 @@ def _partition(kernel: Kernel, table: int, lpid: int, root: int) -> int:
     return LINEAR | root
 
 
-def _memslots(kernel: Kernel, slots: Sequence[Mapping[str, int]], node_idx: int) -> int:
+def _memslots(kernel: Kernel, vm: int, slots: Sequence[Mapping[str, int]], node_idx: int) -> int:
     """Write memslots into the container of the kernel's age and return its address."""
     if kernel.layouts is OLD_LAYOUTS:
         sets = kernel.new("kvm_memslots", used_slots=len(slots))
@@ -584,7 +629,10 @@ def _memslots(kernel: Kernel, slots: Sequence[Mapping[str, int]], node_idx: int)
     nodes = [
         kernel.new("kvm_memory_slot", **slot) + offset + node_idx * (size // 2) for slot in slots
     ]
-    return kernel.new("kvm_memslots", gfn_tree__rb_node=kernel.rbtree(nodes), node_idx=node_idx)
+    sets = vm + kernel.layouts["kvm"][1]["__memslots"][0]
+    sets += node_idx * kernel.layouts["kvm_memslots"][0]
+    kernel.put("kvm_memslots", sets, gfn_tree__rb_node=kernel.rbtree(nodes), node_idx=node_idx)
+    return sets
 
 
 def _nested_guests(kernel: Kernel, vm: int, guests: Mapping[int, int]) -> None:

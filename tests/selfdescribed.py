@@ -10,12 +10,12 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from tests.btfwriter import BtfWriter, MemberOf
-from tests.fakekernel import LINEAR, Kernel
+from tests.fakekernel import BUILD_IDS, LINEAR, Kernel
 from tests.kallsymswriter import Form, write
 
 __all__ = ["BUILD_ID", "furnish"]
 
-BUILD_ID = bytes(range(0xA0, 0xB4))
+BUILD_ID = BUILD_IDS["vmlinux"]
 FILLERS = 700
 OF_MODULES = {
     "kvm_hv": ("kvm_nested_guest", "rmap_nested"),
@@ -87,7 +87,7 @@ def _module(kernel: Kernel, name: str, data: bytes) -> int:
 def _kallsyms(kernel: Kernel, symbols: Mapping[str, int], form: Form, base: int) -> None:
     first = LINEAR | base
     fillers = {f"do_page_filler_{i}": first + 16 * i for i in range(1, FILLERS)}
-    last = {"_text": first, "_end": first + (1 << 24)}
+    last = {"_text": first, "_stext": first, "_end": first + (1 << 24)}
     rows = sorted({**symbols, **fillers, **last}.items(), key=lambda row: row[1])
     length = len(write(rows, form, 0)) + 4096
     place = kernel.take(length, 4096)

@@ -10,6 +10,7 @@ import contextlib
 import gzip
 import io
 import lzma
+import struct
 import zlib
 from collections.abc import Iterator
 from functools import cached_property
@@ -22,10 +23,11 @@ from elftools.elf.elffile import ELFFile
 from inspector.errors import BadData
 from inspector.memory.elfcore import parse_notes
 
-__all__ = ["ElfFile", "SymbolTable", "unpacked"]
+__all__ = ["NT_GNU_BUILD_ID", "ElfFile", "SymbolTable", "build_ids_anywhere", "unpacked"]
 
 EM_PPC64 = 21
 NT_GNU_BUILD_ID = 3
+BUILD_ID_SIZE = 20
 _ELF_DAMAGE = (ELFError, AttributeError, KeyError, OverflowError, TypeError, ValueError)
 
 
@@ -180,3 +182,9 @@ def build_id_in(notes: bytes, byte_order: str) -> str:
         if note.name == "GNU" and note.type == NT_GNU_BUILD_ID:
             return note.data.hex()
     return ""
+
+
+def build_ids_anywhere(data: bytes, byte_order: str) -> list[str]:
+    """Return every GNU build ID of 20 bytes whose note stands somewhere in some bytes."""
+    head = struct.pack(byte_order + "III", 4, BUILD_ID_SIZE, NT_GNU_BUILD_ID) + b"GNU\0"
+    return [part[:BUILD_ID_SIZE].hex() for part in data.split(head)[1:]]

@@ -83,6 +83,7 @@ def profile_from_files(
         symbols=symbols,
         structs=layouts(described.types),
         module_btf=described.digests,
+        module_build_ids=described.build_ids,
         anchors=described.anchors,
     )
 
@@ -92,6 +93,7 @@ class _Described(NamedTuple):
 
     types: Sequence[Types]
     digests: Mapping[str, str]
+    build_ids: Mapping[str, str]
     anchors: Mapping[str, tuple[str, int]]
 
 
@@ -106,7 +108,7 @@ def _by_btf(base: bytes, files: Mapping[str, ElfFile]) -> _Described:
             # With a base of its own it is changed when it is loaded.
             if module.section(".BTF.base") is None:
                 digests[name.replace("-", "_")] = hashlib.sha256(section).hexdigest()
-    return _Described([*blobs, vmlinux], digests, {})
+    return _Described([*blobs, vmlinux], digests, {}, {})
 
 
 def _by_debug_file(release: str, files: Mapping[str, ElfFile], given: Path | None) -> _Described:
@@ -120,7 +122,8 @@ def _by_debug_file(release: str, files: Mapping[str, ElfFile], given: Path | Non
     for path in (given,) if given else debug_files(release):
         types = Dwarf(path)
         if types.build_id == build_id:
-            return _Described([types], {}, {"vm_list": anchor} if anchor else {})
+            anchors = {"vm_list": anchor} if anchor else {}
+            return _Described([types], {}, {"kvm_hv": build_id} if build_id else {}, anchors)
         if given:
             raise TargetNotSupported(
                 f"{given} (build ID {types.build_id or 'none'}) is not the debug file of "

@@ -60,7 +60,7 @@ class Window:
     """
 
     def __init__(self, memory: AddressSpace) -> None:
-        self._memory = memory
+        self.memory = memory
         self._chunks: dict[int, bytes] = {}
 
     def chunk(self, index: int) -> bytes:
@@ -69,7 +69,7 @@ class Window:
             where = addresses(index * CHUNK) + np.arange(CHUNK // PIECE, dtype=np.uint64) * (
                 np.uint64(PIECE)
             )
-            self._chunks[index] = self._memory.read_many(where, PIECE).data.tobytes()
+            self._chunks[index] = self.memory.read_many(where, PIECE).data.tobytes()
         return self._chunks[index]
 
     def held(self, index: int) -> bytes:

@@ -10,6 +10,7 @@ JSON form (``PROFILE_FORMAT`` 1)::
      "symbols": {"swapper_pg_dir": "0xc000...", ...},
      "structs": {"kvm": {"size": 19888, "members": {"mm": [72, 8], ...}}, ...},
      "module_btf": {"kvm": "sha256...", "kvm_hv": "sha256..."},
+     "module_build_ids": {"kvm_hv": "5886ab..."},
      "anchors": {"vm_list": ["halt_poll_ns", -232]}}
 
 Member offsets and sizes are in bytes.  See ``manual/layout.md``.
@@ -39,7 +40,6 @@ STRUCT_LIMIT = 1 << 20
 """No structure of the kernel is larger than this many bytes."""
 
 SYMBOLS = (
-    "cur_cpu_spec",
     "linux_banner",
     "modules",
     "swapper_pg_dir",
@@ -49,6 +49,7 @@ SYMBOLS = (
 OPTIONAL_SYMBOLS = (
     "__start_notes",
     "btf_modules",
+    "cur_cpu_spec",
     "partition_tb",
     "pseries_partition_tb",
     "vmcoreinfo_data",
@@ -62,6 +63,7 @@ STRUCTS: Mapping[str, tuple[str, ...]] = {
     "cpu_spec": ("mmu_features",),
     "idr": ("idr_rt.xa_head", "idr_base"),
     "kvm": (
+        "__memslots",
         "arch.hpt.order",
         "arch.hpt.rev",
         "arch.kvm_nested_guest_idr",
@@ -101,14 +103,19 @@ STRUCTS: Mapping[str, tuple[str, ...]] = {
     "mm_struct": ("pgd",),
     "mod_kallsyms": ("num_symtab", "strtab", "symtab"),
     "module": (
+        "core_layout.base",
+        "core_layout.size",
         "gpl_syms",
         "kallsyms",
         "list",
+        "mem",
         "name",
         "num_gpl_syms",
         "num_syms",
+        "refcnt",
         "syms",
     ),
+    "module_memory": ("base", "size"),
     "qspinlock": ("val",),
     "rb_node": ("rb_left", "rb_right"),
     "revmap_entry": ("back", "forw"),
@@ -117,7 +124,9 @@ STRUCTS: Mapping[str, tuple[str, ...]] = {
 }
 """Structures and the members that are looked up in every kernel."""
 
-OPTIONAL_STRUCTS = frozenset({"btf", "btf_module", "kernel_symbol", "qspinlock", "revmap_entry"})
+OPTIONAL_STRUCTS = frozenset(
+    {"btf", "btf_module", "kernel_symbol", "module_memory", "qspinlock", "revmap_entry"}
+)
 """Structures that may be absent: without a qspinlock, for one, a spinlock is a plain word."""
 
 STABLE: Mapping[str, tuple[int, Mapping[str, tuple[int, int]]]] = {
@@ -182,7 +191,9 @@ class Profile:
     ``symbols`` are virtual addresses of vmlinux symbols; ``vmcoreinfo`` is
     the kernel's own VMCOREINFO text as it stands in memory, or empty;
     ``module_btf`` the SHA-256 of the type information of the modules that
-    ``structs`` was taken from.  ``anchors`` says of a symbol of the module
+    ``structs`` was taken from, ``module_build_ids`` the GNU build IDs, in
+    hexadecimal, of modules whose debug files it was taken from.  ``anchors``
+    says of a symbol of the module
     kvm that a kernel without CONFIG_KALLSYMS_ALL does not name in memory how
     far it lies behind one that the module exports.
     """
@@ -195,6 +206,7 @@ class Profile:
     symbols: Mapping[str, int]
     structs: Mapping[str, StructLayout]
     module_btf: Mapping[str, str] = field(default_factory=dict)
+    module_build_ids: Mapping[str, str] = field(default_factory=dict)
     anchors: Mapping[str, tuple[str, int]] = field(default_factory=dict)
 
     @property
@@ -227,6 +239,7 @@ class Profile:
             key: value
             for key, value in (
                 ("module_btf", dict(self.module_btf)),
+                ("module_build_ids", dict(self.module_build_ids)),
                 ("anchors", {name: list(place) for name, place in self.anchors.items()}),
             )
             if value
@@ -266,6 +279,10 @@ class Profile:
                 },
                 module_btf={
                     str(name): str(digest) for name, digest in raw.get("module_btf", {}).items()
+                },
+                module_build_ids={
+                    str(name): str(build_id)
+                    for name, build_id in raw.get("module_build_ids", {}).items()
                 },
                 anchors={
                     str(name): (str(place[0]), int(place[1]))

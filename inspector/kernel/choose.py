@@ -10,6 +10,7 @@ from pathlib import Path
 
 from inspector.errors import BadData, InspectorError, TargetNotSupported
 from inspector.image.cache import cached_profiles, keep
+from inspector.image.elf import ElfFile
 from inspector.image.files import debug_package, profile_from_files
 from inspector.image.profile import Profile
 from inspector.kernel.discover import Found, find_kernel
@@ -63,15 +64,16 @@ def describe_kernel(
         except InspectorError:
             return 0
 
-    if sources.kernel or sources.modules or sources.debug_file:
+    if sources.kernel or sources.modules:
         return Known(_from_files(memory, sources, pause, searched), "files")
-    cached = _from_cache(memory, pause)
+    cached = _from_cache(memory, sources.debug_file, pause)
     if cached is not None:
         return Known(cached, "the cache")
-    found = find_kernel(memory, vmcoreinfo, pause)
+    found = find_kernel(memory, vmcoreinfo, pause, sources.debug_file)
     if found.profile is not None:
         keep(found.profile)
-        return Known(found.profile, "the target's memory", found.rejected)
+        file = f" and {found.debug_file}" if found.debug_file else ""
+        return Known(found.profile, f"the target's memory{file}", found.rejected)
     try:
         known = _from_files(memory, sources, pause, lambda: found.place)
         return Known(known, "files", found.rejected)
@@ -97,8 +99,12 @@ def _from_files(
     return profile
 
 
-def _from_cache(memory: AddressSpace, pause: Pause) -> Profile | None:
+def _from_cache(memory: AddressSpace, debug_file: Path | None, pause: Pause) -> Profile | None:
+    """Return the profile that fits, made from the debug file if one is given."""
+    build_id = ElfFile(debug_file).build_id if debug_file else None
     for profile in cached_profiles():
+        if build_id is not None and profile.module_build_ids.get("kvm_hv") != build_id:
+            continue
         try:
             return confirmed(memory, profile, pause)
         except TargetNotSupported:
@@ -108,7 +114,7 @@ def _from_cache(memory: AddressSpace, pause: Pause) -> Profile | None:
 
 def _what_to_get(found: Found) -> str:
     return (
-        f"the host runs Linux {found.release}, and {found.missing}; give --layout with its layout "
-        "profile, or --kernel and --modules with its own files, and where those have no BTF "
-        f"--debug-file with that of its module kvm-hv ({debug_package(found.release)})"
+        f"the host runs Linux {found.release}, and {found.missing}; give --debug-file with the "
+        f"debug file of its module kvm-hv ({debug_package(found.release)}), or --layout with its "
+        "layout profile, or --kernel and --modules with its own files where those have BTF"
     )

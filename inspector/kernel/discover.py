@@ -4,7 +4,8 @@ Its symbol table is looked for first where kernels lie: from physical 0 on,
 in read-only data behind the text.  What it says is believed once the kernel
 is proved to be the host's own; its types are then read from memory too, its
 own between ``__start_BTF`` and ``__stop_BTF``, KVM's modules' from the
-kernel's copies.
+kernel's copies.  What it does not say is found by its form, and its types
+come from a debug file.
 """
 
 from __future__ import annotations
@@ -13,23 +14,28 @@ import re
 from collections.abc import Iterable, Iterator
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 import numpy as np
 
 from inspector import pte
 from inspector.errors import BadData, MemoryNotReadable, TargetNotSupported
 from inspector.image.btf import Btf
-from inspector.image.files import build_id_at
+from inspector.image.dwarf import Dwarf
+from inspector.image.files import build_id_at, debug_files
 from inspector.image.kallsyms import CHUNK, Kallsyms, Tokens, Window, decode, token_tables
 from inspector.image.profile import OPTIONAL_SYMBOLS, SYMBOLS, Profile, layouts
 from inspector.image.vmcoreinfo import facts, read_vmcoreinfo, release_and_page_size
+from inspector.kernel.by_form import IMAGE, banner_near, data_symbols, modules_head
 from inspector.kernel.host import (
     KVM_MODULES,
     Pause,
     digest,
     kvm_modules,
     module_types,
+    prove_mapped,
     prove_own,
+    require_build_ids,
     require_radix,
     require_ring,
 )
@@ -38,9 +44,6 @@ from inspector.regions import LINEAR_MAP, linear_to_physical
 from inspector.structures.space import KernelSpace
 
 __all__ = ["Found", "find_kernel"]
-
-IMAGE = 64
-"""Chunks from a kernel's beginning in which its symbol table is looked for."""
 
 LIKELY = (*range(15, 32), *range(15))
 """Chunks of a kernel in the order they are searched; symbol tables were seen from the first on."""
@@ -56,6 +59,7 @@ NOPS = (bytes.fromhex("60000000") * 8, bytes.fromhex("00000060") * 8)
 BTF_LIMIT = 1 << 26
 BANNER_LENGTH = 512
 SHOWN = 3
+UNNAMED = "its kallsyms hold no data symbols (CONFIG_KALLSYMS_ALL)"
 FIRST_STRUCTS = ("btf", "btf_module", "cpu_spec", "list_head", "mod_kallsyms", "module")
 SELF_REFERENCES = ("slab_caches",)
 """A list whose entries lie in the linear map, so that it is there on every host."""
@@ -70,7 +74,7 @@ class Found:
     ``place`` is the physical address its symbols say it begins at;
     ``rejected`` tells which other kernels were met, and why they are not the
     host's.  ``profile`` is None where the kernel does not carry enough, and
-    ``missing`` then says what.
+    ``missing`` then says what; ``debug_file`` is the one its types come from.
     """
 
     release: str
@@ -78,18 +82,28 @@ class Found:
     rejected: tuple[str, ...] = ()
     profile: Profile | None = None
     missing: str = ""
+    debug_file: Path | None = None
 
 
-def find_kernel(memory: AddressSpace, vmcoreinfo: str = "", pause: Pause = nullcontext) -> Found:
+def find_kernel(
+    memory: AddressSpace,
+    vmcoreinfo: str = "",
+    pause: Pause = nullcontext,
+    debug_file: Path | None = None,
+) -> Found:
     """Find the host's kernel.
 
     Args:
         memory: the target's physical memory.
         vmcoreinfo: the VMCOREINFO a dump carries, if it does.
         pause: gives a block in which reads cause no stops of their own.
+        debug_file: the debug file of kvm-hv.ko to take the types from; without
+            one, and where the kernel carries no types, the usual places of
+            this host are searched.
 
     Raises:
-        TargetNotSupported: there is none, or its KVM cannot be inspected.
+        TargetNotSupported: there is none, or its KVM cannot be inspected, or
+            the debug file is not that of the module that is loaded.
     """
     rejected: list[str] = []
     seen: set[int] = set()
@@ -98,7 +112,7 @@ def find_kernel(memory: AddressSpace, vmcoreinfo: str = "", pause: Pause = nullc
             continue
         seen.add(tokens.place)
         try:
-            found = _host(memory, window, decode(window, tokens), pause)
+            found = _host(window, decode(window, tokens), pause, debug_file)
         except (BadData, MemoryNotReadable) as error:
             rejected.append(f"kernel symbols at physical {tokens.place:#x}: {error}")
             continue
@@ -146,7 +160,7 @@ def _bases(memory: AddressSpace) -> Iterator[int]:
                 yield base
 
 
-def _host(memory: AddressSpace, window: Window, table: Kallsyms, pause: Pause) -> Found:
+def _host(window: Window, table: Kallsyms, pause: Pause, debug_file: Path | None) -> Found:
     """Prove that a kernel is the host's, and describe it.
 
     Raises:
@@ -154,6 +168,7 @@ def _host(memory: AddressSpace, window: Window, table: Kallsyms, pause: Pause) -
         MemoryNotReadable: it leads to memory that is not there.
         TargetNotSupported: it is, but its KVM cannot be inspected.
     """
+    memory = window.memory
     here = LINEAR_MAP | table.place
     begin, end = linear_to_physical(table.first), linear_to_physical(table.last)
     if not table.first <= here <= table.last:
@@ -164,9 +179,7 @@ def _host(memory: AddressSpace, window: Window, table: Kallsyms, pause: Pause) -
     wanted = (*SYMBOLS, *OPTIONAL_SYMBOLS, *SELF_REFERENCES, "__start_BTF", "__stop_BTF", "vm_list")
     symbols = {name: min(values) for name, values in table.find(wanted).items()}
     if not symbols.keys() >= set(SYMBOLS):
-        release = _release_nearby(window, table.place)
-        missing = "its kallsyms hold no data symbols (CONFIG_KALLSYMS_ALL)"
-        return Found(release, begin, missing=missing)
+        return _unnamed(window, table, pause, debug_file)
 
     banner = memory.read(linear_to_physical(symbols["linux_banner"]), BANNER_LENGTH)
     match = _RELEASE.match(banner)
@@ -197,7 +210,8 @@ def _host(memory: AddressSpace, window: Window, table: Kallsyms, pause: Pause) -
         of_modules = module_types(kernel)
         if types and "vm_list" not in symbols and of_modules.keys() < set(KVM_MODULES):
             kvm_modules(kernel)
-    return _described(profile, begin, types, of_modules)
+    found = _described(profile, begin, types, of_modules)
+    return _by_debug_file(memory, found, profile, pause, debug_file)
 
 
 def _described(
@@ -209,10 +223,8 @@ def _described(
     if types.find_struct("kvm_nested_guest") is None and len(blobs) < len(KVM_MODULES):
         absent = ", ".join(name for name in KVM_MODULES if name not in of_modules)
         return Found(profile.release, place, missing=f"it keeps no BTF of the modules {absent}")
-    wanted = {*SYMBOLS, *OPTIONAL_SYMBOLS, "vm_list"}
     whole = replace(
-        profile,
-        symbols={name: value for name, value in profile.symbols.items() if name in wanted},
+        _needed(profile),
         structs=layouts([*blobs, types]),
         module_btf={name: digest(data) for name, data in of_modules.items()},
     )
@@ -226,13 +238,94 @@ def _types(window: Window, symbols: dict[str, int]) -> Btf | None:
     return Btf(window.read(linear_to_physical(begin), end - begin))
 
 
-def _release_nearby(window: Window, place: int) -> str:
-    """Return the release from the banner in the same read-only data as a symbol table."""
-    for chunk in range(place // CHUNK, max(-1, place // CHUNK - 8), -1):
-        match = _RELEASE.search(window.chunk(chunk))
-        if match:
-            return match[1].decode("ascii", "replace")
-    return "of an unknown release"
+def _unnamed(window: Window, table: Kallsyms, pause: Pause, debug_file: Path | None) -> Found:
+    """Describe a kernel whose data its symbol table does not name.
+
+    Raises:
+        BadData: it is not the host's.
+    """
+    memory = window.memory
+    begin = linear_to_physical(table.first)
+    banner = banner_near(window, table.place)
+    if banner is None:
+        return Found("of an unknown release", begin, missing=f"{UNNAMED}, and it has no banner")
+    try:
+        symbols = data_symbols(window, table, banner)
+    except BadData as error:
+        return Found(banner.release, begin, missing=f"{UNNAMED}, and {error}")
+    build_id = ""
+    if "__start_notes" in symbols:
+        build_id = build_id_at(memory, symbols["__start_notes"], table.byte_order)
+    profile = _with_vmcoreinfo(
+        memory, Profile(banner.release, build_id, table.byte_order, 1 << 12, "", symbols, {})
+    )
+    kernel = KernelSpace(memory, profile)
+    require_radix(kernel)
+    prove_mapped(kernel, LINEAR_MAP | table.place)
+    found = Found(banner.release, begin, missing=UNNAMED)
+    return _by_debug_file(memory, found, profile, pause, debug_file)
+
+
+def _by_debug_file(
+    memory: AddressSpace, found: Found, profile: Profile, pause: Pause, given: Path | None
+) -> Found:
+    """Take the types from the debug file that was given, or where they are missing from one here.
+
+    Args:
+        memory: the target's physical memory.
+        found: what its memory says of the kernel.
+        profile: its symbols.
+        pause: gives a block in which reads cause no stops of their own.
+        given: the debug file, if one was.
+
+    Raises:
+        TargetNotSupported: none that there is describes what is loaded.
+    """
+    if given is not None:
+        return _with_types(memory, found, profile, pause, given)
+    refused: TargetNotSupported | None = None
+    for path in debug_files(found.release) if found.profile is None else ():
+        try:
+            return _with_types(memory, found, profile, pause, path)
+        except TargetNotSupported as error:
+            refused = error
+    if refused is not None:
+        raise refused
+    return found
+
+
+def _with_types(
+    memory: AddressSpace, found: Found, profile: Profile, pause: Pause, path: Path
+) -> Found:
+    try:
+        types = Dwarf(path)
+        if not types.build_id:
+            raise BadData("it has no build ID to know the module by that is loaded")
+        whole = replace(
+            profile, structs=layouts([types]), module_build_ids={"kvm_hv": types.build_id}
+        )
+        if "modules" not in profile.symbols:
+            head = modules_head(
+                KernelSpace(memory, whole), LINEAR_MAP | found.place, set(KVM_MODULES), pause
+            )
+            whole = replace(whole, symbols={**whole.symbols, "modules": head})
+        with pause():
+            kernel = KernelSpace(memory, whole)
+            prove_own(kernel, whole.symbols["linux_banner"])
+            kvm_modules(kernel)
+            require_build_ids(kernel)
+    except (BadData, MemoryNotReadable) as error:
+        raise TargetNotSupported(
+            f"Linux {found.release} in the target cannot be described with {path}: {error}"
+        ) from error
+    return replace(found, profile=_needed(whole), missing="", debug_file=path)
+
+
+def _needed(profile: Profile) -> Profile:
+    """Return a profile without the symbols that were only needed to find it."""
+    wanted = {*SYMBOLS, *OPTIONAL_SYMBOLS, "vm_list"}
+    symbols = {name: value for name, value in profile.symbols.items() if name in wanted}
+    return replace(profile, symbols=symbols)
 
 
 def _with_vmcoreinfo(memory: AddressSpace, profile: Profile) -> Profile:

@@ -8,19 +8,20 @@ lie in: a guest's are addresses of the guest.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager
 from dataclasses import replace
 
 from inspector import pte
 from inspector.errors import BadData, MemoryNotReadable, TargetNotSupported
+from inspector.image.elf import build_ids_anywhere
 from inspector.image.files import build_id_at
 from inspector.image.profile import Profile
 from inspector.image.vmcoreinfo import read_vmcoreinfo
-from inspector.memory.base import AddressSpace, addresses
+from inspector.memory.base import AddressSpace, addresses, integer
 from inspector.regions import linear_to_physical
 from inspector.structures.lists import list_entries
-from inspector.structures.modules import find_modules
+from inspector.structures.modules import find_modules, module_contents
 from inspector.structures.radix import lookup
 from inspector.structures.space import KernelSpace
 
@@ -31,8 +32,12 @@ __all__ = [
     "digest",
     "kvm_modules",
     "module_types",
+    "not_loaded",
+    "prove_mapped",
     "prove_own",
+    "require_build_ids",
     "require_radix",
+    "require_ring",
 ]
 
 Pause = Callable[[], AbstractContextManager[None]]
@@ -51,11 +56,20 @@ PREVIOUS = 8
 def require_radix(kernel: KernelSpace) -> None:
     """See that the host uses the radix MMU.
 
+    A kernel that does not name ``cur_cpu_spec`` shows it by its page table:
+    with the hash MMU the linear map is not in it.
+
     Raises:
         TargetNotSupported: it does not.
     """
-    cpu = kernel.pointer(kernel.profile.symbols["cur_cpu_spec"])
-    if not kernel.field("cpu_spec", cpu, "mmu_features") & MMU_FTR_TYPE_RADIX:
+    symbols = kernel.profile.symbols
+    if "cur_cpu_spec" in symbols:
+        cpu = kernel.pointer(symbols["cur_cpu_spec"])
+        radix = kernel.field("cpu_spec", cpu, "mmu_features") & MMU_FTR_TYPE_RADIX
+    else:
+        first = kernel.memory.read(linear_to_physical(symbols["swapper_pg_dir"]), 8)
+        radix = integer(first, pte.BYTE_ORDER) & pte.VALID
+    if not radix:
         raise TargetNotSupported(
             "the host kernel runs with the hash MMU; KVM-HV has nested guests only on a radix host "
             "(POWER9 or later, booted without disable_radix)"
@@ -71,11 +85,16 @@ def kvm_modules(kernel: KernelSpace) -> dict[str, int]:
     modules = find_modules(kernel, set(KVM_MODULES))
     missing = sorted(set(KVM_MODULES) - modules.keys())
     if missing:
-        raise TargetNotSupported(
-            f"KVM-HV is not loaded in the target (no module {' and no module '.join(missing)}); "
-            "load it there with 'modprobe kvm_hv'"
-        )
+        raise not_loaded(missing)
     return modules
+
+
+def not_loaded(missing: Iterable[str], where: str = "") -> TargetNotSupported:
+    """Return the error that says which of KVM's modules are not there."""
+    return TargetNotSupported(
+        f"KVM-HV is not loaded in the target (no module {' and no module '.join(missing)}{where}); "
+        "load it there with 'modprobe kvm_hv'"
+    )
 
 
 def prove_own(kernel: KernelSpace, place: int) -> None:
@@ -89,8 +108,17 @@ def prove_own(kernel: KernelSpace, place: int) -> None:
         BadData: they mean another memory, so this is a guest's kernel, or
             the remains of one.
     """
-    symbols = kernel.profile.symbols
-    swapper = linear_to_physical(symbols["swapper_pg_dir"])
+    prove_mapped(kernel, place)
+    require_ring(kernel, "modules", kernel.profile.symbols["modules"])
+
+
+def prove_mapped(kernel: KernelSpace, place: int) -> None:
+    """See that the kernel's own page table means this memory.
+
+    Raises:
+        BadData: it means another one.
+    """
+    swapper = linear_to_physical(kernel.profile.symbols["swapper_pg_dir"])
     found = lookup(kernel.memory, pte.Root(swapper, pte.PGD_BITS), addresses([place]))
     if not found.known[0] or int(found.physical[0]) != linear_to_physical(place):
         where = f"to physical {int(found.physical[0]):#x}" if found.known[0] else "nowhere"
@@ -98,7 +126,6 @@ def prove_own(kernel: KernelSpace, place: int) -> None:
             f"its page table at physical {swapper:#x} maps {place:#x} {where}, not to "
             f"{linear_to_physical(place):#x} where it was found"
         )
-    require_ring(kernel, "modules", symbols["modules"])
 
 
 def require_ring(kernel: KernelSpace, name: str, head: int) -> None:
@@ -140,6 +167,27 @@ def module_types(kernel: KernelSpace) -> dict[str, bytes]:
     return found
 
 
+def require_build_ids(kernel: KernelSpace) -> None:
+    """See that the modules whose debug files the layout was taken from are those that are loaded.
+
+    A module's memory holds the note with its build ID.  One that is not
+    loaded is passed over.
+
+    Raises:
+        TargetNotSupported: another build of one is loaded.
+    """
+    wanted = kernel.profile.module_build_ids
+    for name, module in find_modules(kernel, set(wanted)).items():
+        contents = b"".join(data for _, data in module_contents(kernel, module))
+        found = build_ids_anywhere(contents, kernel.profile.byte_order)
+        if wanted[name] not in found:
+            raise TargetNotSupported(
+                f"the module {name} that is loaded has the build ID {' or '.join(found) or 'none'},"
+                f" and the debug file the layout comes from {wanted[name]}; give the debug file of "
+                f"the {name.replace('_', '-')}.ko that is loaded"
+            )
+
+
 def digest(types: bytes) -> str:
     """Return what a profile remembers of a module's type information."""
     return hashlib.sha256(types).hexdigest()
@@ -160,6 +208,8 @@ def confirmed(memory: AddressSpace, profile: Profile, pause: Pause) -> Profile:
             require_radix(kernel)
             prove_own(kernel, profile.symbols["linux_banner"])
             loaded = _kept_types(kernel) if profile.module_btf else {}
+            if profile.module_build_ids:
+                require_build_ids(kernel)
     except (BadData, MemoryNotReadable) as error:
         raise TargetNotSupported(
             f"the layout of Linux {profile.release} does not fit the target: {error}"

@@ -13,8 +13,9 @@ from dataclasses import replace
 from typing import NamedTuple, TypeVar
 
 from inspector import pte
-from inspector.errors import BadData, InspectorError, MemoryNotReadable, TargetNotSupported
+from inspector.errors import BadData, InspectorError, MemoryNotReadable
 from inspector.kernel.host import kvm_modules, require_radix
+from inspector.kvm.by_form import vms_by_form
 from inspector.kvm.containers import memslot_addresses, nested_guest_addresses
 from inspector.kvm.hash_rmap import read_hash_rmaps
 from inspector.kvm.partition import partition_entry, partition_table
@@ -46,8 +47,8 @@ MEMSLOT_PAGES = (1 << 31) - 1
 Item = TypeVar("Item")
 
 
-def vm_list(kernel: KernelSpace) -> int:
-    """Return the address of KVM's list of VMs.
+def vm_list(kernel: KernelSpace) -> int | None:
+    """Return the address of KVM's list of VMs, None where nothing names it.
 
     Raises:
         TargetNotSupported: KVM-HV is not loaded, or the host does not use
@@ -62,30 +63,25 @@ def vm_list(kernel: KernelSpace) -> int:
         return values[0]
     anchor, distance = kernel.profile.anchors.get("vm_list", ("", 0))
     exported = exported_symbol(kernel, modules["kvm"], anchor) if anchor else None
-    if exported is None:
-        raise TargetNotSupported(
-            "the loaded module kvm names no vm_list (the kernel was built without "
-            "CONFIG_KALLSYMS_ALL); give --kernel and --modules with the kernel's files"
-        )
-    return exported + distance
+    return None if exported is None else exported + distance
 
 
-def held_locks(kernel: KernelSpace, vms: int) -> list[int]:
+def held_locks(kernel: KernelSpace, vms: int | None) -> list[int]:
     """Return the addresses of the VMs whose ``mmu_lock`` is held now, as far as can be read."""
     held = []
-    for vm in _gather(list_entries(kernel, vms, "kvm", "vm_list"), [], ""):
+    for vm in _gather(_vms(kernel, vms), [], ""):
         with suppress(MemoryNotReadable):
             if _is_held(kernel, kernel.field("kvm", vm, "mmu_lock")):
                 held.append(vm)
     return held
 
 
-def collect(kernel: KernelSpace, vms: int) -> Snapshot:
-    """Collect every VM on the list at ``vms``."""
+def collect(kernel: KernelSpace, vms: int | None) -> Snapshot:
+    """Collect every VM on the list at ``vms``, or where that is None on the one found by form."""
     gaps: list[Gap] = []
     found = []
     partition: _Partition | None = None
-    for address in _gather(list_entries(kernel, vms, "kvm", "vm_list"), gaps, "the list of VMs"):
+    for address in _gather(_vms(kernel, vms), gaps, "the list of VMs"):
         partition = partition or _Partition.find(kernel)
         try:
             found.append(_vm(kernel, address, partition))
@@ -98,6 +94,13 @@ def collect(kernel: KernelSpace, vms: int) -> Snapshot:
         tuple(found),
         tuple(gaps),
     )
+
+
+def _vms(kernel: KernelSpace, vms: int | None) -> Iterator[int]:
+    if vms is None:
+        yield from vms_by_form(kernel)
+    else:
+        yield from list_entries(kernel, vms, "kvm", "vm_list")
 
 
 class _Partition(NamedTuple):

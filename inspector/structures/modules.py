@@ -9,16 +9,19 @@ from __future__ import annotations
 
 import numpy as np
 
-from inspector.errors import BadData, TargetNotSupported
+from inspector.errors import BadData, MemoryNotReadable, TargetNotSupported
 from inspector.image.elf import SymbolTable
+from inspector.memory.base import addresses
 from inspector.structures.lists import list_entries
 from inspector.structures.space import KernelSpace
 
-__all__ = ["exported_symbol", "find_modules", "module_symbols"]
+__all__ = ["exported_symbol", "find_modules", "module_contents", "module_memory", "module_symbols"]
 
 SYMBOL_SIZE = 24
 SYMBOL_LIMIT = 1 << 20
 NAME_LIMIT = 512
+MEMORY_LIMIT = 1 << 26
+"""No module is larger than this many bytes."""
 
 
 def find_modules(kernel: KernelSpace, names: set[str]) -> dict[str, int]:
@@ -31,6 +34,51 @@ def find_modules(kernel: KernelSpace, names: set[str]) -> dict[str, int]:
             found[name] = module
             if len(found) == len(names):
                 break
+    return found
+
+
+def module_memory(kernel: KernelSpace, module: int) -> list[tuple[int, int]]:
+    """Return address and size of every piece of memory that a loaded module lies in.
+
+    Up to 6.3 that is one, ``core_layout``; since then (ac3b43283923) there is
+    one for each kind of contents.
+
+    Raises:
+        BadData: a piece is larger than any module.
+    """
+    if "core_layout.base" in kernel.profile.struct("module"):
+        base = kernel.field("module", module, "core_layout.base")
+        pieces = [(base, kernel.field("module", module, "core_layout.size"))]
+    else:
+        offset, size = kernel.profile.struct("module").place("mem")
+        step = kernel.profile.struct("module_memory").size
+        pieces = [
+            (
+                kernel.field("module_memory", entry, "base"),
+                kernel.field("module_memory", entry, "size"),
+            )
+            for entry in range(module + offset, module + offset + size, step)
+        ]
+    for base, size in pieces:
+        if size > MEMORY_LIMIT:
+            raise BadData(f"the module at {module:#x} says that {size} bytes at {base:#x} are its")
+    return [(base, size) for base, size in pieces if size]
+
+
+def module_contents(kernel: KernelSpace, module: int) -> list[tuple[int, bytes]]:
+    """Return address and contents of every piece of memory that a loaded module lies in.
+
+    Raises:
+        MemoryNotReadable: a part is not in the target.
+    """
+    found = []
+    for base, size in module_memory(kernel, module):
+        data, present = kernel.read_many(addresses([base]), size)
+        if not present[0]:
+            raise MemoryNotReadable(
+                base, size, f"the module at {module:#x} lies there", kernel.name
+            )
+        found.append((base, data.tobytes()))
     return found
 
 
