@@ -6,8 +6,10 @@ from dataclasses import replace
 
 import pytest
 
+from inspector.checks.verdict import Verdict, judge
 from inspector.errors import BadData, InspectorError, TargetNotSupported
 from inspector.kvm.by_form import vms_by_form
+from inspector.kvm.collect import collect
 from inspector.memory.segments import SegmentedMemory
 from inspector.model.vm import Table, VmState
 from inspector.structures.space import KernelSpace
@@ -69,6 +71,15 @@ def test_no_list_and_a_module_in_use() -> None:
     memory = changed(TWO, (head, link(head) * 2))
     with pytest.raises(BadData, match=r"kvm_hv has 2 users .*so there may be VMs"):
         found_in(TWO, memory)
+
+
+def test_what_is_not_known_is_a_gap() -> None:
+    head = TWO.vm_list
+    memory = changed(TWO, (head, link(head) * 2))
+    snapshot = collect(KernelSpace(memory, TWO.profile), None)
+    assert snapshot.vms == ()
+    assert "may be VMs" in snapshot.gaps[0].text
+    assert judge(snapshot).verdict is Verdict.INCONCLUSIVE
 
 
 MEMBER = {name: place[0] for name, place in LAYOUTS["kvm"][1].items()}
