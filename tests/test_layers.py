@@ -24,8 +24,9 @@ FLOORS = (
     ("kernel",),
     ("kvm",),
     ("checks",),
-    ("capture",),
+    ("capture", "recording"),
     ("session",),
+    ("replay",),
     ("reports",),
     ("cli",),
     ("__main__",),
@@ -36,7 +37,7 @@ BESIDE = {"model": {"encoding", "pte", "model"}}
 """The model stands on the words alone, so that nothing that is checked is used to check it."""
 
 STANDARD_ONLY = ("encoding", "hash_encoding", "pte", "model")
-MODEL_READERS = {"checks", "reports", "cli", "model"}
+MODEL_READERS = {"checks", "recording", "replay", "reports", "cli", "model"}
 
 
 def part(path: Path) -> str:

@@ -27,6 +27,7 @@ COMMANDS = {
     "check": "Check the reverse maps against the model.",
     "decode": "Decode rmap words.",
     "layout": "Save what the tool knows of the target's kernel.",
+    "replay": "Follow recorded calls with the model.",
     "rmap": "List the rmap slots with their entries.",
     "vms": "List the VMs with their memslots and nested guests.",
 }

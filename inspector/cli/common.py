@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import sys
 import threading
 import time
+from collections.abc import Callable
 from types import TracebackType
 from typing import Any
 
@@ -15,7 +17,7 @@ from inspector.cli.options import Target
 from inspector.kernel.choose import Known
 from inspector.session import Acquired, Options, acquire, kernel_of
 
-__all__ = ["describe_target", "open_target", "print_json"]
+__all__ = ["describe_target", "open_target", "print_json", "progress"]
 
 PROGRESS_AFTER = 1.0
 
@@ -30,6 +32,11 @@ def describe_target(target: Target) -> Known:
     """Open a target and describe its kernel only, showing progress on a terminal."""
     with _Progress() as progress:
         return kernel_of(target.name, _options(target), progress)
+
+
+def progress() -> contextlib.AbstractContextManager[Callable[[str], None]]:
+    """Return a block whose stages are shown on a terminal where it takes long."""
+    return _Progress()
 
 
 def _options(target: Target) -> Options:

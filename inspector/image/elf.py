@@ -19,6 +19,7 @@ from pathlib import Path
 import numpy as np
 from elftools.common.exceptions import ELFError
 from elftools.elf.elffile import ELFFile
+from numpy.typing import NDArray
 
 from inspector.errors import BadData
 from inspector.memory.elfcore import parse_notes
@@ -97,6 +98,24 @@ class SymbolTable:
         String tables are suffix-merged: ``modules`` may exist only as the
         tail of another name, so every place where it ends is looked up.
         """
+        return [(int(row["shndx"]), int(row["value"])) for row in self._named(name)]
+
+    def entries(self, name: str) -> list[tuple[int, int]]:
+        """Return where the functions of this name are entered from their own module, and end.
+
+        In ELFv2 that is behind the instructions that set up r2, by as much
+        as three bits of ``st_other`` say.
+        """
+        rows = self._named(name)
+        return [
+            (
+                int(row["value"]) + (1 << (int(row["other"]) >> 5) >> 2 << 2),
+                int(row["value"]) + int(row["size"]),
+            )
+            for row in rows
+        ]
+
+    def _named(self, name: str) -> NDArray[np.void]:
         needle = name.encode("ascii") + b"\0"
         offsets = []
         found = self._strings.find(needle)
@@ -104,7 +123,8 @@ class SymbolTable:
             offsets.append(found)
             found = self._strings.find(needle, found + 1)
         hits = np.isin(self._entries["name"], offsets) & (self._entries["shndx"] != 0)
-        return [(int(row["shndx"]), int(row["value"])) for row in self._entries[hits]]
+        rows: NDArray[np.void] = self._entries[hits]
+        return rows
 
 
 class ElfFile:

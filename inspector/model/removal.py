@@ -6,14 +6,17 @@ book3s_hv_nested.c with the same names; all of them run under ``mmu_lock``.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from inspector import encoding, pte
-from inspector.model.state import Memslot, State
+from inspector.model.state import Guest, Memslot, State
 from inspector.model.vm import Leaf, Table
 
 __all__ = [
     "age",
     "clear_dirty_log",
     "flush_memslot",
+    "led_to",
     "remove_rmap_range",
     "test_age",
     "tlbie",
@@ -70,11 +73,23 @@ def remove_rmap_range(vm: State, memslot: Memslot, gpa: int, hpa: int, size: int
 
 def _remove_entry(vm: State, word: int, hpa: int, mask: int) -> None:
     """``kvmhv_remove_nest_rmap``: clear the shadow leaf of an entry if it still maps there."""
-    entry = encoding.decode(word)
-    guest = vm.guests.get(entry.lpid)
-    leaf = guest.shadow.at(entry.gpa) if guest else None
-    if guest and leaf and leaf.entry & mask == hpa:
+    found = led_to(vm.guests, word, hpa, mask)
+    if found is not None:
+        guest, leaf = found
         unmap_leaf(vm, guest.shadow, leaf, guest.shadow_lpid)
+
+
+def led_to(
+    guests: Mapping[int, Guest], word: int, hpa: int, mask: int
+) -> tuple[Guest, Leaf] | None:
+    """Return the shadow leaf an entry leads to, if it maps into the host page that goes away.
+
+    ``mask`` are the bits of a frame that lie above the page's size.
+    """
+    entry = encoding.decode(word)
+    guest = guests.get(entry.lpid)
+    leaf = guest.shadow.at(entry.gpa) if guest else None
+    return (guest, leaf) if guest and leaf and leaf.entry & mask == hpa else None
 
 
 def unmap_gfn(vm: State, memslot: Memslot, gfn: int) -> None:

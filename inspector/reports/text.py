@@ -11,7 +11,7 @@ from inspector.checks.view import STATES, CheckedVm
 from inspector.kvm.snapshot import HashSlot, RingProblem, Snapshot, Vm
 from inspector.session import Acquired, Origin
 
-__all__ = ["check_report", "hash_problems", "rmap_report", "table", "vms_report"]
+__all__ = ["check_report", "hash_problems", "opened", "rmap_report", "table", "vms_report"]
 
 FINDINGS_SHOWN = 20
 ENTRIES_SHOWN = 12
@@ -32,7 +32,8 @@ def table(heading: Sequence[str], rows: Sequence[Sequence[object]]) -> Iterator[
         ).rstrip()
 
 
-def _opened(snapshot: Snapshot, origin: Origin) -> Iterator[str]:
+def opened(snapshot: Snapshot, origin: Origin) -> Iterator[str]:
+    """Yield what is known of the target itself."""
     yield (
         f"Linux {snapshot.release}, {pte.size_name(snapshot.page_shift)} pages, "
         f"build ID {snapshot.build_id or 'none'}"
@@ -57,7 +58,7 @@ def printable(text: str) -> str:
 
 def check_report(acquired: Acquired, judgement: Judgement) -> Iterator[str]:
     """Yield the lines of ``inspector check``."""
-    yield from _opened(acquired.snapshot, acquired.origin)
+    yield from opened(acquired.snapshot, acquired.origin)
     yield ""
     if not judgement.vms:
         yield from _without_vms(acquired.snapshot)
@@ -164,7 +165,7 @@ def _place(item: Evidence) -> str:
 def vms_report(acquired: Acquired) -> Iterator[str]:
     """Yield the lines of ``inspector vms``."""
     snapshot = acquired.snapshot
-    yield from _opened(snapshot, acquired.origin)
+    yield from opened(snapshot, acquired.origin)
     if not snapshot.vms:
         yield ""
         yield from _without_vms(snapshot)

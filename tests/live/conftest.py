@@ -11,6 +11,7 @@ import os
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -32,12 +33,22 @@ def _lab_installed() -> None:
 
 
 @pytest.fixture(scope="module")
-def boot(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[..., Lab]]:
-    """Return a function that boots a machine, or gives the one that was booted before."""
-    state = tmp_path_factory.mktemp("lab")
+def _own_state(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Keep the machines of tests apart from those of the user."""
     before = os.environ.get("INSPECTOR_LAB_STATE")
-    link = _short(state)
+    link = _short(tmp_path_factory.mktemp("lab"))
     os.environ["INSPECTOR_LAB_STATE"] = str(link)
+    yield
+    link.unlink(missing_ok=True)
+    if before is None:
+        del os.environ["INSPECTOR_LAB_STATE"]
+    else:
+        os.environ["INSPECTOR_LAB_STATE"] = before
+
+
+@pytest.fixture(scope="module")
+def boot(_own_state: None) -> Iterator[Callable[..., Lab]]:
+    """Return a function that boots a machine, or gives the one that was booted before."""
     machines: dict[str, Lab] = {}
     with contextlib.ExitStack() as stack:
 
@@ -49,11 +60,18 @@ def boot(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[..., Lab
             return machines[name]
 
         yield start
-    link.unlink(missing_ok=True)
-    if before is None:
-        del os.environ["INSPECTOR_LAB_STATE"]
-    else:
-        os.environ["INSPECTOR_LAB_STATE"] = before
+
+
+@pytest.fixture
+def recorded(_own_state: None) -> Iterator[Callable[..., Lab]]:
+    """Return a function that boots a machine whose calls are recorded into a file."""
+    with contextlib.ExitStack() as stack:
+
+        def start(recording: Path, **options: Any) -> Lab:
+            machine = Machine.start(record=recording, **options)
+            return Lab(stack.enter_context(machine))
+
+        yield start
 
 
 def _short(path: Path) -> Path:

@@ -1,0 +1,41 @@
+"""``inspector replay``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from inspector.cli.common import open_target, print_json, progress
+from inspector.cli.options import Target, json_option, target_options
+from inspector.recording import read_recording
+from inspector.replay import replay
+from inspector.reports.followed import replay_json, replay_report
+
+__all__ = ["command"]
+
+
+@click.command()
+@click.argument("recording", type=click.Path(path_type=Path, dir_okay=False, exists=True))
+@target_options
+@json_option
+@click.pass_context
+def command(ctx: click.Context, recording: Path, target: Target, as_json: bool) -> None:
+    """Feed recorded calls to the model and compare where it ends with TARGET.
+
+    RECORDING is what 'lab up --record' wrote; TARGET is the machine it was
+    written of, or a capture taken at the end.  Replay stops at the first
+    call at which kernel and model part, and shows both.
+
+    Exit code 0: the same throughout; 1: they part; 3: not usable.
+    """
+    calls = read_recording(recording)
+    acquired = open_target(target)
+    with progress() as stage:
+        outcome = replay(calls, acquired.snapshot, stage)
+    if as_json:
+        print_json(replay_json(acquired, calls, outcome))
+    else:
+        for line in replay_report(acquired, calls, outcome):
+            click.echo(line)
+    ctx.exit(0 if outcome.same else 1)
