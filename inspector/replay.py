@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 from inspector.errors import BadData, TargetNotSupported
-from inspector.kvm.snapshot import Nested, Snapshot
+from inspector.kvm.snapshot import Nested, Part, Snapshot
 from inspector.model.events import Array, Call, Divergence, SlotWords, slot_words
 from inspector.model.follow import SAME_LEAF, Follower
 from inspector.model.state import Guest
@@ -24,6 +24,9 @@ __all__ = ["Difference", "Replay", "follower_of", "replay"]
 
 EVERY = 1 << 10
 """Progress is told after so many events."""
+
+COMPARED = (Part.MEMSLOTS, Part.RMAPS, Part.NESTED, Part.SHADOW)
+"""What a target must have to be compared."""
 
 Progress = Callable[[str], None]
 Leaves = dict[int, tuple[int, int]]
@@ -250,7 +253,7 @@ def _see_that_it_fits(recording: Recording, snapshot: Snapshot) -> None:
             f"the recording {recording.name} is of Linux {recording.release}, the target runs "
             f"{snapshot.release}; give a target that was copied at the end of the recording"
         )
-    missing = [gap.text for vm in snapshot.vms for gap in vm.gaps if gap.needed]
+    missing = [gap.text for vm in snapshot.vms for gap in vm.gaps if gap.part in COMPARED]
     if missing:
         raise TargetNotSupported(f"the target lacks what is to be compared: {missing[0]}")
 

@@ -5,8 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
-import pytest
-
 from tests.live.tools import Lab, document, inspector, need_kernel
 
 CALLS = 10_000
@@ -21,7 +19,7 @@ def _replay(lab: Lab, recording: Path, *options: str) -> dict[str, object]:
 
 def test_ten_thousand_calls(recorded: Callable[..., Lab], tmp_path: Path) -> None:
     recording = tmp_path / "calls.jsonl"
-    lab = recorded(recording, scenario="random", count=4000)
+    lab = recorded(recording, scenario="big", count=4600)
     found = _replay(lab, recording)
     assert found["divergence"] is None
     assert found["differences"] == []
@@ -34,16 +32,11 @@ def test_ten_thousand_calls(recorded: Callable[..., Lab], tmp_path: Path) -> Non
     lab.assert_untouched()
 
 
-@pytest.mark.parametrize(
-    ("machine", "kernel"),
-    [("pseries", "6.12-4k"), ("powernv9", "sid-64k")],
-)
-def test_other_machines_and_kernels(
-    recorded: Callable[..., Lab], tmp_path: Path, machine: str, kernel: str
-) -> None:
+def test_another_machine_and_kernel(recorded: Callable[..., Lab], tmp_path: Path) -> None:
+    kernel = "sid-64k"
     need_kernel(kernel)
     recording = tmp_path / "calls.jsonl"
-    lab = recorded(recording, scenario="memslots", machine=machine, kernel=kernel)
+    lab = recorded(recording, scenario="memslots", machine="pseries", kernel=kernel)
     found = _replay(lab, recording)
     assert found["verdict"] == "same", found
     by_function = found["calls_by_function"]
