@@ -444,6 +444,7 @@ def build(
     *,
     kvm_loaded: bool = True,
     old: bool = False,
+    pseries: bool = False,
     base: int = 0,
     furnish: Callable[[Kernel, dict[str, int]], None] | None = None,
 ) -> Image:
@@ -455,18 +456,19 @@ def build(
         byte_order: of the host.
         kvm_loaded: whether KVM's modules are.
         old: with the containers of an old kernel.
+        pseries: with the partition table where a pseries host keeps it.
         base: physical address the kernel was loaded at.
         furnish: adds to what the kernel holds, last, given its symbols.
     """
     kernel = Kernel(page_size, byte_order, OLD_LAYOUTS if old else LAYOUTS)
     kernel.take(base)
     modules = kernel.kmalloc(16)
-    vm_list = _modules(kernel, modules, users=len(vms), kvm_loaded=kvm_loaded)
+    pointers = kernel.kmalloc(2 * WORD)
+    vm_list = _modules(kernel, modules, pointers + WORD, users=len(vms), kvm_loaded=kvm_loaded)
     table = LINEAR | kernel.take(1 << 16, 1 << 16)
+    kernel.store(pointers + WORD * pseries, table)
     lpids = itertools.count(1 + max((vm.lpid for vm in vms), default=0))
     made = [_vm(kernel, vm, table, lpids) for vm in vms]
-    pointer = kernel.kmalloc(WORD)
-    kernel.store(pointer, table)
     links = [address + LAYOUTS["kvm"][1]["vm_list"][0] for address, _ in made]
     kernel.ring(vm_list, links)
 
@@ -488,7 +490,7 @@ def build(
         "cur_cpu_spec": cpu,
         "linux_banner": banner,
         "modules": modules,
-        "partition_tb": pointer,
+        "partition_tb": pointers,
         "swapper_pg_dir": swapper,
         "vmcoreinfo_data": data,
         "vmcoreinfo_size": size,
@@ -516,7 +518,7 @@ def build(
     )
 
 
-def _modules(kernel: Kernel, head: int, *, users: int, kvm_loaded: bool) -> int:
+def _modules(kernel: Kernel, head: int, partition: int, *, users: int, kvm_loaded: bool) -> int:
     """Write the modules and their list; return the address of vm_list in kvm's data.
 
     kvm's symbols end in those that share their tail; kvm_hv has a build ID.
@@ -524,9 +526,13 @@ def _modules(kernel: Kernel, head: int, *, users: int, kvm_loaded: bool) -> int:
     names = ("nx_crypto", "kvm_hv", "kvm") if kvm_loaded else ("nx_crypto",)
     cores = {name: kernel.vmalloc(MODULE_SIZE).base for name in names}
     vm_list = cores.get("kvm", kernel.kmalloc(64)) + 16
-    strings = b"\0kvm_init\0another_vm_list\0"
+    strings = b"\0kvm_init\0another_vm_list\0pseries_partition_tb\0"
     # String tables are suffix-merged: vm_list is the tail of another name.
-    rows = ((strings.index(b"another_vm_list"), 0x1000), (strings.index(b"vm_list"), vm_list))
+    rows = (
+        (strings.index(b"another_vm_list"), 0x1000),
+        (strings.index(b"vm_list"), vm_list),
+        (strings.index(b"pseries_partition_tb"), partition),
+    )
     symbols = bytes(24) + b"".join(
         struct.pack(kernel.byte_order + "IBBHQQ", name, 0x11, 0, 1, value, 0)
         for name, value in rows
@@ -537,7 +543,9 @@ def _modules(kernel: Kernel, head: int, *, users: int, kvm_loaded: bool) -> int:
     links = []
     for name, core in cores.items():
         module = core + THIS_MODULE
-        kallsyms = kernel.new("mod_kallsyms", symtab=symtab, num_symtab=3, strtab=strtab)
+        kallsyms = kernel.new(
+            "mod_kallsyms", symtab=symtab, num_symtab=1 + len(rows), strtab=strtab
+        )
         kernel.put(
             "module",
             module,

@@ -41,13 +41,25 @@ def cached_profiles() -> Iterator[Profile]:
     for _, path in sorted(files, reverse=True):
         with contextlib.suppress(OSError, InspectorError):
             profile = Profile.from_json(path.read_bytes())
-            if profile.build_id == path.stem and "__start_notes" in profile.symbols:
+            if profile.build_id == path.stem and _is_whole(profile):
                 yield profile
+
+
+def _is_whole(profile: Profile) -> bool:
+    """Say whether a profile can be known again, and has what this version looks for.
+
+    Where data symbols are named at all, ``partition_tb`` is; earlier versions
+    did not look for it.
+    """
+    symbols = profile.symbols
+    return "__start_notes" in symbols and (
+        "partition_tb" in symbols or "cur_cpu_spec" not in symbols
+    )
 
 
 def keep(profile: Profile) -> None:
     """Keep a profile, if its kernel has a build ID to know it by, and says where it is."""
-    if not _BUILD_ID.fullmatch(profile.build_id) or "__start_notes" not in profile.symbols:
+    if not _BUILD_ID.fullmatch(profile.build_id) or not _is_whole(profile):
         return
     with contextlib.suppress(OSError, RuntimeError, InspectorError):
         folder = directory()

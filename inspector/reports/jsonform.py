@@ -6,12 +6,13 @@ Addresses and words are strings in hexadecimal: JSON numbers lose bits.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import cache
 from typing import Any
 
 from inspector import hash_encoding
-from inspector.checks.base import Finding
+from inspector.checks.base import Finding, all_invariants
 from inspector.checks.verdict import Judgement, VmJudgement
-from inspector.kvm.snapshot import HashSlot, Memslot, Nested, Slot, Snapshot, Vm
+from inspector.kvm.snapshot import HashSlot, Memslot, Nested, PartitionEntry, Slot, Snapshot, Vm
 from inspector.reports.text import hash_problems
 from inspector.session import Acquired
 
@@ -88,9 +89,15 @@ def _vm_judgement(vm: VmJudgement) -> dict[str, Any]:
     }
 
 
+@cache
+def _severities() -> dict[str, str]:
+    return {invariant.id: invariant.severity.value for invariant in all_invariants()}
+
+
 def _finding(finding: Finding) -> dict[str, Any]:
     return {
         "invariant": finding.invariant,
+        "severity": _severities()[finding.invariant],
         "summary": finding.summary,
         "expected": finding.expected,
         "evidence": [
@@ -125,12 +132,18 @@ def _vm(vm: Vm) -> dict[str, Any]:
         "mmu": "radix" if vm.radix else "hash",
         "nesting": vm.nesting,
         "l1_ptcr": f"{vm.l1_ptcr:#x}",
+        "pgtable": f"{vm.pgtable:#x}",
+        "partition_entry": _entry(vm.partition),
         "mmu_lock": f"{vm.mmu_lock:#x}",
         "mmu_lock_held": vm.locked,
         "memslots": [_memslot(slot) for slot in vm.memslots],
         "nested": [_nested(nested) for nested in vm.nested],
         "unread": [gap.text for gap in vm.gaps],
     }
+
+
+def _entry(entry: PartitionEntry | None) -> str | None:
+    return None if entry is None else f"{entry.dword:#x}"
 
 
 def _memslot(slot: Memslot) -> dict[str, Any]:
@@ -154,6 +167,7 @@ def _nested(nested: Nested) -> dict[str, Any]:
         "l1_gr_to_hr": f"{nested.l1_gr_to_hr:#x}",
         "process_table": f"{nested.process_table:#x}",
         "shadow_pgtable": f"{nested.shadow_pgtable:#x}",
+        "partition_entry": _entry(nested.partition),
         "shadow_leaves": len(nested.shadow),
         "l1_leaves": None if nested.l1 is None else len(nested.l1),
     }

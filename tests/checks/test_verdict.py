@@ -162,3 +162,31 @@ def test_invariants_are_told_apart_and_explained() -> None:
         assert invariant.source
         assert invariant.needs <= invariant.reads
         assert invariant.reads
+
+
+def test_what_two_vms_share_is_told_of_both() -> None:
+    nodes = VmState(12, GOOD.host, {1: words((1, 0x5000), (2, 0x6000))}, GOOD.shadows)
+    first, second = snapshot_vm(nodes), snapshot_vm(GOOD, number=1)
+    shared = replace(
+        second,
+        lpid=first.lpid,
+        rmaps=replace(second.rmaps, node=first.rmaps.node),
+        nested=(replace(second.nested[0], shadow=first.nested[0].shadow),),
+    )
+    for found in judged(first, shared).vms:
+        assert [finding.invariant for finding in found.findings] == [
+            "rmap-node",
+            "shadow-lpid",
+            "table-shared",
+        ]
+    # What another VM has half way through a change says nothing.
+    held = judged(first, replace(shared, locked=True, lpid=second.lpid))
+    assert held.vms[0].verdict is Verdict.CONSISTENT
+
+
+def test_memslots_that_overlap_are_told() -> None:
+    (slot,) = snapshot_vm(GOOD).memslots
+    slots = (slot, replace(slot, id=1, base_gfn=slot.npages - 1), replace(slot, base_gfn=1 << 40))
+    found = judged(snapshot_vm(GOOD, slots)).findings
+    assert [finding.invariant for finding in found] == ["memslots"]
+    assert "memslot 0 (gfn 0x0 to 0x3fffffff) and memslot 1" in found[0].summary
