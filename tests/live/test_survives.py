@@ -15,7 +15,8 @@ import pytest
 from inspector.checks.verdict import Verdict, judge
 from inspector.image.elf import ElfFile
 from inspector.session import Options, acquire
-from tests.live.tools import Lab, Stub, leaves_of, slots_of, vm_at
+from fixtures.lab.stub import Stub
+from tests.live.tools import Lab, leaves_of, slots_of, vm_at
 
 MSR_HV = 1 << 60
 MSR_NUMBER = 65

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import socket
 import subprocess
 import sys
 from dataclasses import dataclass
@@ -14,6 +13,7 @@ import pytest
 
 from fixtures.lab import packages
 from fixtures.lab.machine import Machine
+from fixtures.lab.stub import Stub
 from inspector.kvm.snapshot import Snapshot, Vm
 
 
@@ -79,37 +79,6 @@ def document(done: subprocess.CompletedProcess[str]) -> Any:
     """Return the JSON a command printed."""
     assert "Traceback" not in done.stderr
     return json.loads(done.stdout)
-
-
-class Stub:
-    """A bare client of QEMU's stub, independent of GDB; stops the machine while it is open."""
-
-    def __init__(self, port: int) -> None:
-        self._socket = socket.create_connection(("127.0.0.1", port), timeout=10)
-        self._buffer = b""
-
-    def packet(self, text: str) -> str:
-        """Send a packet and return the answer."""
-        data = text.encode()
-        self._socket.sendall(b"$" + data + b"#%02x" % (sum(data) & 0xFF))
-        while True:
-            begin, end = self._buffer.find(b"$"), self._buffer.find(b"#")
-            if 0 <= begin < end and len(self._buffer) >= end + 3:
-                answer = self._buffer[begin + 1 : end].decode("latin-1")
-                self._buffer = self._buffer[end + 3 :]
-                self._socket.sendall(b"+")
-                # An earlier client may have been killed before its stop was reported.
-                if not answer.startswith("T"):
-                    return answer
-            else:
-                self._buffer += self._socket.recv(1 << 16)
-
-    def close(self) -> None:
-        """Detach, which lets the machine go on."""
-        # The stub may still be in the multiprocess mode of an earlier client.
-        if self.packet("D") != "OK":
-            assert self.packet("D;1") == "OK"
-        self._socket.close()
 
 
 def physical_mode(port: int) -> str:
