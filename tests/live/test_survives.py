@@ -12,10 +12,10 @@ from pathlib import Path
 
 import pytest
 
+from fixtures.lab.stub import Stub
 from inspector.checks.verdict import Verdict, judge
 from inspector.image.elf import ElfFile
 from inspector.session import Options, acquire
-from fixtures.lab.stub import Stub
 from tests.live.tools import Lab, leaves_of, slots_of, vm_at
 
 MSR_HV = 1 << 60
