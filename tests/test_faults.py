@@ -1,0 +1,26 @@
+"""Instructions made for faults are the ones an assembler makes."""
+
+from __future__ import annotations
+
+import re
+from typing import cast
+
+import pytest
+
+from fixtures.lab.faults.base import Target
+from fixtures.lab.faults.text import move, shift_right
+
+
+@pytest.mark.parametrize(
+    ("old", "count", "new"), [(0x7BFFA302, 13, 0x7BFF9B42), (0x7BFF8402, 17, 0x7BFF7C42)]
+)
+def test_shift_by_one_more(old: int, count: int, new: int) -> None:
+    """Of ``srdi r31,r31,12`` and ``srdi r31,r31,16``."""
+    assert shift_right(old, count) == new
+
+
+def test_move() -> None:
+    """To ``mr r31,r23``, whatever stood there."""
+    match = re.match("(?P<to>r31),(?P<from>r23)", "r31,r23")
+    assert match is not None
+    assert move("to", "from")(cast(Target, None), 0x7EFFE838, match) == 0x7EFFBB78
