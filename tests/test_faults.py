@@ -1,4 +1,4 @@
-"""Instructions made for faults are the ones an assembler makes."""
+"""The lab's faults, as far as they can be tried without a machine."""
 
 from __future__ import annotations
 
@@ -7,8 +7,23 @@ from typing import cast
 
 import pytest
 
-from fixtures.lab.faults.base import Target
+from fixtures.lab.faults import code, data
+from fixtures.lab.faults.base import Fault, Target
+from fixtures.lab.faults.inject import FAULTS
 from fixtures.lab.faults.text import move, shift_right
+from inspector.checks.base import all_invariants
+
+INVARIANTS = {invariant.id: invariant for invariant in all_invariants()}
+
+
+@pytest.mark.parametrize("fault", FAULTS.values(), ids=FAULTS)
+def test_expects_what_there_is(fault: Fault) -> None:
+    invariant = INVARIANTS[fault.expected]
+    assert bool(fault.passing) is (invariant.passing is not None)
+
+
+def test_names_are_unique() -> None:
+    assert len(FAULTS) == len(code.FAULTS) + len(data.FAULTS)
 
 
 @pytest.mark.parametrize(

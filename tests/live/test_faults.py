@@ -7,28 +7,16 @@ from collections.abc import Callable
 import pytest
 
 from fixtures.lab.command import main
-from fixtures.lab.faults import campaign, code, data
-from fixtures.lab.faults.base import Fault, Write
+from fixtures.lab.faults import campaign
+from fixtures.lab.faults.base import Write
 from fixtures.lab.faults.inject import FAULTS, put
 from fixtures.lab.machine import Machine
 from fixtures.lab.packages import LabError
 from fixtures.lab.stub import Stub
-from inspector.checks.base import all_invariants
 from tests.live.tools import Lab
 
-INVARIANTS = {invariant.id: invariant for invariant in all_invariants()}
 IN_CODE = ("removal-skipped", "unaligned-index", "released-guest")
 """One for each kind of scenario; `lab faults --run` tries them all."""
-
-
-@pytest.mark.parametrize("fault", FAULTS.values(), ids=FAULTS)
-def test_expects_what_there_is(fault: Fault) -> None:
-    invariant = INVARIANTS[fault.expected]
-    assert bool(fault.passing) is (invariant.passing is not None)
-
-
-def test_names_are_unique() -> None:
-    assert len(FAULTS) == len(code.FAULTS) + len(data.FAULTS)
 
 
 def test_faults_in_data(boot: Callable[..., Lab]) -> None:
