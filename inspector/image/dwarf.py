@@ -1,7 +1,8 @@
 """Type information out of DWARF, for kernels built without BTF.
 
-One compile unit of kvm-hv's debug file, book3s_hv_nested.c, sees every
-structure that is needed.  A module's debug file is relocatable; pyelftools
+One compile unit of kvm-hv's debug file, book3s_hv_nested.c, sees what KVM has;
+the one that every module ends with sees ``struct module``, should the first
+not.  A module's debug file is relocatable; pyelftools
 would apply its relocations one by one for seconds, so they are applied here
 as arrays before it looks (64-bit ELF V2 ABI, 4.5: ADDR32 and ADDR64).
 """
@@ -25,6 +26,7 @@ from inspector.image.elf import build_id_in, unpacked
 __all__ = ["Dwarf"]
 
 UNIT = "book3s_hv_nested.c"
+LAST_UNIT = "kvm-hv.mod.c"
 R_PPC64_ADDR32, R_PPC64_ADDR64 = 1, 38
 _WIDTHS = {R_PPC64_ADDR32: 4, R_PPC64_ADDR64: 8}
 _STRUCTS = ("DW_TAG_structure_type", "DW_TAG_union_type")
@@ -39,8 +41,25 @@ _NESTING_LIMIT = 32
 _POINTER_SIZE = 8
 
 
+class _Unit:
+    """A compile unit and the structures it defines; declarations are passed over."""
+
+    def __init__(self, top: DIE) -> None:
+        self.top = top
+
+    @cached_property
+    def structs(self) -> dict[str, DIE]:
+        found: dict[str, DIE] = {}
+        for die in self.top.iter_children():
+            if die.tag in _STRUCTS and "DW_AT_byte_size" in die.attributes:
+                name = die.attributes.get("DW_AT_name")
+                if name is not None:
+                    found.setdefault(_text(name.value), die)
+        return found
+
+
 class Dwarf:
-    """The types that one compile unit defines; asked like ``inspector.image.btf.Btf``.
+    """The types that kvm-hv's compile units define; asked like ``inspector.image.btf.Btf``.
 
     Args:
         path: kvm-hv.ko's debug file, or an unstripped kvm-hv.ko.
@@ -56,7 +75,7 @@ class Dwarf:
         self._path = path
         with self._reading():
             data = unpacked(path)
-            self._top = self._find_unit(_relocated(data))
+            self._units = self._find_units(_relocated(data))
             self.build_id = _build_id(data)
 
     @contextlib.contextmanager
@@ -69,35 +88,31 @@ class Dwarf:
         except Exception as error:
             raise BadData(f"{self._path} is not a usable debug file: {error!r}") from error
 
-    def _find_unit(self, data: bytes) -> DIE:
+    def _find_units(self, data: bytes) -> list[_Unit]:
         elf = ELFFile(io.BytesIO(data))
+        found: dict[str, _Unit] = {}
         if elf.has_dwarf_info():
             info = elf.get_dwarf_info(relocate_dwarf_sections=False)
             for unit in info.iter_CUs():
                 top = unit.get_top_DIE()
                 name = top.attributes.get("DW_AT_name")
-                if name is not None and _text(name.value).endswith(UNIT):
-                    return top
-        raise TargetNotSupported(
-            f"{self._path} holds no DWARF of {UNIT}; give the debug file of kvm-hv.ko"
-        )
-
-    @cached_property
-    def _structs(self) -> dict[str, DIE]:
-        """Definitions by name; declarations are passed over."""
-        found: dict[str, DIE] = {}
-        with self._reading():
-            for die in self._top.iter_children():
-                if die.tag in _STRUCTS and "DW_AT_byte_size" in die.attributes:
-                    name = die.attributes.get("DW_AT_name")
-                    if name is not None:
-                        found.setdefault(_text(name.value), die)
-        return found
+                base = _text(name.value).rpartition("/")[2] if name is not None else ""
+                if base in (UNIT, LAST_UNIT):
+                    found.setdefault(base, _Unit(top))
+        if UNIT not in found:
+            raise TargetNotSupported(
+                f"{self._path} holds no DWARF of {UNIT}; give the debug file of kvm-hv.ko"
+            )
+        return [found[name] for name in (UNIT, LAST_UNIT) if name in found]
 
     def find_struct(self, name: str) -> int | None:
         """Return the offset of the structure's definition, None if there is none."""
-        die = self._structs.get(name)
-        return None if die is None else int(die.offset)
+        with self._reading():
+            for unit in self._units:
+                die = unit.structs.get(name)
+                if die is not None:
+                    return int(die.offset)
+        return None
 
     def size_of(self, type_id: int) -> int:
         """Return the size in bytes of a type."""
@@ -116,7 +131,7 @@ class Dwarf:
         return current
 
     def _die(self, offset: int) -> DIE:
-        return self._top.cu.get_DIE_from_refaddr(offset)
+        return self._units[0].top.dwarfinfo.get_DIE_from_refaddr(offset)
 
     def _resolved(self, die: DIE) -> DIE:
         for _ in range(_NESTING_LIMIT):

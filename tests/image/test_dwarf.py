@@ -12,6 +12,7 @@ from inspector.errors import BadData, InspectorError, TargetNotSupported
 from inspector.image.dwarf import Dwarf
 
 OBJECT = Path(__file__).parent / "data" / "book3s_hv_nested.o.xz"
+WHOLE = OBJECT.with_name("kvm-hv.o.xz")
 DAMAGES = 150
 
 
@@ -49,6 +50,25 @@ def test_structures() -> None:
     assert types.size_of(outer) == 88
     assert types.find_struct("forward") is None
     assert types.find_struct("nothing") is None
+
+
+def test_what_one_unit_lacks_is_taken_from_the_last() -> None:
+    types = Dwarf(WHOLE)
+    module = types.find_struct("module")
+    assert module is not None
+    assert Dwarf(OBJECT).find_struct("module") is None
+    assert types.size_of(module) == 16
+    place = types.member(module, "list.another")
+    assert place is not None
+    assert (place.offset, place.size) == (8, 8)
+    assert _place(types, "inner.name") == (42, 15)
+
+
+def test_the_unit_of_nested_guests_goes_first() -> None:
+    types = Dwarf(WHOLE)
+    found = types.find_struct("list")
+    assert found is not None
+    assert types.size_of(found) == 16
 
 
 def test_another_compile_unit_is_refused(tmp_path: Path) -> None:
