@@ -15,6 +15,8 @@ from inspector.model.vm import Leaf, Table, VmState
 from inspector.structures.radix import LeafTable
 
 __all__ = [
+    "GFN_REGIONS",
+    "LPIDS",
     "MemslotRange",
     "leaf",
     "leaf_table",
@@ -217,7 +219,13 @@ def _slots(
 
 
 @st.composite
-def vm_states(draw: st.DrawFn, page_shift: int | None = None, *, odd_bits: bool = False) -> VmState:
+def vm_states(
+    draw: st.DrawFn,
+    page_shift: int | None = None,
+    *,
+    odd_bits: bool = False,
+    lpids: Sequence[int] = LPIDS,
+) -> VmState:
     """Return a small VM in which entries of every state and leaves of every state are common.
 
     Slots hold any words: stale ones, duplicates, a zero word in the middle
@@ -225,9 +233,8 @@ def vm_states(draw: st.DrawFn, page_shift: int | None = None, *, odd_bits: bool 
     """
     if page_shift is None:
         page_shift = draw(st.sampled_from((12, 16)))
-    lpids = st.sampled_from(LPIDS)
     tables = _tables(L2_REGIONS, (12, 16))
-    shadows = draw(st.dictionaries(lpids, tables, max_size=3))
+    shadows = draw(st.dictionaries(st.sampled_from(lpids), tables, max_size=3))
     known = [(lpid, address) for lpid, shadow in shadows.items() for address in shadow.leaves]
     return VmState(
         page_shift,

@@ -5,7 +5,8 @@ would have it: its own page table with the vmalloc region, loaded modules
 with their symbols, ``vm_list``, memslots in a red-black tree, rmap arrays in
 vmalloc space, list nodes in the linear map, the tables of L0, the shadow
 tables, nested guests in an idr, and L1's own tables in guest memory behind
-the page table of a process.  Structure offsets are invented.
+the page table of a process.  Structure offsets are invented, but for those of
+old kernels, whose containers are older too (``OLD_LAYOUTS``).
 
 What the image holds is SYNTHETIC: no kernel ever ran in it.  It says that
 the reader finds what was put there, not that a kernel would put it there.
@@ -14,9 +15,11 @@ the reader finds what was put there, not that a kernel would put it there.
 from __future__ import annotations
 
 import itertools
+import json
 import struct
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Literal, NamedTuple
 
 import numpy as np
@@ -30,6 +33,7 @@ from inspector.model.vm import Leaf, VmState
 from tests.builders import MemslotRange
 
 __all__ = [
+    "ALL_LAYOUTS",
     "BUILD_IDS",
     "LAYOUTS",
     "LINEAR",
@@ -39,9 +43,11 @@ __all__ = [
     "FakeVm",
     "Image",
     "Kernel",
+    "Layouts",
     "Tree",
     "build",
     "columns",
+    "last_lpid",
     "mapping",
     "plant",
 ]
@@ -66,7 +72,10 @@ BUILD_IDS = {"vmlinux": bytes(range(0xA0, 0xB4)), "kvm_hv": bytes(range(0x50, 0x
 TABLES_HVA = 0x7FFF_4000_0000
 WORD = 8
 
-LAYOUTS: Mapping[str, tuple[int, Mapping[str, tuple[int, int]]]] = {
+Layouts = Mapping[str, tuple[int, Mapping[str, tuple[int, int]]]]
+"""Size of every structure, and offset and size of its members."""
+
+LAYOUTS: Layouts = {
     "cpu_spec": (96, {"mmu_features": (24, 4)}),
     "idr": (24, {"idr_rt.xa_head": (8, 8), "idr_base": (16, 4)}),
     "kvm": (
@@ -131,30 +140,28 @@ LAYOUTS: Mapping[str, tuple[int, Mapping[str, tuple[int, int]]]] = {
 }
 
 NEW_CONTAINERS = ("__memslots", "arch.kvm_nested_guest_idr")
-MEMSLOTS = 64
-NESTED_GUESTS = 4096
-OLD_LAYOUTS: Mapping[str, tuple[int, Mapping[str, tuple[int, int]]]] = {
-    **LAYOUTS,
-    "kvm": (
-        LAYOUTS["kvm"][0] + WORD * NESTED_GUESTS,
-        {
-            **{k: v for k, v in LAYOUTS["kvm"][1].items() if k not in NEW_CONTAINERS},
-            "arch.max_nested_lpid": (528, 4),
-            "arch.nested_guests": (560, WORD * NESTED_GUESTS),
-        },
-    ),
-    "kvm_memory_slot": (
-        160,
-        {k: v for k, v in LAYOUTS["kvm_memory_slot"][1].items() if k != "gfn_node"}
-        | {"base_gfn": (0, 8), "npages": (8, 8), "arch.rmap": (24, 8), "userspace_addr": (40, 8)}
-        | {"flags": (48, 4), "id": (52, 2)},
-    ),
-    "kvm_memslots": (
-        64 + 160 * MEMSLOTS,
-        {"memslots": (16, 160 * MEMSLOTS), "used_slots": (8, 4)},
-    ),
+
+
+def _stored(path: Path) -> Layouts:
+    """Return layouts of a real kernel, read out of what its compiler wrote."""
+    structs = json.loads(path.read_text())["structs"]
+    return {
+        name: (layout["size"], {member: (at[0], at[1]) for member, at in layout["members"].items()})
+        for name, layout in structs.items()
+    }
+
+
+OLD_LAYOUTS: Mapping[str, Layouts] = {
+    path.stem: _stored(path) for path in sorted((Path(__file__).parent / "layouts").glob("*.json"))
 }
-"""The containers of kernels 4.20 to 5.16: an array of memslots, ``nested_guests[]``."""
+"""Real layouts of kernels from 4.20 to 5.16: an array of memslots, ``nested_guests[]``."""
+
+ALL_LAYOUTS: Mapping[str, Layouts] = {"new": LAYOUTS, **OLD_LAYOUTS}
+
+
+def last_lpid(layouts: Layouts) -> int:
+    """Return the largest L1 LPID that a kernel has room for."""
+    return layouts["kvm"][1].get("arch.nested_guests", (0, WORD << 12))[1] // WORD - 1
 
 
 class Area:
@@ -259,7 +266,7 @@ class Kernel:
         self,
         page_size: int,
         byte_order: str,
-        layouts: Mapping[str, tuple[int, Mapping[str, tuple[int, int]]]] = LAYOUTS,
+        layouts: Layouts = LAYOUTS,
     ) -> None:
         self.page_size, self.byte_order = page_size, byte_order
         self.layouts = layouts
@@ -392,7 +399,7 @@ class Kernel:
             children.setdefault(index >> shift, {})[index & (1 << shift) - 1] = entry
         for slot, below in children.items():
             value = below[0] if shift == 0 else self._xa_node(below, shift - 6)
-            self.store(node + LAYOUTS["xa_node"][1]["slots"][0] + WORD * slot, value)
+            self.store(node + self.layouts["xa_node"][1]["slots"][0] + WORD * slot, value)
         return node | 2
 
 
@@ -443,7 +450,7 @@ def build(
     byte_order: str = "<",
     *,
     kvm_loaded: bool = True,
-    old: bool = False,
+    layouts: Layouts = LAYOUTS,
     pseries: bool = False,
     base: int = 0,
     furnish: Callable[[Kernel, dict[str, int]], None] | None = None,
@@ -455,12 +462,12 @@ def build(
         page_size: of the host.
         byte_order: of the host.
         kvm_loaded: whether KVM's modules are.
-        old: with the containers of an old kernel.
+        layouts: of its structures, which say what its containers are.
         pseries: with the partition table where a pseries host keeps it.
         base: physical address the kernel was loaded at.
         furnish: adds to what the kernel holds, last, given its symbols.
     """
-    kernel = Kernel(page_size, byte_order, OLD_LAYOUTS if old else LAYOUTS)
+    kernel = Kernel(page_size, byte_order, layouts)
     kernel.take(base)
     modules = kernel.kmalloc(16)
     pointers = kernel.kmalloc(2 * WORD)
@@ -469,7 +476,7 @@ def build(
     kernel.store(pointers + WORD * pseries, table)
     lpids = itertools.count(1 + max((vm.lpid for vm in vms), default=0))
     made = [_vm(kernel, vm, table, lpids) for vm in vms]
-    links = [address + LAYOUTS["kvm"][1]["vm_list"][0] for address, _ in made]
+    links = [address + layouts["kvm"][1]["vm_list"][0] for address, _ in made]
     kernel.ring(vm_list, links)
 
     cpu = kernel.kmalloc(WORD)
@@ -557,8 +564,8 @@ def _modules(kernel: Kernel, head: int, partition: int, *, users: int, kvm_loade
         if name in BUILD_IDS:
             note = struct.pack(kernel.byte_order + "III", 4, 20, 3) + b"GNU\0" + BUILD_IDS[name]
             kernel.write(core + 256, note)
-        kernel.write(module + LAYOUTS["module"][1]["name"][0], name.encode() + b"\0")
-        links.append(module + LAYOUTS["module"][1]["list"][0])
+        kernel.write(module + kernel.layouts["module"][1]["name"][0], name.encode() + b"\0")
+        links.append(module + kernel.layouts["module"][1]["list"][0])
     kernel.ring(head, links)
     # Empty lists, as every module has them.
     for empty in (vm_list + 32, vm_list + 64) if kvm_loaded else ():
@@ -625,13 +632,15 @@ def _partition(kernel: Kernel, table: int, lpid: int, root: int) -> int:
 
 def _memslots(kernel: Kernel, vm: int, slots: Sequence[Mapping[str, int]], node_idx: int) -> int:
     """Write memslots into the container of the kernel's age and return its address."""
-    if kernel.layouts is OLD_LAYOUTS:
-        sets = kernel.new("kvm_memslots", used_slots=len(slots))
-        first = sets + kernel.layouts["kvm_memslots"][1]["memslots"][0]
+    size, members = kernel.layouts["kvm_memslots"]
+    if "gfn_tree.rb_node" not in members:
+        each = kernel.layouts["kvm_memory_slot"][0]
+        # In the newer of them the array is a flexible one at the end.
+        sets = kernel.kmalloc(size + len(slots) * each)
+        kernel.put("kvm_memslots", sets, used_slots=len(slots))
         # Such kernels keep the slot with the highest gfn first.
         for i, slot in enumerate(reversed(slots)):
-            where = first + i * kernel.layouts["kvm_memory_slot"][0]
-            kernel.put("kvm_memory_slot", where, **slot)
+            kernel.put("kvm_memory_slot", sets + members["memslots"][0] + i * each, **slot)
         return sets
     offset, size = kernel.layouts["kvm_memory_slot"][1]["gfn_node"]
     nodes = [
@@ -645,11 +654,13 @@ def _memslots(kernel: Kernel, vm: int, slots: Sequence[Mapping[str, int]], node_
 
 def _nested_guests(kernel: Kernel, vm: int, guests: Mapping[int, int]) -> None:
     """Write the nested guests into the container of the kernel's age."""
-    if kernel.layouts is OLD_LAYOUTS:
+    members = kernel.layouts["kvm"][1]
+    if "arch.nested_guests" in members:
         kernel.put("kvm", vm, arch__max_nested_lpid=max(guests, default=-1) & 0xFFFF_FFFF)
-        first = vm + kernel.layouts["kvm"][1]["arch.nested_guests"][0]
+        first, size = members["arch.nested_guests"]
         for lpid, guest in guests.items():
-            kernel.store(first + WORD * lpid, guest)
+            assert WORD * lpid < size
+            kernel.store(vm + first + WORD * lpid, guest)
         return
     idr = vm + kernel.layouts["kvm"][1]["arch.kvm_nested_guest_idr"][0]
     kernel.put("idr", idr, idr_rt__xa_head=kernel.xarray(guests), idr_base=0)

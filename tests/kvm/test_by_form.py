@@ -14,7 +14,7 @@ from inspector.memory.segments import SegmentedMemory
 from inspector.model.vm import Table, VmState
 from inspector.structures.space import KernelSpace
 from tests.builders import MemslotRange
-from tests.fakekernel import LAYOUTS, FakeVm, Image, build
+from tests.fakekernel import ALL_LAYOUTS, LAYOUTS, FakeVm, Image, build
 from tests.memories import patch
 
 PAGES = 16
@@ -25,8 +25,8 @@ def vm(lpid: int, *, radix: bool = True, page_shift: int = 12) -> FakeVm:
     return FakeVm(state, (MemslotRange(0, PAGES, 0x7000_0000_0000),), lpid=lpid, radix=radix)
 
 
-def image_of(*vms: FakeVm, order: str = "<", old: bool = False, page_size: int = 4096) -> Image:
-    return build(vms, page_size, order, old=old)
+def image_of(*vms: FakeVm, order: str = "<", age: str = "new", page_size: int = 4096) -> Image:
+    return build(vms, page_size, order, layouts=ALL_LAYOUTS[age])
 
 
 TWO = image_of(vm(1), vm(2))
@@ -49,10 +49,10 @@ def link(value: int) -> bytes:
     return value.to_bytes(8, "little")
 
 
-@pytest.mark.parametrize("old", [False, True], ids=["new", "old"])
+@pytest.mark.parametrize("age", ALL_LAYOUTS)
 @pytest.mark.parametrize("order", ["<", ">"])
-def test_all_vms_are_found(order: str, old: bool) -> None:
-    image = image_of(vm(1), vm(7, radix=False), vm(4095), order=order, old=old)
+def test_all_vms_are_found(order: str, age: str) -> None:
+    image = image_of(vm(1), vm(7, radix=False), vm(4095), order=order, age=age)
     assert found_in(image) == list(image.kvm)
 
 

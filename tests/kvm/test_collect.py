@@ -16,11 +16,12 @@ from inspector.kvm.collect import collect, held_locks, vm_list
 from inspector.kvm.snapshot import Part, Snapshot
 from inspector.model.vm import EntryState, VmState
 from inspector.structures.space import KernelSpace
-from tests.builders import GFN_REGIONS, MemslotRange, leaf, state_of, table, vm_states, words
-from tests.fakekernel import FakeVm, Image, build
+from tests.builders import GFN_REGIONS, LPIDS, MemslotRange, leaf, state_of, table, vm_states, words
+from tests.fakekernel import ALL_LAYOUTS, OLD_LAYOUTS, FakeVm, Image, build, last_lpid
 from tests.memories import patch, without
 
 ORDERS = st.sampled_from("<>")
+AGES = st.sampled_from(sorted(ALL_LAYOUTS))
 
 
 def memslots_for(state: VmState) -> tuple[MemslotRange, ...]:
@@ -52,16 +53,19 @@ def kept(state: VmState) -> VmState:
     )
 
 
-@given(st.sampled_from((12, 16)), ORDERS, st.booleans(), st.data())
+@given(st.sampled_from((12, 16)), ORDERS, AGES, st.data())
 def test_everything_put_in_comes_back(
-    page_shift: int, order: str, old: bool, data: st.DataObject
+    page_shift: int, order: str, age: str, data: st.DataObject
 ) -> None:
-    states = data.draw(st.lists(vm_states(page_shift, odd_bits=True), max_size=2))
+    layouts = ALL_LAYOUTS[age]
+    lpids = (*LPIDS[:-1], last_lpid(layouts))
+    one_vm = vm_states(page_shift, odd_bits=True, lpids=lpids)
+    states = data.draw(st.lists(one_vm, max_size=2))
     vms = [
         FakeVm(state, memslots_for(state), lpid=7 + i, pid=1000 + i, node_idx=i & 1)
         for i, state in enumerate(states)
     ]
-    image = build(vms, 1 << page_shift, order, old=old)
+    image = build(vms, 1 << page_shift, order, layouts=layouts)
     snapshot = collected(image)
     assert vm_list(space(image)) == image.vm_list
     assert snapshot.page_shift == page_shift
@@ -73,7 +77,7 @@ def test_everything_put_in_comes_back(
         assert (vm.lpid, vm.pid, vm.radix, vm.nesting) == (wanted.lpid, wanted.pid, True, True)
         assert [
             MemslotRange(s.base_gfn, s.npages, s.userspace_addr, s.id, s.flags) for s in vm.memslots
-        ] == list(memslots)[:: -1 if old else 1]
+        ] == list(memslots)[:: -1 if age in OLD_LAYOUTS else 1]
         for slot in vm.rmaps:
             memslot = vm.memslots[slot.memslot]
             assert 0 <= slot.gfn - memslot.base_gfn < memslot.npages
@@ -81,13 +85,14 @@ def test_everything_put_in_comes_back(
             assert slot.head == (int(slot.nodes[0]) or int(slot.words[0]))
 
 
-@given(st.sets(st.integers(0, 4095), max_size=70), st.sampled_from((12, 16)), ORDERS, st.booleans())
+@given(st.sets(st.integers(0, 4095), max_size=70), st.sampled_from((12, 16)), ORDERS, AGES)
 def test_every_nested_guest_is_found_under_its_lpid(
-    lpids: set[int], page_shift: int, order: str, old: bool
+    lpids: set[int], page_shift: int, order: str, age: str
 ) -> None:
-    shadows = {lpid: table() for lpid in list(lpids)[:6]}
+    layouts = ALL_LAYOUTS[age]
+    shadows = {lpid % (last_lpid(layouts) + 1): table() for lpid in list(lpids)[:6]}
     vms = [FakeVm(VmState(page_shift, shadows=shadows), ())]
-    image = build(vms, 1 << page_shift, order, old=old)
+    image = build(vms, 1 << page_shift, order, layouts=layouts)
     (vm,) = collected(image).vms
     assert [nested.lpid for nested in vm.nested] == sorted(shadows)
     assert all(nested.l1_lpid == nested.lpid for nested in vm.nested)
@@ -225,10 +230,10 @@ def test_a_list_of_vms_that_does_not_close_gives_those_that_were_met() -> None:
 
 
 @pytest.mark.parametrize("lost", range(3))
-@pytest.mark.parametrize("old", [False, True])
-def test_a_vm_that_is_missing_is_a_gap_and_the_others_are_collected(lost: int, old: bool) -> None:
+@pytest.mark.parametrize("age", ALL_LAYOUTS)
+def test_a_vm_that_is_missing_is_a_gap_and_the_others_are_collected(lost: int, age: str) -> None:
     vms = [one(STATE, lpid=lpid) for lpid in (1, 2, 3)]
-    image = build(vms, old=old)
+    image = build(vms, layouts=ALL_LAYOUTS[age])
     size = image.profile.struct("kvm").size
     there = image.kvm[lost] & 0x0FFF_FFFF_FFFF_FFFF
     whole = collected(image)
