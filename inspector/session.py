@@ -28,7 +28,17 @@ from inspector.memory.segments import SegmentedMemory
 from inspector.memory.split import SPLIT_PREFIX
 from inspector.structures.space import KernelSpace
 
-__all__ = ["Acquired", "Options", "Origin", "acquire", "kernel_of"]
+__all__ = [
+    "Acquired",
+    "Copy",
+    "Options",
+    "Origin",
+    "Progress",
+    "acquire",
+    "attached",
+    "copy_of",
+    "kernel_of",
+]
 
 LIVE_PREFIX = "gdb:"
 LOCK_ATTEMPTS = 20
@@ -104,7 +114,7 @@ def kernel_of(target: str, options: Options, progress: Progress = lambda stage: 
     """
     if target.startswith(LIVE_PREFIX):
         progress("attaching")
-        with _attached(target, options) as machine:
+        with attached(target, options) as machine:
             progress("finding the kernel")
             return describe_kernel(machine.memory, options.sources, pause=machine.for_reading)
     dump = _opened(target)
@@ -155,17 +165,48 @@ def _file(target: str, options: Options, progress: Progress) -> Acquired:
 
 def _live(target: str, options: Options, progress: Progress) -> Acquired:
     progress("attaching")
-    with _attached(target, options) as machine:
-        progress("finding the kernel")
-        known = describe_kernel(machine.memory, options.sources, pause=machine.for_reading)
-        profile = known.profile
-        static = RecordingMemory(machine.memory)
-        with machine.for_reading():
-            vms = vm_list(KernelSpace(static, profile))
-        progress("reading while the machine is stopped")
-        record, attempts = _record(machine, profile, vms)
+    with attached(target, options) as machine:
+        copy = copy_of(machine, target, options, progress)
     progress("decoding")
-    memory = RecordingMemory.joined(static, record)
+    return copy.decoded()
+
+
+def attached(target: str, options: Options) -> LiveMachine:
+    """Attach to the machine that a target names.
+
+    Raises:
+        TargetNotSupported: it is none, or it cannot be attached to.
+    """
+    host, _, port = target.removeprefix(LIVE_PREFIX).rpartition(":")
+    if not target.startswith(LIVE_PREFIX) or not host or not port.isdigit():
+        raise TargetNotSupported(f"'{target}' is not of the form gdb:HOST:PORT")
+    return LiveMachine(host, int(port), options.read_path)
+
+
+@dataclass(frozen=True)
+class Copy:
+    """What was copied of a machine while it stood still, not decoded yet."""
+
+    memory: SegmentedMemory
+    profile: Profile
+    vms: int
+    origin: Origin
+
+    def decoded(self) -> Acquired:
+        """Collect the snapshot out of the copy."""
+        snapshot = collect(KernelSpace(self.memory, self.profile), self.vms)
+        return Acquired(snapshot, self.memory, self.profile, self.origin)
+
+
+def copy_of(machine: LiveMachine, target: str, options: Options, progress: Progress) -> Copy:
+    """Describe the kernel of a machine and copy what matters of its KVM."""
+    progress("finding the kernel")
+    known = describe_kernel(machine.memory, options.sources, pause=machine.for_reading)
+    static = RecordingMemory(machine.memory)
+    with machine.for_reading():
+        vms = vm_list(KernelSpace(static, known.profile))
+    progress("reading while the machine is stopped")
+    record, attempts = _record(machine, known.profile, vms)
     origin = Origin(
         target,
         machine.read_path,
@@ -175,14 +216,7 @@ def _live(target: str, options: Options, progress: Progress) -> Acquired:
         layout=known.source,
         rejected=known.rejected,
     )
-    return Acquired(collect(KernelSpace(memory, profile), vms), memory, profile, origin)
-
-
-def _attached(target: str, options: Options) -> LiveMachine:
-    host, _, port = target.removeprefix(LIVE_PREFIX).rpartition(":")
-    if not host or not port.isdigit():
-        raise TargetNotSupported(f"'{target}' is not of the form gdb:HOST:PORT")
-    return LiveMachine(host, int(port), options.read_path)
+    return Copy(RecordingMemory.joined(static, record), known.profile, vms, origin)
 
 
 def _record(machine: LiveMachine, profile: Profile, vms: int | None) -> tuple[RecordingMemory, int]:

@@ -26,7 +26,7 @@ FLOORS = (
     ("checks",),
     ("capture", "recording"),
     ("session",),
-    ("replay",),
+    ("history", "replay"),
     ("reports",),
     ("cli",),
     ("__main__",),

@@ -26,6 +26,7 @@ COMMANDS = {
     "capture": "Save what an inspection needs as a small core file.",
     "check": "Check the reverse maps against the model.",
     "decode": "Decode rmap words.",
+    "history": "Show who wrote an rmap word, on a machine that replays a recording.",
     "layout": "Save what the tool knows of the target's kernel.",
     "replay": "Follow recorded calls with the model.",
     "rmap": "List the rmap slots with their entries.",

@@ -17,7 +17,7 @@ from inspector.cli.options import Target
 from inspector.kernel.choose import Known
 from inspector.session import Acquired, Options, acquire, kernel_of
 
-__all__ = ["describe_target", "open_target", "print_json", "progress"]
+__all__ = ["describe_target", "open_target", "options_of", "print_json", "progress"]
 
 PROGRESS_AFTER = 1.0
 
@@ -25,13 +25,13 @@ PROGRESS_AFTER = 1.0
 def open_target(target: Target) -> Acquired:
     """Open a target, showing progress on a terminal."""
     with _Progress() as progress:
-        return acquire(target.name, _options(target), progress)
+        return acquire(target.name, options_of(target), progress)
 
 
 def describe_target(target: Target) -> Known:
     """Open a target and describe its kernel only, showing progress on a terminal."""
     with _Progress() as progress:
-        return kernel_of(target.name, _options(target), progress)
+        return kernel_of(target.name, options_of(target), progress)
 
 
 def progress() -> contextlib.AbstractContextManager[Callable[[str], None]]:
@@ -39,7 +39,8 @@ def progress() -> contextlib.AbstractContextManager[Callable[[str], None]]:
     return _Progress()
 
 
-def _options(target: Target) -> Options:
+def options_of(target: Target) -> Options:
+    """Return how to open a target."""
     return Options(
         target.kernel, target.modules, target.read_path, target.layout, target.debug_file
     )

@@ -7,29 +7,12 @@ import json
 import click
 
 from inspector import encoding, hash_encoding
-from inspector.cli.options import json_option
+from inspector.cli.options import Word, json_option
 
 __all__ = ["command"]
 
 SCHEMA = "inspector.decode/1"
 HASH_BITS = ("referenced", "changed", "locked")
-
-
-class _Word(click.ParamType):  # type: ignore[type-arg, unused-ignore]
-    name = "word"
-
-    def convert(
-        self, value: str | int, param: click.Parameter | None, ctx: click.Context | None
-    ) -> int:
-        if isinstance(value, int):
-            return value
-        try:
-            word = int(value, 0)
-        except ValueError:
-            self.fail(f"'{value}' is not a number (write 0x... for hexadecimal)", param, ctx)
-        if not 0 <= word < 1 << 64:
-            self.fail(f"'{value}' does not fit in 64 bits", param, ctx)
-        return word
 
 
 def _decoded(word: int) -> dict[str, object]:
@@ -80,7 +63,7 @@ def _with_problems(text: str, problems: object) -> str:
 
 
 @click.command()
-@click.argument("words", nargs=-1, required=True, type=_Word())
+@click.argument("words", nargs=-1, required=True, type=Word())
 @click.option("--hash", "of_hash", is_flag=True, help="words of a guest with the hash MMU")
 @json_option
 def command(words: tuple[int, ...], of_hash: bool, as_json: bool) -> None:

@@ -9,7 +9,8 @@ from typing import Any, NamedTuple
 
 import click
 
-__all__ = ["JSON_HELP", "Target", "json_option", "target_options"]
+__all__ = ["JSON_HELP", "Target", "Word", "json_option", "target_options"]
+
 
 JSON_HELP = "print JSON instead of text"
 READ_PATHS = ("auto", "gdb", "direct")
@@ -26,6 +27,25 @@ class Target(NamedTuple):
     layout: Path | None
     debug_file: Path | None
     read_path: str
+
+
+class Word(click.ParamType):  # type: ignore[type-arg, unused-ignore]
+    """A 64-bit number, hexadecimal where it begins with 0x."""
+
+    name = "word"
+
+    def convert(
+        self, value: str | int, param: click.Parameter | None, ctx: click.Context | None
+    ) -> int:
+        if isinstance(value, int):
+            return value
+        try:
+            word = int(value, 0)
+        except ValueError:
+            self.fail(f"'{value}' is not a number (write 0x... for hexadecimal)", param, ctx)
+        if not 0 <= word < 1 << 64:
+            self.fail(f"'{value}' does not fit in 64 bits", param, ctx)
+        return word
 
 
 def target_options(command: Command) -> Command:

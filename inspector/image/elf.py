@@ -29,6 +29,8 @@ __all__ = ["NT_GNU_BUILD_ID", "ElfFile", "SymbolTable", "build_ids_anywhere", "u
 EM_PPC64 = 21
 NT_GNU_BUILD_ID = 3
 BUILD_ID_SIZE = 20
+STT_MASK = 0xF
+STT_FUNC = 2
 _ELF_DAMAGE = (ELFError, AttributeError, KeyError, OverflowError, TypeError, ValueError)
 
 
@@ -91,6 +93,19 @@ class SymbolTable:
     def values(self, name: str) -> list[int]:
         """Return the distinct values of the defined symbols of this name."""
         return sorted({value for _, value in self.places(name)})
+
+    def covering(self, address: int) -> tuple[str, int] | None:
+        """Return name and value of the function that an address lies in, by the size it has."""
+        value, size = self._entries["value"], self._entries["size"]
+        inside = (value <= np.uint64(address)) & (np.uint64(address) - value < size)
+        inside &= (self._entries["shndx"] != 0) & (self._entries["info"] & STT_MASK == STT_FUNC)
+        rows = np.flatnonzero(inside)
+        if not rows.size:
+            return None
+        row = self._entries[rows[-1]]
+        begin = int(row["name"])
+        name = self._strings[begin : self._strings.find(b"\0", begin)]
+        return name.decode("ascii", "replace"), int(row["value"])
 
     def places(self, name: str) -> list[tuple[int, int]]:
         """Return section index and value of every defined symbol of this name.

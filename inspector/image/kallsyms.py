@@ -49,6 +49,9 @@ MARKER_WINDOWS = (1 << 20, 1 << 22)
 NAMES_LIMIT = 1 << 26
 ALIGNMENTS = (4, 8)
 PADDING = 8
+TEXT_KINDS = tuple("tTwW")
+SYMBOLS_BELOW = 16
+"""How far down a symbol of the text is looked for."""
 
 _WEIGHTS = np.random.default_rng(256).integers(0, 1 << 64, size=256, dtype=np.uint64)
 
@@ -134,13 +137,35 @@ class Kallsyms:
         first = kind[self._names[np.minimum(begin, self._names.size - 1)]]
         found: dict[str, list[int]] = {}
         for row in np.flatnonzero(np.isin(total[end] - total[begin] - first, sums)):
-            codes = self._names[begin[row] : end[row]]
-            name = b"".join(self._tokens[code] for code in codes)[1:]
+            name = self._spelt(int(row))[1:]
             if name in sought:
                 values = found.setdefault(name.decode("ascii"), [])
                 if int(self._values[row]) not in values:
                     values.append(int(self._values[row]))
         return found
+
+    def before(self, address: int) -> tuple[str, int] | None:
+        """Return the last symbol of the kernel's text at or below an address, and its address.
+
+        Text symbols are those of kind t or w, in either case; an address
+        behind the last symbol of all is nobody's.
+        """
+        if not self.first <= address <= self.last:
+            return None
+        below = np.flatnonzero((self._values <= np.uint64(address)) & _linear(self._values))
+        for value in np.unique(self._values[below])[::-1][:SYMBOLS_BELOW].tolist():
+            rows = below[self._values[below] == np.uint64(value)]
+            names = [self._spelt(int(row)).decode("ascii", "replace") for row in rows]
+            text = [name[1:] for name in names if name[:1] in TEXT_KINDS]
+            if text:
+                return text[-1], value
+        return None
+
+    def _spelt(self, row: int) -> bytes:
+        """Return the kind and the name of a symbol."""
+        begin = int(self._rows.begin[row])
+        codes = self._names[begin : begin + int(self._rows.size[row])]
+        return b"".join(self._tokens[code] for code in codes)
 
 
 class _Rows(NamedTuple):

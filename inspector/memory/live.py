@@ -35,7 +35,9 @@ MERGE_GAP = 1 << 11
 """Records closer than one packet of QEMU's stub are read as one range."""
 RANGE_LIMIT = 1 << 17
 PROBE_LENGTH = 1 << 12
+REMOTE_TIMEOUT = 30
 POWER = "powerpc:common64"
+REPLAYING = "Replaying execution"
 
 
 class GdbMemory:
@@ -88,6 +90,9 @@ class LiveMachine:
         port: its TCP port.
         read_path: ``"auto"``, ``"gdb"`` or ``"direct"``.
 
+    A machine that replays a recording is not let go on: it is left standing
+    where it was found, and ``replays`` is true.
+
     ``stops`` holds the length in seconds of every time the machine stood
     still for this session, as seen from here (so it is an upper bound).
 
@@ -100,15 +105,16 @@ class LiveMachine:
         self.host, self.port = host, port
         self.stops: list[float] = []
         self.read_path = ""
+        self.replays = False
         self._stop_began = 0.0
         self._depth = 0
         self._attached = False
         self._physical = False
         self._process = process_behind(port) if read_path != "gdb" and _is_local(host) else None
-        self._gdb = GdbProcess()
+        self.gdb = GdbProcess()
         try:
             self._attach()
-            self._ram = parse_mtree(self._monitor("info mtree -f"))
+            self._ram = parse_mtree(self.monitor("info mtree -f"))
             self.memory: GdbMemory | DirectMemory = self._choose(read_path)
             self._resume()
         except BaseException:
@@ -140,15 +146,15 @@ class LiveMachine:
         try:
             if self._attached:
                 with contextlib.suppress(InspectorError):
-                    if self._gdb.running:
-                        self._interrupt()
+                    if self.gdb.running:
+                        self.interrupt()
                 with contextlib.suppress(InspectorError):
-                    self._leave_physical()
+                    self.leave_physical()
                 with contextlib.suppress(InspectorError):
-                    self._gdb.command("-target-detach")
+                    self.gdb.command("-target-disconnect" if self.replays else "-target-detach")
                     self._note_resumed()
                 self._attached = False
-            self._gdb.close()
+            self.gdb.close()
         finally:
             signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
@@ -163,7 +169,7 @@ class LiveMachine:
         finally:
             self._depth -= 1
             if self._depth == 0:
-                self._leave_physical()
+                self.leave_physical()
                 self._resume()
 
     def for_reading(self) -> contextlib.AbstractContextManager[None]:
@@ -179,33 +185,54 @@ class LiveMachine:
         """Read ranges of physical memory through GDB, while the machine is stopped."""
         if not self._physical:
             self._physical = True
-            self._packet("Qqemu.PhyMemMode:1")
-        return self._gdb.read_ranges(ranges)
+            self.packet("Qqemu.PhyMemMode:1")
+        return self.gdb.read_ranges(ranges)
+
+    def interrupt(self) -> None:
+        """Stop the machine at once and wait until it stands still."""
+        self.gdb.command("-exec-interrupt")
+        self.gdb.wait_stopped()
+
+    def monitor(self, text: str) -> str:
+        """Run a command of QEMU's monitor and return what it printed."""
+        return self.gdb.console(f"monitor {text}")
+
+    def packet(self, text: str) -> str:
+        """Send a packet of the remote protocol and return the answer."""
+        answer = self.gdb.console(f"maintenance packet {text}")
+        return answer.rpartition('received: "')[2].partition('"')[0]
+
+    def leave_physical(self) -> None:
+        """Put the stub back into virtual mode, if it is in physical mode."""
+        if self._physical:
+            self.packet("Qqemu.PhyMemMode:0")
+            self._physical = False
 
     def _attach(self) -> None:
         place = f"{self.host}:{self.port}"
         for setting in ("mi-async on", "tcp auto-retry off", "confirm off", "width 0"):
-            self._gdb.command(f"-gdb-set {setting}")
+            self.gdb.command(f"-gdb-set {setting}")
         self._stop_began = time.perf_counter()
         # Set first: after a Ctrl-C in between, close() must detach.
         self._attached = True
         try:
-            self._gdb.command(f"-target-select remote {place}", CONNECT_TIMEOUT)
+            self.gdb.command(f"-target-select remote {place}", CONNECT_TIMEOUT)
         except GdbError as error:
             raise TargetNotSupported(
                 f"cannot attach to a GDB stub at {place}: {str(error).split(': ', 1)[-1]} "
                 "Start QEMU with '-gdb tcp:127.0.0.1:PORT', and see that no other GDB is attached"
             ) from error
-        self._gdb.command("-gdb-set remotetimeout 30")
-        mode = self._packet("qqemu.PhyMemMode")
+        self.gdb.command(f"-gdb-set remotetimeout {REMOTE_TIMEOUT}")
+        mode = self.packet("qqemu.PhyMemMode")
         if mode not in ("0", "1"):
             raise TargetNotSupported(
                 f"the stub at {place} has no physical mode, so it is not QEMU's (or older than 4.1)"
             )
         # A client that was killed may have left the stub in physical mode; nobody means to.
         self._physical = mode == "1"
-        self._leave_physical()
-        architecture = self._gdb.console("show architecture")
+        self.leave_physical()
+        self.replays = REPLAYING in self.monitor("info replay")
+        architecture = self.gdb.console("show architecture")
         if POWER not in architecture:
             raise TargetNotSupported(
                 f"the machine at {place} is not a 64-bit POWER machine: {architecture.strip()}"
@@ -235,7 +262,7 @@ class LiveMachine:
             raise TargetNotSupported(
                 f"the process behind port {self.port} is not visible from here"
             )
-        hvas = [hva_of(self._monitor(f"gpa2hva {int(start):#x}")) for start in self._ram.starts]
+        hvas = [hva_of(self.monitor(f"gpa2hva {int(start):#x}")) for start in self._ram.starts]
         direct = DirectMemory(pid, self._ram, addresses(hvas))
         where = addresses([int(start) for start in self._ram.starts])
         where = np.concatenate((where, where[:1] + self._ram.sizes[:1] // np.uint64(2)))
@@ -243,7 +270,7 @@ class LiveMachine:
         self._depth += 1
         try:
             expected = through_gdb.read_many(where, length)
-            self._leave_physical()
+            self.leave_physical()
         finally:
             self._depth -= 1
         actual = direct.read_many(where, length)
@@ -254,31 +281,22 @@ class LiveMachine:
             )
         return direct
 
-    def _monitor(self, text: str) -> str:
-        return self._gdb.console(f"monitor {text}")
-
-    def _packet(self, text: str) -> str:
-        answer = self._gdb.console(f"maintenance packet {text}")
-        return answer.rpartition('received: "')[2].partition('"')[0]
-
-    def _leave_physical(self) -> None:
-        if self._physical:
-            self._packet("Qqemu.PhyMemMode:0")
-            self._physical = False
-
     def _interrupt(self) -> None:
+        if self.replays:
+            return
         self._stop_began = time.perf_counter()
-        self._gdb.command("-exec-interrupt")
-        self._gdb.wait_stopped()
+        self.interrupt()
 
     def _resume(self) -> None:
+        if self.replays:
+            return
         # Set first: after a Ctrl-C in between, close() must take the machine for running.
-        self._gdb.running = True
-        self._gdb.command("-exec-continue")
+        self.gdb.running = True
+        self.gdb.command("-exec-continue")
         self._note_resumed()
 
     def _note_resumed(self) -> None:
-        if self._stop_began:
+        if self._stop_began and not self.replays:
             self.stops.append(time.perf_counter() - self._stop_began)
             self._stop_began = 0.0
 

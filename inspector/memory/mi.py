@@ -23,7 +23,7 @@ from pygdbmi.IoManager import IoManager
 
 from inspector.errors import MemoryNotReadable, TargetNotSupported
 
-__all__ = ["GdbError", "GdbProcess", "Result"]
+__all__ = ["GdbError", "GdbProcess", "GdbSilent", "Result"]
 
 CANDIDATES = ("gdb-multiarch", "gdb")
 START = ("--nx", "--quiet", "--interpreter=mi3", "-iex", "set auto-load off")
@@ -34,6 +34,10 @@ WINDOW = 64
 
 class GdbError(TargetNotSupported):
     """GDB refused a command; the message is GDB's own."""
+
+
+class GdbSilent(TargetNotSupported):
+    """GDB said nothing for as long as was to be waited."""
 
 
 class Result(NamedTuple):
@@ -174,7 +178,7 @@ class GdbProcess:
         while not self._lines:
             ready, _, _ = select.select([self._out], [], [], max(0.0, deadline - time.monotonic()))
             if not ready:
-                raise TargetNotSupported(
+                raise GdbSilent(
                     f"GDB did not answer within {timeout:.0f} s (waiting for '{waiting_for}'); "
                     "is the machine's QEMU still alive?"
                 )

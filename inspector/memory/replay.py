@@ -1,0 +1,98 @@
+"""A machine that replays a recording (QEMU's -icount with rr=replay).
+
+Places in a recording are instruction counts.  The replay is taken back to
+the beginning and let run on to a count, which gives the same instructions
+every time.  QEMU's own way back, GDB's reverse-continue, does the same for
+every single stop, and twice.
+"""
+
+from __future__ import annotations
+
+import re
+import time
+
+from inspector.errors import TargetNotSupported
+from inspector.memory.control import Control
+from inspector.memory.live import REMOTE_TIMEOUT, LiveMachine
+
+__all__ = ["Replay"]
+
+REWIND_PAUSES = (0.1, 0.2, 0.4, 0.8, 1.6, 3.2, 6.4)
+REWIND_REMOTE_TIMEOUT = 2
+_COUNT = re.compile(r"instruction count = (\d+)")
+
+
+class Replay:
+    """The replay on an attached machine.
+
+    Raises:
+        TargetNotSupported: the machine replays nothing, or has run past the
+            end of its recording.
+    """
+
+    def __init__(self, machine: LiveMachine) -> None:
+        if not machine.replays:
+            raise TargetNotSupported(
+                f"the machine at {machine.host}:{machine.port} does not replay a recording, so its "
+                "past cannot be seen; start QEMU with -icount shift=3,rr=replay,rrfile=FILE,"
+                "rrsnapshot=init (the lab does: fixtures/lab/lab record)"
+            )
+        self._machine = machine
+        self.control = Control(machine)
+        if "shutdown" in self._status():
+            raise TargetNotSupported(
+                "the replay has run past the end of its recording, from where QEMU cannot take it "
+                "back; start it again, and stop it before (fixtures/lab/lab record does)"
+            )
+
+    @property
+    def position(self) -> int:
+        """The instruction count the replay stands at."""
+        text = self._machine.monitor("info replay")
+        match = _COUNT.search(text)
+        if match is None:
+            raise TargetNotSupported(f"QEMU did not answer 'info replay': {text.strip()}")
+        return int(match[1])
+
+    def rewind(self) -> None:
+        """Take the replay back to the beginning of the recording.
+
+        Raises:
+            TargetNotSupported: QEMU cannot, or does not come to rest there.
+        """
+        gdb = self._machine.gdb
+        self._machine.leave_physical()
+        problem = self._machine.monitor("replay_seek 0").strip()
+        if problem:
+            raise TargetNotSupported(
+                f"QEMU cannot take the replay back to its beginning: {problem}; "
+                "record with rrsnapshot=NAME and a disk for snapshots"
+            )
+        # QEMU runs for a moment now without telling GDB, and then loses the first byte it is sent.
+        gdb.command(f"-gdb-set remotetimeout {REWIND_REMOTE_TIMEOUT}")
+        try:
+            for pause in REWIND_PAUSES:
+                time.sleep(pause)
+                if "paused" in self._status():
+                    return
+        finally:
+            gdb.command(f"-gdb-set remotetimeout {REMOTE_TIMEOUT}")
+        raise TargetNotSupported(
+            "the replay does not come to rest at its beginning; QEMU's powernv machines are known "
+            "for that, a pseries machine works"
+        )
+
+    def stop_at(self, count: int) -> None:
+        """Have the replay stop at an instruction count, which must lie ahead."""
+        self._machine.leave_physical()
+        problem = self._machine.monitor(f"replay_break {count}").strip()
+        if problem:
+            raise TargetNotSupported(f"QEMU cannot stop the replay at {count}: {problem}")
+
+    def run_to(self, count: int, timeout: float) -> bool:
+        """Let the replay run on to an instruction count; false if it took too long."""
+        self.stop_at(count)
+        return self.control.run(timeout)
+
+    def _status(self) -> str:
+        return self._machine.monitor("info status")
