@@ -13,7 +13,7 @@ import contextlib
 import enum
 import time
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from inspector.errors import BadData, InspectorError
@@ -23,7 +23,7 @@ from inspector.memory.base import integer
 from inspector.memory.control import Instruction
 from inspector.memory.live import LiveMachine
 from inspector.memory.mi import GdbError
-from inspector.memory.replay import Replay
+from inspector.memory.replay import Replay, ReplayStuck
 from inspector.memory.stores import stored_range
 from inspector.regions import LINEAR_MAP
 from inspector.session import Acquired, Options, Progress, attached, copy_of
@@ -38,6 +38,7 @@ FRAMES = 16
 LR_SAVE = 16
 """Where a function keeps its return address in its caller's frame (64-bit ELF ABI)."""
 RETURN_SECONDS = 3600.0
+ATTEMPTS = 3
 
 
 class Stop(enum.Enum):
@@ -265,28 +266,39 @@ class _Sweep:
             raise BadData(f"the replay stands at instruction {self.end}, not behind {since}")
         began = time.monotonic()
         try:
-            self._progress("taking the replay back to its beginning")
-            self._replay.rewind()
-            self._watch(since, began + seconds)
+            self._from_the_beginning(lambda: self._watch(since, began + seconds))
         except KeyboardInterrupt:
             self.stopped_by = Stop.INTERRUPTED
         finally:
             self._return()
         self.seconds = time.monotonic() - began
 
+    def _from_the_beginning(self, replaying: Callable[[], object]) -> None:
+        """Replay from the beginning, again where the replay gets stuck: it rarely does twice."""
+        for attempt in range(1, ATTEMPTS + 1):
+            self._progress("taking the replay back to its beginning")
+            self._replay.rewind()
+            try:
+                replaying()
+                return
+            except ReplayStuck:
+                if attempt == ATTEMPTS:
+                    raise
+
     def _watch(self, since: int, deadline: float) -> None:
-        replay, control = self._replay, self._replay.control
+        replay = self._replay
+        self.hits.clear()
+        self.total = self.elsewhere = 0
         self.until = replay.position
         self._progress("replaying")
-        if since and not replay.run_to(since, deadline - time.monotonic()):
+        if since and not replay.run_to(since, deadline):
             self.stopped_by = Stop.TIME
             return
         self._values = [self._at(word) for word in self._words]
         replay.stop_at(self.end)
-        with control.watching(sorted(set(self._places()))):
+        with replay.control.watching(sorted(set(self._places()))):
             while True:
-                left = deadline - time.monotonic()
-                went = left > 0 and control.run(left)
+                went = replay.run(deadline)
                 self.until = replay.position
                 if self.until >= self.end:
                     return
@@ -300,9 +312,17 @@ class _Sweep:
 
     def _return(self) -> None:
         """Leave the replay where it was found."""
-        if self._replay.position < self.end:
-            self._progress("running the replay on to where it was")
-            self._replay.run_to(self.end, RETURN_SECONDS)
+        if self._replay.position >= self.end:
+            return
+        self._progress("running the replay on to where it was")
+
+        def on() -> bool:
+            return self._replay.run_to(self.end, time.monotonic() + RETURN_SECONDS)
+
+        try:
+            on()
+        except ReplayStuck:
+            self._from_the_beginning(on)
 
     def _places(self) -> list[tuple[int, int]]:
         """Every word by its own address, and by the linear map's that a page is cleared through."""

@@ -15,11 +15,18 @@ from inspector.errors import TargetNotSupported
 from inspector.memory.control import Control
 from inspector.memory.live import REMOTE_TIMEOUT, LiveMachine
 
-__all__ = ["Replay"]
+__all__ = ["Replay", "ReplayStuck"]
 
 REWIND_PAUSES = (0.1, 0.2, 0.4, 0.8, 1.6, 3.2, 6.4)
 REWIND_REMOTE_TIMEOUT = 2
+SLICE = 4.0
+"""Seconds after which a replay is stopped to see whether it gets on."""
+IDLE_SLICES = 2
 _COUNT = re.compile(r"instruction count = (\d+)")
+
+
+class ReplayStuck(TargetNotSupported):
+    """The replay runs but executes nothing more; from the beginning it may go through."""
 
 
 class Replay:
@@ -89,10 +96,37 @@ class Replay:
         if problem:
             raise TargetNotSupported(f"QEMU cannot stop the replay at {count}: {problem}")
 
-    def run_to(self, count: int, timeout: float) -> bool:
-        """Let the replay run on to an instruction count; false if it took too long."""
+    def run(self, deadline: float) -> bool:
+        """Let the replay run until it stops; false if the deadline came first.
+
+        Args:
+            deadline: a time of ``time.monotonic()``.
+
+        Raises:
+            ReplayStuck: it runs and executes nothing.
+        """
+        before, idle = self.position, 0
+        while (left := deadline - time.monotonic()) > 0:
+            if self.control.run(min(left, SLICE)):
+                return True
+            here = self.position
+            idle = idle + 1 if here == before else 0
+            if idle == IDLE_SLICES:
+                raise ReplayStuck(f"the replay does not go on from instruction {here}")
+            before = here
+        return False
+
+    def run_to(self, count: int, deadline: float) -> bool:
+        """Let the replay run on to an instruction count; false if the deadline came first.
+
+        Raises:
+            ReplayStuck: it runs and executes nothing.
+        """
         self.stop_at(count)
-        return self.control.run(timeout)
+        while self.position < count:
+            if not self.run(deadline):
+                return False
+        return True
 
     def _status(self) -> str:
         return self._machine.monitor("info status")

@@ -38,10 +38,10 @@ def history_report(history: History) -> Iterator[str]:
     for write in history.writes:
         if not foreign and not write.of_kvm:
             foreign = True
-            yield "  -- from here on the memory belonged to others: no function of KVM is involved"
+            yield "  -- earlier, the memory was another owner's (no function of KVM calls)"
         elif foreign and write.of_kvm:
             foreign = False
-            yield "  -- KVM's before that"
+            yield "  -- earlier still, it was KVM's"
         yield from _write(history, write, several=several)
     if history.elsewhere:
         yield (
