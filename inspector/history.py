@@ -312,6 +312,7 @@ class _Sweep:
 
     def _return(self) -> None:
         """Leave the replay where it was found."""
+        self._replay.settle()
         if self._replay.position >= self.end:
             return
         self._progress("running the replay on to where it was")

@@ -39,18 +39,23 @@ class Control:
     def run(self, timeout: float) -> bool:
         """Let the machine run until it stops; false if it had to be stopped after a time.
 
+        It stands still afterwards, also after Ctrl-C.
+
         Args:
             timeout: seconds to wait for a stop.
         """
         machine = self._machine
         machine.leave_physical()
-        # Set first: after a Ctrl-C in between, whoever cleans up must take it for running.
-        machine.gdb.running = True
-        machine.gdb.command("-exec-continue")
         try:
+            # Set first: after a Ctrl-C in between, it must be taken for running.
+            machine.gdb.running = True
+            machine.gdb.command("-exec-continue")
             machine.gdb.wait_stopped(timeout)
-        except GdbSilent:
-            machine.interrupt()
+        except BaseException as error:
+            if machine.gdb.running:
+                machine.interrupt()
+            if not isinstance(error, GdbSilent):
+                raise
             return False
         return True
 
@@ -76,8 +81,6 @@ class Control:
                     )
             yield
         finally:
-            if machine.gdb.running:
-                machine.interrupt()
             machine.leave_physical()
             for place in placed:
                 with contextlib.suppress(InspectorError):

@@ -67,7 +67,6 @@ class Replay:
         Raises:
             TargetNotSupported: QEMU cannot, or does not come to rest there.
         """
-        gdb = self._machine.gdb
         self._machine.leave_physical()
         problem = self._machine.monitor("replay_seek 0").strip()
         if problem:
@@ -75,15 +74,24 @@ class Replay:
                 f"QEMU cannot take the replay back to its beginning: {problem}; "
                 "record with rrsnapshot=NAME and a disk for snapshots"
             )
-        # QEMU runs for a moment now without telling GDB, and then loses the first byte it is sent.
+        self.settle()
+
+    def settle(self) -> None:
+        """Wait until the replay stands still after it was taken back.
+
+        QEMU then runs for a moment without telling GDB, and loses the first
+        byte that GDB sends meanwhile; GDB sends a packet again after a time.
+
+        Raises:
+            TargetNotSupported: it does not come to rest.
+        """
+        gdb = self._machine.gdb
         gdb.command(f"-gdb-set remotetimeout {REWIND_REMOTE_TIMEOUT}")
-        try:
-            for pause in REWIND_PAUSES:
-                time.sleep(pause)
-                if "paused" in self._status():
-                    return
-        finally:
-            gdb.command(f"-gdb-set remotetimeout {REMOTE_TIMEOUT}")
+        for pause in REWIND_PAUSES:
+            time.sleep(pause)
+            if "paused" in self._status():
+                gdb.command(f"-gdb-set remotetimeout {REMOTE_TIMEOUT}")
+                return
         raise TargetNotSupported(
             "the replay does not come to rest at its beginning; QEMU's powernv machines are known "
             "for that, a pseries machine works"
