@@ -189,7 +189,7 @@ class Copy:
 
     memory: SegmentedMemory
     profile: Profile
-    vms: int
+    vms: int | None
     origin: Origin
 
     def decoded(self) -> Acquired:
