@@ -5,7 +5,7 @@ from __future__ import annotations
 import struct
 from collections.abc import Mapping, Sequence
 
-__all__ = ["build_id_note", "elf_file", "symbol_table"]
+__all__ = ["build_id_note", "elf_file", "function_table", "symbol_table"]
 
 SHT = {".symtab": 2, ".strtab": 3, ".notes": 7, ".bss": 8}
 
@@ -74,6 +74,14 @@ def symbol_table(symbols: Sequence[tuple[int, int, int]], order: str = "<") -> b
         for name, section, value in symbols
     ]
     return bytes(24) + b"".join(rows)
+
+
+def function_table(functions: Sequence[tuple[int, int, int, int]], order: str = "<") -> bytes:
+    """Return a symbol table of functions: ``(offset of the name, section, value, size)``."""
+    return bytes(24) + b"".join(
+        struct.pack(order + "IBBHQQ", name, 0x12, 0, section, value, size)
+        for name, section, value, size in functions
+    )
 
 
 def build_id_note(build_id: bytes, order: str = "<") -> bytes:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import struct
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
 from dataclasses import dataclass
 
 __all__ = ["Form", "write"]
@@ -50,11 +50,16 @@ class _Blob:
         return end + -end % self._alignment
 
 
-def write(symbols: Sequence[Symbol], form: Form, place: int = 0) -> bytes:
-    """Return the tables of some symbols as they stand at a physical address."""
+def write(
+    symbols: Sequence[Symbol], form: Form, place: int = 0, text: Container[str] = ()
+) -> bytes:
+    """Return the tables of some symbols as they stand at a physical address.
+
+    Those named in ``text`` are functions, all others data.
+    """
     order = form.byte_order
     tokens = _tokens(symbols)
-    rows = [_compressed("D" + name, tokens) for name, _ in symbols]
+    rows = [_compressed("DT"[name in text] + name, tokens) for name, _ in symbols]
     blob = _Blob(place, form.alignment)
     if form.values_first:
         _values(blob, symbols, form)
@@ -105,7 +110,7 @@ def _values(blob: _Blob, symbols: Sequence[Symbol], form: Form) -> None:
 
 
 def _tokens(symbols: Sequence[Symbol]) -> list[bytes]:
-    used = {ord(letter) for name, _ in symbols for letter in "D" + name}
+    used = {ord(letter) for name, _ in symbols for letter in "DT" + name}
     used |= {ord(letter) for text in SHARED for letter in text} | set(b"0123456789")
     spare = iter(SHARED * GROUP)
     return [bytes([code]) if code in used else next(spare).encode() for code in range(GROUP)]

@@ -29,7 +29,7 @@ from inspector.errors import BadData
 from inspector.memory.base import U64, AddressSpace, Bytes, addresses
 from inspector.regions import LINEAR_MAP, LINEAR_SIZE
 
-__all__ = ["CHUNK", "Kallsyms", "Tokens", "Window", "decode", "token_tables"]
+__all__ = ["CHUNK", "SYMBOLS_BELOW", "Kallsyms", "Tokens", "Window", "decode", "token_tables"]
 
 CHUNK = 1 << 20
 PIECE = 1 << 12

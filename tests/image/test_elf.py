@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from inspector.errors import BadData
 from inspector.image.elf import ElfFile, SymbolTable, build_id_in, unpacked
-from tests.elfwriter import build_id_note, elf_file, symbol_table
+from tests.elfwriter import build_id_note, elf_file, function_table, symbol_table
 
 STRINGS = b"\0driver_modules\0linux_banner\0twice\0elsewhere\0"
 BUILD_ID = bytes(range(20))
@@ -83,6 +83,17 @@ def test_a_cut_symbol_table_gives_its_whole_entries() -> None:
     entries = symbol_table([(1, 1, 7), (1, 1, 9)])
     assert SymbolTable(entries[:-1], b"\0a\0", "<").values("a") == [7]
     assert SymbolTable(b"", b"", "<").values("a") == []
+
+
+@pytest.mark.parametrize("order", ["<", ">"])
+def test_the_function_an_address_lies_in(order: str) -> None:
+    entries = function_table([(1, 1, 0x100, 0x20), (7, 1, 0x140, 8), (7, 0, 0x200, 8)], order)
+    table = SymbolTable(entries, b"\0first\0second\0", order)
+    assert table.covering(0x100) == table.covering(0x11F) == ("first", 0x100)
+    assert table.covering(0x147) == ("second", 0x140)
+    for outside in (0, 0xFF, 0x120, 0x148, 0x200):
+        assert table.covering(outside) is None
+    assert SymbolTable(symbol_table([(1, 1, 7)]), b"\0a\0", "<").covering(7) is None
 
 
 def test_a_stripped_kernel_has_no_symbols(tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from inspector.errors import BadData
-from inspector.image.kallsyms import CHUNK, Kallsyms, Window, decode, token_tables
+from inspector.image.kallsyms import CHUNK, SYMBOLS_BELOW, Kallsyms, Window, decode, token_tables
 from tests.kallsymswriter import Form, write
 from tests.memories import of_segments
 
@@ -56,6 +56,22 @@ def test_every_form(form: Form, count: int) -> None:
         known[0][0]: [known[0][1]],
         known[-1][0]: [known[-1][1]],
     }
+
+
+def test_the_function_an_address_lies_in() -> None:
+    known = [*symbols(600), ("alias", LINEAR + 0x900000), ("after", LINEAR + 0x900000)]
+    known.append(("_end", LINEAR + 0xA00000))
+    functions = {"page_list", "sys_read", "alias"}
+    table = table_of(write(known, Form(), PLACE, functions))
+    places = dict(known)
+    for name in ("sys_read", "page_list"):
+        assert table.before(places[name]) == (name, places[name])
+        assert table.before(places[name] + 0xFFF) == (name, places[name])
+        assert table.before(places[name] + 0x1004) == (name, places[name]), "data lies between"
+    assert table.before(LINEAR + 0x900004) == ("alias", LINEAR + 0x900000)
+    assert table.before(places["sys_read"] + 0x1000 * SYMBOLS_BELOW) is None
+    for outside in (0, LINEAR, LINEAR + 0xA00001, 0xC008_0000_0000_0000):
+        assert table.before(outside) is None
 
 
 @pytest.mark.parametrize("length", [126, 127, 128, 255, 256, 500])

@@ -101,11 +101,3 @@ def test_a_part_is_no_verdict_and_the_replay_is_put_back(replay: Machine) -> Non
     assert _stands(replay) == before
     assert inspector("check", replay.target).returncode == 0
     assert _stands(replay) == before
-
-
-def test_a_machine_that_was_not_recorded_is_refused(boot: Callable[..., Lab]) -> None:
-    lab = boot("mixed")
-    done = inspector("history", lab.target, "--gfn", "0x20")
-    assert done.returncode == 3
-    assert "lab record" in done.stderr
-    lab.assert_untouched()

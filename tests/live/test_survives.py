@@ -100,3 +100,11 @@ def test_interrupted_at_a_random_moment(
         assert "Traceback" not in errors
         lab.assert_untouched()
     assert codes & {130, 143}, "no run was interrupted"
+
+
+def test_no_history_of_a_machine_that_was_not_recorded(boot: Callable[..., Lab]) -> None:
+    lab = boot("mixed")
+    done = lab.run("history", "--gfn", "0x20")
+    assert done.returncode == 3
+    assert "lab record" in done.stderr
+    lab.assert_untouched()
