@@ -33,6 +33,7 @@ __all__ = [
     "Root",
     "describe",
     "frame_of",
+    "partition_dword",
     "partition_root",
     "permissions",
     "recorded",
@@ -65,6 +66,9 @@ PGD_BITS = 13
 SUPPORTED_BITS = ((PGD_BITS,), (9,), (9,), (9, 5))
 """Index widths KVM accepts at each level, the root first (p9_supported_radix_bits)."""
 
+HOST_RADIX = 1 << 63
+"""Set in dword 0 of a partition-table entry whose guest real addresses are radix translated."""
+
 _RTS1_SHIFT, _RTS1_MASK = 61, 0x3
 _RTS2_SHIFT, _RTS2_MASK = 5, 0x7
 _RTS_BASE = 31
@@ -94,6 +98,13 @@ def partition_root(dword: int) -> Root | None:
     if rts + _RTS_BASE != TREE_BITS or bits != PGD_BITS or table & (8 << bits) - 1:
         return None
     return Root(table, bits)
+
+
+def partition_dword(root: Root) -> int:
+    """Return dword 0 of the partition-table entry for a tree (``kvmhv_set_nested_ptbl``)."""
+    rts = TREE_BITS - _RTS_BASE
+    size = (rts >> 3 & _RTS1_MASK) << _RTS1_SHIFT | (rts & _RTS2_MASK) << _RTS2_SHIFT
+    return HOST_RADIX | size | root.table | root.bits
 
 
 _PERMISSIONS = (("R", READ), ("W", WRITE), ("X", EXEC))

@@ -7,17 +7,16 @@ arch/powerpc/kvm/book3s_64_mmu_radix.c, in the order in which it applies them.
 from __future__ import annotations
 
 import enum
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
 from inspector import pte
 from inspector.model.vm import Leaf
 
-__all__ = ["NoTranslation", "leaves", "translate"]
+__all__ = ["L1Table", "NoTranslation", "translate"]
 
 Read = Callable[[int], int | None]
 """Gives the 64-bit entry at an L1 address, in host order; None outside L1's memory."""
-
-_TOP = len(pte.SUPPORTED_BITS) - 1
 
 
 class NoTranslation(enum.Enum):
@@ -53,11 +52,20 @@ def translate(read: Read, dword: int, address: int) -> Leaf | NoTranslation:
     return NoTranslation.UNSUPPORTED
 
 
-def leaves(read: Read, dword: int) -> Iterator[Leaf]:
-    """Yield every leaf of L1's table that translates something."""
-    root = pte.partition_root(dword)
-    if root is not None:
-        yield from _below(read, root.table, root.bits, 0, pte.TREE_BITS, 0)
+class L1Table(NamedTuple):
+    """A table of L1 that can be asked like one of L0's."""
+
+    read: Read
+    dword: int
+
+    def at(self, address: int) -> Leaf | None:
+        """Return the leaf that translates an L2 address, None if KVM finds none."""
+        leaf = translate(self.read, self.dword, address)
+        return leaf if isinstance(leaf, Leaf) else None
+
+    def onto(self, frame: int) -> Sequence[Leaf]:
+        """Nobody asks what leads to an L1 page: that is what the rmaps are for."""
+        raise NotImplementedError
 
 
 def _leaf(entry: int, address: int, offset: int, depth: int) -> Leaf | NoTranslation:
@@ -65,21 +73,3 @@ def _leaf(entry: int, address: int, offset: int, depth: int) -> Leaf | NoTransla
     if depth == 0 or entry & pte.RPN_MASK & (1 << offset) - 1:
         return NoTranslation.UNSUPPORTED
     return Leaf(address >> offset << offset, entry, offset)
-
-
-def _below(read: Read, table: int, bits: int, base: int, offset: int, depth: int) -> Iterator[Leaf]:
-    if bits not in pte.SUPPORTED_BITS[depth] or table & (8 << bits) - 1:
-        return
-    offset -= bits
-    for index in range(1 << bits):
-        entry = read(table + 8 * index)
-        if not entry or not entry & pte.VALID:
-            continue
-        address = base + (index << offset)
-        if entry & pte.LEAF:
-            leaf = _leaf(entry, address, offset, depth)
-            if isinstance(leaf, Leaf):
-                yield leaf
-        elif depth < _TOP:
-            below = entry & pte.NEXT_TABLE_MASK, entry & pte.NEXT_BITS_MASK
-            yield from _below(read, *below, address, offset, depth + 1)

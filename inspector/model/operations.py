@@ -140,20 +140,21 @@ def _access(
     fault: Callable[[bool, bool], Outcome],
 ) -> Trap:
     """What hardware does: translate, ask the kernel where it must, try again."""
+    needed = access.value | pte.REFERENCED | (pte.CHANGED if access.writing else 0)
+    cached = vm.tlb.setdefault(lpid, Table())
+    held = cached.at(address)
+    if held is not None and not needed & ~held.entry:
+        return None
     for _ in range(FAULT_ATTEMPTS):
-        leaf = vm.tlb.setdefault(lpid, Table()).at(address) or table.at(address)
-        if leaf is not None and not leaf.entry & access.value:
-            leaf = table.at(address)
+        leaf = table.at(address)
         permitted = leaf is not None and bool(leaf.entry & access.value)
-        needed = pte.REFERENCED | (pte.CHANGED if access.writing else 0)
-        if leaf is not None and permitted and not needed & ~leaf.entry:
-            vm.tlb[lpid].put(leaf)
-            return None
-        if leaf is not None and permitted and vm.hardware_sets_rc:
-            current = table.at(address)
-            if current is not None:
-                table.put(current._replace(entry=current.entry | needed))
-                continue
+        if leaf is not None and permitted:
+            if vm.hardware_sets_rc:
+                leaf = leaf._replace(entry=leaf.entry | needed)
+                table.put(leaf)
+            if not needed & ~leaf.entry:
+                cached.put(leaf)
+                return None
         outcome = fault(leaf is not None and not permitted, permitted)
         if outcome is not Outcome.RETRY:
             return outcome

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Sequence
 
 from inspector import encoding
 
-__all__ = ["Slot", "Walk", "first_hidden", "kernel_walk"]
+__all__ = ["Slot", "Walk", "kernel_walk"]
 
 Walk = Callable[[Sequence[int]], Sequence[int]]
 """Which of a slot's words a walk through it meets."""
@@ -23,15 +23,10 @@ def kernel_walk(words: Sequence[int]) -> Sequence[int]:
     The macro takes a zero word for the end, so entries behind a node that
     holds LPID 0, L2 page 0 are never met.
     """
-    return words[: first_hidden(words)]
-
-
-def first_hidden(words: Sequence[int]) -> int:
-    """Return the index of the first word the kernel's walk does not meet."""
     for index, word in enumerate(words):
         if word == 0:
-            return index
-    return len(words)
+            return words[:index]
+    return words
 
 
 class Slot:

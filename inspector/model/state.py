@@ -157,10 +157,9 @@ class State:
             self.host,
             {gfn: slot.words for gfn, slot in self.slots()},
             {lpid: guest.shadow for lpid, guest in self.guests.items()},
-            {lpid: self.l1_table(guest) for lpid, guest in self.guests.items()},
+            {
+                lpid: l1_walk.L1Table(self.read_l1, guest.l1_gr_to_hr)
+                for lpid, guest in self.guests.items()
+            },
+            self.rules.words_met,
         )
-
-    def l1_table(self, guest: Guest) -> Table:
-        """Return what L1's table for a nested guest translates."""
-        found = l1_walk.leaves(self.read_l1, guest.l1_gr_to_hr)
-        return Table({leaf.address: leaf for leaf in found})

@@ -15,12 +15,12 @@ table and invalidate later.
 from __future__ import annotations
 
 import enum
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple, Protocol
 
 from inspector import encoding, pte
-from inspector.model.slot import first_hidden
+from inspector.model.slot import Walk, kernel_walk
 
 __all__ = [
     "EntryPlace",
@@ -226,20 +226,22 @@ class VmState:
     """A VM kept in dictionaries: the model's own view of one.
 
     ``slots`` maps a gfn to its words in list order; ``shadows`` and
-    ``l1_tables`` map the L1 LPID of a nested guest to its tables.
+    ``l1_tables`` map the L1 LPID of a nested guest to its tables.  ``walk``
+    tells which words of a slot the kernel meets.
     """
 
     page_shift: int
     host: Table = field(default_factory=Table)
     slots: dict[int, tuple[int, ...]] = field(default_factory=dict)
     shadows: dict[int, Table] = field(default_factory=dict)
-    l1_tables: dict[int, Table] = field(default_factory=dict)
+    l1_tables: Mapping[int, Tables] = field(default_factory=dict)
+    walk: Walk = kernel_walk
 
     def shadow(self, lpid: int) -> Table | None:
         """Return the shadow table of a nested guest."""
         return self.shadows.get(lpid)
 
-    def l1_table(self, lpid: int) -> Table | None:
+    def l1_table(self, lpid: int) -> Tables | None:
         """Return L1's own table for a nested guest."""
         return self.l1_tables.get(lpid)
 
@@ -247,7 +249,7 @@ class VmState:
         """Return every rmap entry whose LPID and L2 address lie in a shadow leaf."""
         found = []
         for gfn, words in self.slots.items():
-            hidden = first_hidden(words)
+            hidden = len(self.walk(words))
             for index, word in enumerate(words):
                 entry = encoding.decode(word)
                 if entry.lpid == lpid and 0 <= entry.gpa - leaf.address < leaf.size:

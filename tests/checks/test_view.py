@@ -17,7 +17,7 @@ from inspector.checks.view import STATES, CheckedVm, ModelView
 from inspector.kvm.snapshot import Memslot, Vm
 from inspector.model.memslots import holder
 from inspector.model.rights import Excess, L1State, judge_rights, misplaced
-from inspector.model.slot import first_hidden
+from inspector.model.slot import kernel_walk
 from inspector.model.vm import (
     EntryPlace,
     EntryState,
@@ -63,7 +63,7 @@ class Indexed(VmState):
     def by_page(self) -> dict[tuple[int, int], list[EntryPlace]]:
         found: dict[tuple[int, int], list[EntryPlace]] = {}
         for gfn, words in self.slots.items():
-            hidden = first_hidden(words)
+            hidden = len(kernel_walk(words))
             for i, word in enumerate(words):
                 found.setdefault(encoding.decode(word), []).append(
                     EntryPlace(gfn, i, word, i < hidden)
@@ -83,7 +83,7 @@ def compare(vm: Vm, state: VmState) -> Counter[Met]:
     checked = CheckedVm(vm, state.page_shift)
     met: Counter[Met] = Counter()
     entries = [
-        (gfn, word, position < first_hidden(words))
+        (gfn, word, position < len(kernel_walk(words)))
         for gfn, words in sorted(state.slots.items())
         for position, word in enumerate(words)
     ]

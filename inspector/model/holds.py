@@ -1,0 +1,147 @@
+"""What must hold of a state of the specification whenever ``mmu_lock`` is free.
+
+The identifiers are those of ``inspector check`` where a memory image can show
+the same; the others are about what no image of memory holds: translations in
+hardware, the pages of the VM's process, memory that was released.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import NamedTuple
+
+from inspector import encoding, pte
+from inspector.model.state import Guest, State
+from inspector.model.vm import Leaf, LeafState, VmState, judge_leaf
+
+__all__ = ["BEYOND_MEMORY", "Broken", "broken"]
+
+BEYOND_MEMORY = frozenset(
+    {"cached-frame", "cached-change", "host-leaf-backed", "released-guest-unused"}
+)
+"""Invariants that an image of memory cannot show."""
+
+RIGHTS = pte.READ | pte.WRITE | pte.EXEC
+RC = pte.REFERENCED | pte.CHANGED
+
+_LEAF_STATES = {
+    LeafState.LOST: "shadow-leaf-covered",
+    LeafState.HIDDEN: "shadow-leaf-covered",
+    LeafState.MOVED: "shadow-leaf-frame",
+    LeafState.UNMAPPED: "shadow-leaf-mapped",
+}
+
+
+class Broken(NamedTuple):
+    """An invariant that does not hold, and where."""
+
+    invariant: str
+    where: str
+
+
+def broken(
+    vm: State, settled: Callable[[int, int], bool] = lambda lpid, address: False
+) -> list[Broken]:
+    """Return what does not hold.
+
+    ``settled`` tells of an L2 address that L1 has not changed its translation
+    since it last invalidated it; only there can shadow leaves be held against
+    L1's table.
+    """
+    view = vm.view()
+    return [
+        *_slots(vm),
+        *_host_leaves(vm),
+        *_guests(vm),
+        *(found for guest in vm.guests.values() for found in _shadow(vm, view, guest, settled)),
+        *_cached(vm),
+        *(Broken("released-guest-unused", text) for text in vm.misuse),
+    ]
+
+
+def _slots(vm: State) -> Iterator[Broken]:
+    for memslot in vm.memslots.values():
+        for index, slot in memslot.slots.items():
+            gfn = memslot.base_gfn + index
+            if not slot.words:
+                continue
+            if not memslot.holds(gfn):
+                yield Broken("rmap-slot-in-memslot", f"slot {index} of memslot {memslot.id}")
+            met = [encoding.identity(word) for word in slot.words]
+            if len(set(met)) != len(met):
+                yield Broken("rmap-duplicate", f"gfn {gfn:#x}")
+            host = vm.host.at(gfn << vm.page_shift)
+            if host is not None and host.address != gfn << vm.page_shift:
+                yield Broken("rmap-slot-aligned", f"gfn {gfn:#x} inside the leaf {host.address:#x}")
+
+
+def _host_leaves(vm: State) -> Iterator[Broken]:
+    for leaf in vm.host.leaves.values():
+        first = leaf.address >> vm.page_shift
+        last = leaf.address + leaf.size - 1 >> vm.page_shift
+        memslot = vm.memslot_of(first)
+        if memslot is None or not memslot.holds(last):
+            yield Broken("host-leaf-in-memslot", f"{leaf.address:#x}")
+            continue
+        backing = vm.process.at(memslot.hva + leaf.address - (memslot.base_gfn << vm.page_shift))
+        if (
+            backing is None
+            or backing.translate(memslot.hva + leaf.address - (memslot.base_gfn << vm.page_shift))
+            != leaf.frame
+        ):
+            yield Broken("host-leaf-backed", f"{leaf.address:#x}")
+
+
+def _guests(vm: State) -> Iterator[Broken]:
+    shadow_lpids = [guest.shadow_lpid for guest in vm.guests.values()]
+    for lpid, guest in vm.guests.items():
+        if lpid != guest.l1_lpid or guest.refcnt < 1:
+            yield Broken("nested-guest-known", f"{lpid}")
+        if shadow_lpids.count(guest.shadow_lpid) > 1 or guest.shadow_lpid == vm.lpid:
+            yield Broken("shadow-lpid-unique", f"{lpid}")
+        if vm.partition.get(guest.shadow_lpid, guest.shadow) is not guest.shadow:
+            yield Broken("partition-entry", f"{lpid}")
+
+
+def _shadow(
+    vm: State, view: VmState, guest: Guest, settled: Callable[[int, int], bool]
+) -> Iterator[Broken]:
+    for leaf in guest.shadow.leaves.values():
+        where = f"{guest.l1_lpid}:{leaf.address:#x}"
+        judged = judge_leaf(view, guest.l1_lpid, leaf)
+        if judged.state is not LeafState.COVERED:
+            yield Broken(_LEAF_STATES[judged.state], where)
+        elif settled(guest.l1_lpid, leaf.address):
+            if not judged.agrees(leaf):
+                yield Broken("shadow-leaf-frame", where)
+            elif judged.l1 and leaf.entry & ~judged.l1.entry & RIGHTS:
+                yield Broken("shadow-leaf-rights", where)
+            if judged.l1 and leaf.shift > judged.l1.shift:
+                yield Broken("shadow-leaf-size", where)
+        yield from _beside_host(vm, leaf, judged.backing, where)
+
+
+def _beside_host(vm: State, leaf: Leaf, backing: Sequence[Leaf], where: str) -> Iterator[Broken]:
+    """Hold a leaf against L0's; where several map the host page, one of them must allow it."""
+    if not backing:
+        return
+    if all(leaf.entry & ~host.entry & RIGHTS for host in backing):
+        yield Broken("shadow-leaf-rights", where)
+    if all(leaf.shift > host.shift for host in backing):
+        yield Broken("shadow-leaf-size", where)
+    # hardware that sets R and C itself does so in the shadow leaf alone
+    if not vm.hardware_sets_rc and all(leaf.entry & ~host.entry & RC for host in backing):
+        yield Broken("shadow-leaf-rc", where)
+
+
+def _cached(vm: State) -> Iterator[Broken]:
+    tables = {guest.shadow_lpid: guest.shadow for guest in vm.guests.values()}
+    tables[vm.lpid] = vm.host
+    for lpid, cached in vm.tlb.items():
+        for leaf in cached.leaves.values():
+            now = tables[lpid].at(leaf.address) if lpid in tables else None
+            where = f"LPID {lpid}, {leaf.address:#x}"
+            if now is None or now.translate(leaf.address) != leaf.frame:
+                yield Broken("cached-frame", where)
+            elif leaf.entry & ~now.entry & pte.CHANGED:
+                yield Broken("cached-change", where)

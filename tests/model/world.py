@@ -1,0 +1,233 @@
+"""A small world for the specification: three memslots, a few pages, and what can happen there.
+
+Steps are plain tuples, so that a failing sequence reads as what was done.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import Any
+
+from hypothesis import strategies as st
+
+from inspector import pte
+from inspector.model import guests, l1_walk, operations, removal
+from inspector.model.holds import Broken, broken
+from inspector.model.l1_tables import L1Tables
+from inspector.model.page_fault import Access
+from inspector.model.rules import Rules
+from inspector.model.state import DIRTY_LOGGED, Memslot, State
+from inspector.model.vm import Leaf
+
+Step = tuple[Any, ...]
+
+TABLES, DATA, ODD = 0, 1, 2
+MIB = 1 << 20
+DATA_GPA, ODD_GPA = 0x4000_0000, 0x8010_0000
+HVA = {TABLES: 0x7000_0000_0000, DATA: 0x7100_0000_0000, ODD: 0x7200_0010_0000}
+HUGE = 21
+LPIDS = (0, 1)
+ALL_RIGHTS = pte.READ | pte.WRITE | pte.EXEC
+READ_WRITE = pte.READ | pte.WRITE
+RC = pte.REFERENCED | pte.CHANGED
+
+
+class World:
+    """One VM whose process owns pages of both sizes."""
+
+    def __init__(self, page_shift: int, rules: Rules, *, hardware_sets_rc: bool) -> None:
+        self.vm = State(page_shift, rules=rules, hardware_sets_rc=hardware_sets_rc)
+        self.page = 1 << page_shift
+        self._frame = 0x1_0000_0000
+        self._changed: dict[int, set[int]] = {lpid: set() for lpid in LPIDS}
+        self.add_memslot(TABLES, 0, 24 * MIB)
+        self.add_memslot(DATA, DATA_GPA, 4 * MIB)
+        # begins and ends inside a large page of the process
+        self.add_memslot(ODD, ODD_GPA, 1 * MIB + 16 * self.page)
+        self.collapse(DATA_GPA + 2 * MIB)
+        for place in (ODD_GPA, ODD_GPA + MIB):
+            self.collapse(place)
+        self.tables = L1Tables(self.vm, 1 * MIB)
+        self.tables.register()
+        for lpid in LPIDS:
+            self.tables.create(lpid)
+
+    def hva(self, gpa: int) -> int:
+        memslot = self.vm.memslot_of(gpa >> self.vm.page_shift)
+        assert memslot is not None
+        return memslot.hva + gpa - (memslot.base_gfn << self.vm.page_shift)
+
+    def add_memslot(self, number: int, gpa: int, size: int) -> None:
+        if number not in self.vm.memslots:
+            shift = self.vm.page_shift
+            memslot = Memslot(number, gpa >> shift, size >> shift, HVA[number])
+            operations.add_memslot(self.vm, memslot)
+
+    def delete_memslot(self, number: int) -> None:
+        if number in self.vm.memslots:
+            operations.delete_memslot(self.vm, number)
+
+    def collapse(self, gpa: int) -> None:
+        if self.vm.memslot_of(gpa >> self.vm.page_shift):
+            self._process(self.hva(gpa) & -(1 << HUGE), HUGE)
+
+    def _process(self, hva: int, shift: int, *, writable: bool = True) -> None:
+        self._frame += 1 << HUGE
+        operations.process_map(self.vm, hva, self._frame, shift, writable=writable)
+
+    def replace(self, gpa: int, writable: bool) -> None:
+        if self.vm.memslot_of(gpa >> self.vm.page_shift):
+            self._process(self.hva(gpa) & -self.page, self.vm.page_shift, writable=writable)
+
+    def throw_away(self, gpa: int, pages: int) -> None:
+        if self.vm.memslot_of(gpa >> self.vm.page_shift):
+            operations.process_unmap(self.vm, self.hva(gpa) & -self.page, pages * self.page)
+
+    def age(self, gpa: int) -> None:
+        if self.vm.memslot_of(gpa >> self.vm.page_shift):
+            operations.age_pages(self.vm, self.hva(gpa) & -self.page, self.page)
+
+    def dirty_log(self, number: int) -> None:
+        if number in self.vm.memslots:
+            removal.clear_dirty_log(self.vm, self.vm.memslots[number])
+
+    def log_dirty(self, number: int, on: bool) -> None:
+        if number in self.vm.memslots:
+            operations.set_memslot_flags(self.vm, number, DIRTY_LOGGED if on else 0)
+
+    def map(self, lpid: int, l2: int, l1: int, shift: int, rights: int) -> None:
+        shift = shift if shift == HUGE else self.vm.page_shift
+        l2, l1 = l2 & -(1 << shift), l1 & -(1 << shift)
+        self.tables.map(lpid, l2, l1, shift, rights | RC)
+        self._changed[lpid].add(l2 & -(1 << HUGE))
+
+    def put(self, lpid: int, l2: int, l1: int, shift: int, rights: int, access: Access) -> None:
+        """L1 maps a page as it should, and L2 touches it."""
+        self.flush_page(lpid, l2)
+        self.map(lpid, l2, l1, shift, rights)
+        self.flush_lpid(lpid, 0) if shift == HUGE else self.flush_page(lpid, l2)
+        self.touch(lpid, l2, access)
+
+    def unmap(self, lpid: int, l2: int) -> None:
+        self.tables.unmap(lpid, l2, self.vm.page_shift)
+        self._changed[lpid].add(l2 & -(1 << HUGE))
+
+    def kill(self, lpid: int) -> None:
+        self.tables.clear(lpid)
+        self.flush_lpid(lpid, 2)
+        self.tables.create(lpid)
+
+    def flush_page(self, lpid: int, l2: int) -> None:
+        ap = 5 if self.page == 1 << 16 else 0
+        guests.h_tlb_invalidate(self.vm, 0, lpid, l2 | ap << 5)
+
+    def flush_lpid(self, lpid: int, ric: int) -> None:
+        guests.h_tlb_invalidate(self.vm, ric, lpid, 2 << 10)
+        self._settle([lpid], ric)
+
+    def flush_all(self, ric: int, killed: int | None) -> None:
+        if killed is not None:
+            self.tables.clear(killed)
+        guests.h_tlb_invalidate(self.vm, ric, 0, 3 << 10)
+        self._settle(LPIDS, ric)
+        if killed is not None:
+            self.tables.create(killed)
+
+    def _settle(self, lpids: Iterable[int], ric: int) -> None:
+        # RIC 1 is about a cache that KVM does not keep
+        for lpid in lpids if ric != 1 else ():
+            self._changed[lpid].clear()
+
+    def flush_range(self, lpid: int, l2: int, pages: int) -> None:
+        size = 0x1 if self.page == 1 << 12 else 0x2
+        guests.h_rpt_invalidate(self.vm, lpid, 0x1, size, l2, l2 + pages * self.page)
+
+    def touch(self, lpid: int, l2: int, access: Access) -> None:
+        leaf = l1_walk.translate(self.vm.read_l1, self.vm.l1_entry(lpid)[0], l2)
+        if isinstance(leaf, Leaf):
+            self._fault_in(leaf.translate(l2), access)
+        operations.l2_access(self.vm, lpid, l2, access)
+
+    def touch_l1(self, gpa: int, access: Access) -> None:
+        self._fault_in(gpa, access)
+        operations.l1_access(self.vm, gpa, access)
+
+    def _fault_in(self, gpa: int, access: Access) -> None:
+        """What the host does before the kernel maps a page: give the process one it may use."""
+        if self.vm.memslot_of(gpa >> self.vm.page_shift):
+            leaf = self.vm.process.at(self.hva(gpa))
+            if leaf is None or (access.writing and not leaf.entry & pte.WRITE):
+                self._process(self.hva(gpa) & -self.page, self.vm.page_shift)
+
+    def settled(self, lpid: int, l2: int) -> bool:
+        return l2 & -(1 << HUGE) not in self._changed[lpid]
+
+    def broken(self) -> list[Broken]:
+        return broken(self.vm, self.settled)
+
+
+def run(
+    steps: list[Step], rules: Rules, page_shift: int, *, hardware_sets_rc: bool
+) -> list[Broken]:
+    """Do the steps; return what is broken after the first that breaks something."""
+    world = World(page_shift, rules, hardware_sets_rc=hardware_sets_rc)
+    for name, *arguments in steps:
+        method: Callable[..., None] = getattr(world, name)
+        method(*arguments)
+        found = world.broken()
+        if found:
+            return found
+    return []
+
+
+_lpids = st.sampled_from(LPIDS)
+_l2 = st.sampled_from([0, 0x1_0000, (1 << HUGE) + 0x1_0000])
+_l1 = st.sampled_from(
+    [DATA_GPA, DATA_GPA + 2 * MIB, DATA_GPA + 2 * MIB + 0x1_0000, ODD_GPA, ODD_GPA + MIB]
+)
+_slots = st.sampled_from([DATA, ODD])
+_access = st.sampled_from(list(Access))
+_ric = st.sampled_from([0, 1, 2])
+_shift = st.sampled_from([12, HUGE])
+_rights = st.sampled_from([ALL_RIGHTS, READ_WRITE, pte.READ])
+
+
+def _step(name: str, *arguments: st.SearchStrategy[Any]) -> st.SearchStrategy[Step]:
+    return st.tuples(st.just(name), *arguments)
+
+
+_l2_acts = st.one_of(
+    _step("put", _lpids, _l2, _l1, _shift, _rights, _access),
+    _step("put", _lpids, _l2, _l1, st.just(12), st.just(ALL_RIGHTS), _access),
+    _step("touch", _lpids, _l2, _access),
+)
+_l1_acts = st.one_of(
+    _step("map", _lpids, _l2, _l1, _shift, _rights),
+    _step("flush_page", _lpids, _l2),
+    _step("unmap", _lpids, _l2),
+    _step("flush_lpid", _lpids, _ric),
+    _step("flush_all", _ric, st.none() | _lpids),
+    _step("flush_range", _lpids, _l2, st.sampled_from([1, 3, 40])),
+    _step("kill", _lpids),
+)
+_host_acts = st.one_of(
+    _step("throw_away", _l1, st.sampled_from([1, 2, 512])),
+    _step("replace", _l1, st.booleans()),
+    _step("collapse", _l1),
+    _step("touch_l1", _l1, _access),
+    _step("age", _l1),
+    _step("dirty_log", _slots),
+    _step("log_dirty", _slots, st.booleans()),
+    _step("delete_memslot", _slots),
+    _step("add_memslot", st.just(DATA), st.just(DATA_GPA), st.just(4 * MIB)),
+)
+
+
+@st.composite
+def _any_step(draw: st.DrawFn) -> Step:
+    # drawn by hand: one_of would weigh every kind of step alike, and most need pages to act on
+    kind = draw(st.sampled_from([_l2_acts, _l2_acts, _l1_acts, _host_acts]))
+    return draw(kind)
+
+
+steps = st.lists(_any_step(), min_size=1, max_size=12)
