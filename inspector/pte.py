@@ -66,9 +66,6 @@ PGD_BITS = 13
 SUPPORTED_BITS = ((PGD_BITS,), (9,), (9,), (9, 5))
 """Index widths KVM accepts at each level, the root first (p9_supported_radix_bits)."""
 
-HOST_RADIX = 1 << 63
-"""Set in dword 0 of a partition-table entry whose guest real addresses are radix translated."""
-
 _RTS1_SHIFT, _RTS1_MASK = 61, 0x3
 _RTS2_SHIFT, _RTS2_MASK = 5, 0x7
 _RTS_BASE = 31

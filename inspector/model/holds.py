@@ -7,22 +7,21 @@ hardware, the pages of the VM's process, memory that was released.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
 from inspector import encoding, pte
+from inspector.model.memslots import holder
+from inspector.model.rights import L1State, RightsJudgement, judge_rights, misplaced
 from inspector.model.state import Guest, State
-from inspector.model.vm import Leaf, LeafState, VmState, judge_leaf
+from inspector.model.vm import LeafState, VmState, judge_leaf
 
 __all__ = ["BEYOND_MEMORY", "Broken", "broken"]
 
 BEYOND_MEMORY = frozenset(
-    {"cached-frame", "cached-change", "host-leaf-backed", "released-guest-unused"}
+    {"cached-frame", "cached-change", "host-leaf-backed", "released-guest-unused", "rmap-array"}
 )
 """Invariants that an image of memory cannot show."""
-
-RIGHTS = pte.READ | pte.WRITE | pte.EXEC
-RC = pte.REFERENCED | pte.CHANGED
 
 _LEAF_STATES = {
     LeafState.LOST: "shadow-leaf-covered",
@@ -50,7 +49,7 @@ def broken(
     """
     view = vm.view()
     return [
-        *_slots(vm),
+        *_slots(vm, view),
         *_host_leaves(vm),
         *_guests(vm),
         *(found for guest in vm.guests.values() for found in _shadow(vm, view, guest, settled)),
@@ -59,46 +58,41 @@ def broken(
     ]
 
 
-def _slots(vm: State) -> Iterator[Broken]:
+def _slots(vm: State, view: VmState) -> Iterator[Broken]:
     for memslot in vm.memslots.values():
         for index, slot in memslot.slots.items():
             gfn = memslot.base_gfn + index
-            if not slot.words:
-                continue
-            if not memslot.holds(gfn):
-                yield Broken("rmap-slot-in-memslot", f"slot {index} of memslot {memslot.id}")
+            if slot.words and not memslot.holds(gfn):
+                yield Broken("rmap-array", f"slot {index} of memslot {memslot.id}")
             met = [encoding.identity(word) for word in slot.words]
             if len(set(met)) != len(met):
                 yield Broken("rmap-duplicate", f"gfn {gfn:#x}")
-            host = vm.host.at(gfn << vm.page_shift)
-            if host is not None and host.address != gfn << vm.page_shift:
-                yield Broken("rmap-slot-aligned", f"gfn {gfn:#x} inside the leaf {host.address:#x}")
+            for word in slot.words:
+                if misplaced(view, gfn, word) is not None:
+                    yield Broken("rmap-slot", f"gfn {gfn:#x}")
 
 
 def _host_leaves(vm: State) -> Iterator[Broken]:
     for leaf in vm.host.leaves.values():
-        first = leaf.address >> vm.page_shift
-        last = leaf.address + leaf.size - 1 >> vm.page_shift
-        memslot = vm.memslot_of(first)
-        if memslot is None or not memslot.holds(last):
-            yield Broken("host-leaf-in-memslot", f"{leaf.address:#x}")
+        memslot = vm.memslot_of(leaf.address >> vm.page_shift)
+        if memslot is None or holder([memslot], leaf, vm.page_shift) is None:
+            yield Broken("host-leaf-memslot", f"{leaf.address:#x}")
             continue
-        backing = vm.process.at(memslot.hva + leaf.address - (memslot.base_gfn << vm.page_shift))
-        if (
-            backing is None
-            or backing.translate(memslot.hva + leaf.address - (memslot.base_gfn << vm.page_shift))
-            != leaf.frame
-        ):
+        hva = memslot.hva + leaf.address - (memslot.base_gfn << vm.page_shift)
+        backing = vm.process.at(hva)
+        if backing is None or backing.translate(hva) != leaf.frame:
             yield Broken("host-leaf-backed", f"{leaf.address:#x}")
 
 
 def _guests(vm: State) -> Iterator[Broken]:
     shadow_lpids = [guest.shadow_lpid for guest in vm.guests.values()]
     for lpid, guest in vm.guests.items():
-        if lpid != guest.l1_lpid or guest.refcnt < 1:
-            yield Broken("nested-guest-known", f"{lpid}")
+        if lpid != guest.l1_lpid:
+            yield Broken("nested-lpid", f"{lpid}")
+        if guest.refcnt < 1:
+            yield Broken("nested-refcount", f"{lpid}")
         if shadow_lpids.count(guest.shadow_lpid) > 1 or guest.shadow_lpid == vm.lpid:
-            yield Broken("shadow-lpid-unique", f"{lpid}")
+            yield Broken("shadow-lpid", f"{lpid}")
         if vm.partition.get(guest.shadow_lpid, guest.shadow) is not guest.shadow:
             yield Broken("partition-entry", f"{lpid}")
 
@@ -109,28 +103,22 @@ def _shadow(
     for leaf in guest.shadow.leaves.values():
         where = f"{guest.l1_lpid}:{leaf.address:#x}"
         judged = judge_leaf(view, guest.l1_lpid, leaf)
+        rights = judge_rights(view, guest.l1_lpid, leaf)
         if judged.state is not LeafState.COVERED:
             yield Broken(_LEAF_STATES[judged.state], where)
-        elif settled(guest.l1_lpid, leaf.address):
-            if not judged.agrees(leaf):
-                yield Broken("shadow-leaf-frame", where)
-            elif judged.l1 and leaf.entry & ~judged.l1.entry & RIGHTS:
-                yield Broken("shadow-leaf-rights", where)
-            if judged.l1 and leaf.shift > judged.l1.shift:
-                yield Broken("shadow-leaf-size", where)
-        yield from _beside_host(vm, leaf, judged.backing, where)
+        elif rights is not None:
+            yield from _excess(vm, rights, where)
+            if settled(guest.l1_lpid, leaf.address) and rights.l1_state is not L1State.AGREES:
+                yield Broken("shadow-leaf-l1", where)
 
 
-def _beside_host(vm: State, leaf: Leaf, backing: Sequence[Leaf], where: str) -> Iterator[Broken]:
-    """Hold a leaf against L0's; where several map the host page, one of them must allow it."""
-    if not backing:
-        return
-    if all(leaf.entry & ~host.entry & RIGHTS for host in backing):
-        yield Broken("shadow-leaf-rights", where)
-    if all(leaf.shift > host.shift for host in backing):
+def _excess(vm: State, rights: RightsJudgement, where: str) -> Iterator[Broken]:
+    if rights.excess.permissions:
+        yield Broken("shadow-leaf-permission", where)
+    if rights.excess.larger:
         yield Broken("shadow-leaf-size", where)
     # hardware that sets R and C itself does so in the shadow leaf alone
-    if not vm.hardware_sets_rc and all(leaf.entry & ~host.entry & RC for host in backing):
+    if not vm.hardware_sets_rc and (rights.excess.recorded or rights.l1_recorded):
         yield Broken("shadow-leaf-rc", where)
 
 

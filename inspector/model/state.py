@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 from inspector.model import l1_walk
 from inspector.model.rules import MUST_HOLD, Rules
 from inspector.model.slot import Slot
-from inspector.model.vm import Table, VmState
+from inspector.model.vm import Table, Tables, VmState
 
 __all__ = ["DIRTY_LOGGED", "PMD_SHIFT", "PUD_SHIFT", "READ_ONLY", "Guest", "Memslot", "State"]
 
@@ -152,14 +152,24 @@ class State:
 
     def view(self) -> VmState:
         """Return what can be judged of this state."""
-        return VmState(
+        return _View(
             self.page_shift,
             self.host,
             {gfn: slot.words for gfn, slot in self.slots()},
             {lpid: guest.shadow for lpid, guest in self.guests.items()},
-            {
+            walk=self.rules.words_met,
+            asked={
                 lpid: l1_walk.L1Table(self.read_l1, guest.l1_gr_to_hr)
                 for lpid, guest in self.guests.items()
             },
-            self.rules.words_met,
         )
+
+
+@dataclass
+class _View(VmState):
+    """A state whose L1 tables are walked when they are asked."""
+
+    asked: dict[int, l1_walk.L1Table] = field(default_factory=dict)
+
+    def l1_table(self, lpid: int) -> Tables | None:
+        return self.asked.get(lpid)

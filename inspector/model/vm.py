@@ -15,7 +15,7 @@ table and invalidate later.
 from __future__ import annotations
 
 import enum
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple, Protocol
 
@@ -234,7 +234,7 @@ class VmState:
     host: Table = field(default_factory=Table)
     slots: dict[int, tuple[int, ...]] = field(default_factory=dict)
     shadows: dict[int, Table] = field(default_factory=dict)
-    l1_tables: Mapping[int, Tables] = field(default_factory=dict)
+    l1_tables: dict[int, Table] = field(default_factory=dict)
     walk: Walk = kernel_walk
 
     def shadow(self, lpid: int) -> Table | None:
