@@ -12,6 +12,7 @@ import pytest
 
 from fixtures.lab.expectation import Expectation
 from fixtures.lab.machine import stopped_times
+from fixtures.lab.specified import leaves_read, specified
 from inspector.capture import Capture, write_capture
 from inspector.checks.verdict import Verdict, judge
 from inspector.kvm.snapshot import Snapshot
@@ -38,6 +39,18 @@ def _assert_agrees(snapshot: Snapshot, expected: Expectation) -> None:
         leaves = {(o.lpid, o.l2, o.shift) for o in expected.leaves if o.vm == known.index}
         assert slots_of(vm) == words
         assert leaves_of(vm) == leaves
+    _assert_specified(snapshot, expected)
+
+
+def _assert_specified(snapshot: Snapshot, expected: Expectation) -> None:
+    """Hold the machine against what the specification makes of the operations alone."""
+    made = specified(expected.operations, expected.page_size)
+    for known in expected.vms:
+        if known.radix:
+            slot = next(slot for slot in expected.memslots if slot.vm == known.index)
+            vm = vm_at(snapshot, slot.hva)
+            assert slots_of(vm) == made[known.index].slots()
+            assert leaves_read(vm) == made[known.index].leaves()
 
 
 @pytest.mark.parametrize("read_path", READ_PATHS)
