@@ -70,6 +70,10 @@ def _never(*_: object) -> bool:
     return False
 
 
+def _always(*_: object) -> bool:
+    return True
+
+
 def _frame_as_address(leaf: Leaf) -> int:
     return leaf.frame
 
@@ -125,6 +129,19 @@ DEPARTURES = (
         f"kvmhv_update_nest_rmap_rc in {_NESTED}",
         "present since R and C are kept in step (5.0)",
         ("cached-change",),
+        current=True,
+        seen=False,
+    ),
+    Departure(
+        "rc-set-beside-l0",
+        "rc_set_on",
+        _always,
+        "Where hardware cannot set R or C of a shadow leaf, the kernel sets it there and in L0's "
+        "leaf for the page that L1's table leads to now. The shadow leaf may still lead to the "
+        "page before, whose leaf of L0 then lacks the bit.",
+        f"kvmhv_handle_nested_set_rc in {_NESTED}",
+        "present since nested page faults were handled (4.20)",
+        ("shadow-leaf-rc",),
         current=True,
         seen=False,
     ),

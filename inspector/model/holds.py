@@ -108,8 +108,8 @@ def _shadow(
             yield Broken(_LEAF_STATES[judged.state], where)
         elif rights is not None:
             yield from _excess(vm, rights, where)
-            if settled(guest.l1_lpid, leaf.address) and rights.l1_state is not L1State.AGREES:
-                yield Broken("shadow-leaf-l1", where)
+            if settled(guest.l1_lpid, leaf.address):
+                yield from _beside_l1(vm, rights, where)
 
 
 def _excess(vm: State, rights: RightsJudgement, where: str) -> Iterator[Broken]:
@@ -118,7 +118,14 @@ def _excess(vm: State, rights: RightsJudgement, where: str) -> Iterator[Broken]:
     if rights.excess.larger:
         yield Broken("shadow-leaf-size", where)
     # hardware that sets R and C itself does so in the shadow leaf alone
-    if not vm.hardware_sets_rc and (rights.excess.recorded or rights.l1_recorded):
+    if not vm.hardware_sets_rc and rights.excess.recorded:
+        yield Broken("shadow-leaf-rc", where)
+
+
+def _beside_l1(vm: State, rights: RightsJudgement, where: str) -> Iterator[Broken]:
+    if rights.l1_state is not L1State.AGREES:
+        yield Broken("shadow-leaf-l1", where)
+    if not vm.hardware_sets_rc and rights.l1_recorded:
         yield Broken("shadow-leaf-rc", where)
 
 

@@ -87,14 +87,17 @@ def process_unmap(vm: State, hva: int, size: int) -> None:
     guest, and the process keeps the rest of it in single pages.
     """
     cut = vm.process.at(hva)
-    whole = [cut] if cut and cut.size > size else vm.process.inside(hva, size)
-    for leaf in whole:
+    if cut is not None and cut.size > size:
+        gone, first, length = [cut], cut.address, cut.size
+    else:
+        gone, first, length = vm.process.inside(hva, size), hva, size
+    for leaf in gone:
         vm.process.drop(leaf)
-        for memslot, gfns in _mapped(vm, leaf.address, leaf.size):
-            for gfn in vm.rules.unmapped_gfns(gfns):
-                removal.unmap_gfn(vm, memslot, gfn)
-        if leaf.size > size:
-            _keep_rest(vm.process, leaf, range(hva, hva + size), vm.page_shift)
+    for memslot, gfns in _mapped(vm, first, length):
+        for gfn in vm.rules.unmapped_gfns(gfns):
+            removal.unmap_gfn(vm, memslot, gfn)
+    if length > size and cut is not None:
+        _keep_rest(vm.process, cut, range(hva, hva + size), vm.page_shift)
 
 
 def age_pages(vm: State, hva: int, size: int) -> bool:

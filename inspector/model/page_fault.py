@@ -59,7 +59,7 @@ def host_page_fault(vm: State, gpa: int, access: Access, *, set_rc: bool = False
         return Outcome.MMIO
     if memslot.flags & READ_ONLY and access.writing:
         return Outcome.TO_L1
-    if set_rc and _set_rc(vm, vm.host, gpa, vm.lpid, access):
+    if set_rc and _set_rc(vm.host, gpa, access):
         return Outcome.RETRY
     return Outcome.FAILED if _instantiate(vm, gpa, memslot, access) is None else Outcome.RETRY
 
@@ -94,9 +94,7 @@ def nested_page_fault(
         needed = _rc_for(access)
         if needed & ~l1.entry:
             return Outcome.TO_L1
-        both = _set_rc(vm, vm.host, l1.translate(address), vm.lpid, access) and _set_rc(
-            vm, guest.shadow, address, guest.shadow_lpid, access
-        )
+        both = _set_both(vm, guest, address, l1.translate(address), access)
         if not both:
             invalidate_shadow(vm, guest, address)
         if not both or not translated:
@@ -146,7 +144,17 @@ def _rc_for(access: Access) -> int:
     return pte.REFERENCED | (pte.CHANGED if access.writing else 0)
 
 
-def _set_rc(vm: State, table: Table, address: int, lpid: int, access: Access) -> bool:
+def _set_both(vm: State, guest: Guest, address: int, gpa: int, access: Access) -> bool:
+    """``kvmhv_handle_nested_set_rc``: set R or C in L0's leaf, then in the shadow leaf."""
+    host, shadow = vm.host.at(gpa), guest.shadow.at(address)
+    if host is None or shadow is None:
+        return False
+    if not vm.rules.rc_set_on(shadow.translate(address), host.translate(gpa)):
+        return False
+    return _set_rc(vm.host, gpa, access) and _set_rc(guest.shadow, address, access)
+
+
+def _set_rc(table: Table, address: int, access: Access) -> bool:
     leaf = table.at(address)
     if leaf is None or (access.writing and not leaf.entry & pte.WRITE):
         return False

@@ -59,6 +59,11 @@ def rc_flushed_lpid(guest: Guest) -> int:
     return guest.shadow_lpid
 
 
+def rc_set_on(shadow: int, host: int) -> bool:
+    """R and C are set in a shadow leaf if it leads where L1's and L0's tables do."""
+    return shadow == host
+
+
 def rc_masked(l1_flags: int, writing: bool) -> int:
     """R and C of a new shadow leaf: R only if L1 has it, C only if L1 has it and L2 writes."""
     allowed = l1_flags & pte.REFERENCED
@@ -91,6 +96,7 @@ class Rules:
     rc_gfn: Callable[[State, Leaf, int], int] = rc_gfn
     rc_followed: Callable[[], bool] = rc_followed
     rc_flushed_lpid: Callable[[Guest], int] = rc_flushed_lpid
+    rc_set_on: Callable[[int, int], bool] = rc_set_on
     rc_masked: Callable[[int, bool], int] = rc_masked
     replaces: Callable[[Leaf, Leaf], bool] = replaces
     freed_address: Callable[[Leaf], int] = freed_address

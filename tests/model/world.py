@@ -95,16 +95,21 @@ class World:
         if number in self.vm.memslots:
             operations.set_memslot_flags(self.vm, number, DIRTY_LOGGED if on else 0)
 
-    def map(self, lpid: int, l2: int, l1: int, shift: int, rights: int) -> None:
+    def map(self, lpid: int, l2: int, l1: int, shift: int, flags: int) -> None:
         shift = shift if shift == HUGE else self.vm.page_shift
         l2, l1 = l2 & -(1 << shift), l1 & -(1 << shift)
-        self.tables.map(lpid, l2, l1, shift, rights | RC)
+        self.tables.map(lpid, l2, l1, shift, flags)
         self._changed[lpid].add(l2 & -(1 << HUGE))
 
-    def put(self, lpid: int, l2: int, l1: int, shift: int, rights: int, access: Access) -> None:
+    def careless(self, lpid: int, l2: int, l1: int, shift: int, flags: int, access: Access) -> None:
+        """L1 maps a page and invalidates nothing, and L2 touches it."""
+        self.map(lpid, l2, l1, shift, flags)
+        self.touch(lpid, l2, access)
+
+    def put(self, lpid: int, l2: int, l1: int, shift: int, flags: int, access: Access) -> None:
         """L1 maps a page as it should, and L2 touches it."""
         self.flush_page(lpid, l2)
-        self.map(lpid, l2, l1, shift, rights)
+        self.map(lpid, l2, l1, shift, flags)
         self.flush_lpid(lpid, 0) if shift == HUGE else self.flush_page(lpid, l2)
         self.touch(lpid, l2, access)
 
@@ -183,13 +188,15 @@ def run(
 _lpids = st.sampled_from(LPIDS)
 _l2 = st.sampled_from([0, 0x1_0000, (1 << HUGE) + 0x1_0000])
 _l1 = st.sampled_from(
-    [DATA_GPA, DATA_GPA + 2 * MIB, DATA_GPA + 2 * MIB + 0x1_0000, ODD_GPA, ODD_GPA + MIB]
+    [DATA_GPA, DATA_GPA + 0x1_0000, DATA_GPA + 2 * MIB, DATA_GPA + 2 * MIB + 0x1_0000, ODD_GPA]
 )
 _slots = st.sampled_from([DATA, ODD])
 _access = st.sampled_from(list(Access))
 _ric = st.sampled_from([0, 1, 2])
-_shift = st.sampled_from([12, HUGE])
-_rights = st.sampled_from([ALL_RIGHTS, READ_WRITE, pte.READ])
+_shift = st.sampled_from([12, 12, HUGE])
+_flags = st.sampled_from(
+    [ALL_RIGHTS | RC, READ_WRITE | RC, pte.READ | RC, ALL_RIGHTS | pte.REFERENCED]
+)
 
 
 def _step(name: str, *arguments: st.SearchStrategy[Any]) -> st.SearchStrategy[Step]:
@@ -197,12 +204,13 @@ def _step(name: str, *arguments: st.SearchStrategy[Any]) -> st.SearchStrategy[St
 
 
 _l2_acts = st.one_of(
-    _step("put", _lpids, _l2, _l1, _shift, _rights, _access),
-    _step("put", _lpids, _l2, _l1, st.just(12), st.just(ALL_RIGHTS), _access),
+    _step("put", _lpids, _l2, _l1, _shift, _flags, _access),
+    _step("put", _lpids, _l2, _l1, st.just(12), st.just(ALL_RIGHTS | RC), _access),
+    _step("careless", _lpids, _l2, _l1, _shift, _flags, _access),
     _step("touch", _lpids, _l2, _access),
 )
 _l1_acts = st.one_of(
-    _step("map", _lpids, _l2, _l1, _shift, _rights),
+    _step("map", _lpids, _l2, _l1, _shift, _flags),
     _step("flush_page", _lpids, _l2),
     _step("unmap", _lpids, _l2),
     _step("flush_lpid", _lpids, _ric),
