@@ -161,7 +161,7 @@ def _vm(kernel: KernelSpace, address: int, partition: _Partition) -> Vm:
     gaps: list[Gap] = []
     lock = field("mmu_lock")
     radix = bool(field("arch.radix"))
-    memslots = tuple(_gather(_memslots(kernel, address), gaps, "memslots", Part.MEMSLOTS))
+    memslots = _in_order(_gather(_memslots(kernel, address), gaps, "memslots", Part.MEMSLOTS))
     host, rmaps = LeafTable.empty(), NO_RMAPS
     nested: list[Nested] = []
     unread: list[int] | None = []
@@ -225,6 +225,11 @@ def _table(kernel: KernelSpace, pgtable: int) -> LeafTable:
     if not pgtable:
         return LeafTable.empty()
     return walk(kernel.memory, pte.Root(kernel.physical(pgtable), pte.PGD_BITS))
+
+
+def _in_order(memslots: list[Memslot]) -> tuple[Memslot, ...]:
+    """Sort memslots by place: kernels with an array of them keep them the other way round."""
+    return tuple(sorted(memslots, key=lambda memslot: memslot.base_gfn))
 
 
 def _memslots(kernel: KernelSpace, vm: int) -> Iterator[Memslot]:

@@ -77,7 +77,7 @@ def test_everything_put_in_comes_back(
         assert (vm.lpid, vm.pid, vm.radix, vm.nesting) == (wanted.lpid, wanted.pid, True, True)
         assert [
             MemslotRange(s.base_gfn, s.npages, s.userspace_addr, s.id, s.flags) for s in vm.memslots
-        ] == list(memslots)[:: -1 if age in OLD_LAYOUTS else 1]
+        ] == list(memslots)
         for slot in vm.rmaps:
             memslot = vm.memslots[slot.memslot]
             assert 0 <= slot.gfn - memslot.base_gfn < memslot.npages
