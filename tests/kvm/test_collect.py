@@ -17,7 +17,7 @@ from inspector.kvm.snapshot import Part, Snapshot
 from inspector.model.vm import EntryState, VmState
 from inspector.structures.space import KernelSpace
 from tests.builders import GFN_REGIONS, LPIDS, MemslotRange, leaf, state_of, table, vm_states, words
-from tests.fakekernel import ALL_LAYOUTS, OLD_LAYOUTS, FakeVm, Image, build, last_lpid
+from tests.fakekernel import ALL_LAYOUTS, FakeVm, Image, build, last_lpid
 from tests.memories import patch, without
 
 ORDERS = st.sampled_from("<>")
