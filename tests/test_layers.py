@@ -27,6 +27,7 @@ FLOORS = (
     ("capture", "recording"),
     ("session",),
     ("history", "replay"),
+    ("lockstep",),
     ("reports",),
     ("cli",),
     ("__main__",),
@@ -37,7 +38,7 @@ BESIDE = {"model": {"encoding", "pte", "model"}}
 """The model stands on the words alone, so that nothing that is checked is used to check it."""
 
 STANDARD_ONLY = ("encoding", "hash_encoding", "pte", "model")
-MODEL_READERS = {"checks", "recording", "replay", "reports", "cli", "model"}
+MODEL_READERS = {"checks", "recording", "replay", "lockstep", "reports", "cli", "model"}
 
 
 def part(path: Path) -> str:

@@ -30,6 +30,7 @@ COMMANDS = {
     "layout": "Save what the tool knows of the target's kernel.",
     "replay": "Follow recorded calls with the model.",
     "rmap": "List the rmap slots with their entries.",
+    "trace": "Follow a live machine with the model, call by call.",
     "vms": "List the VMs with their memslots and nested guests.",
 }
 

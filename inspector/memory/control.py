@@ -1,4 +1,4 @@
-"""Control of an attached machine that stands still: watchpoints, registers, running on.
+"""Control of an attached machine that stands still: where it stops, registers, running on.
 
 This is no change to the machine's memory.  Watchpoints go to QEMU's stub as
 packets, not through GDB's own ``watch``: that one reads the word through
@@ -9,7 +9,7 @@ They compare virtual addresses, in every context.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
 from inspector.errors import InspectorError, TargetNotSupported
@@ -39,23 +39,18 @@ class Control:
     def run(self, timeout: float) -> bool:
         """Let the machine run until it stops; false if it had to be stopped after a time.
 
-        It stands still afterwards, also after Ctrl-C.
-
         Args:
             timeout: seconds to wait for a stop.
         """
         machine = self._machine
         machine.leave_physical()
+        # Set first: after a Ctrl-C in between, whoever cleans up must take it for running.
+        machine.gdb.running = True
+        machine.gdb.command("-exec-continue")
         try:
-            # Set first: after a Ctrl-C in between, it must be taken for running.
-            machine.gdb.running = True
-            machine.gdb.command("-exec-continue")
             machine.gdb.wait_stopped(timeout)
-        except BaseException as error:
-            if machine.gdb.running:
-                machine.interrupt()
-            if not isinstance(error, GdbSilent):
-                raise
+        except GdbSilent:
+            machine.interrupt()
             return False
         return True
 
@@ -81,10 +76,47 @@ class Control:
                     )
             yield
         finally:
+            if machine.gdb.running:
+                machine.interrupt()
             machine.leave_physical()
             for place in placed:
                 with contextlib.suppress(InspectorError):
                     self._watchpoint("z", *place)
+
+    @contextlib.contextmanager
+    def breakpoints(self) -> Iterator[Callable[[int], Callable[[], None]]]:
+        """Give a function that places a breakpoint at an address and returns what removes it.
+
+        They are GDB's hardware breakpoints, which write nothing and which GDB
+        steps over with this one vCPU.  They compare virtual addresses, in
+        every context.  The machine stands still behind the block, and all of
+        them are gone.
+        """
+        machine = self._machine
+        placed: set[str] = set()
+
+        def place(address: int) -> Callable[[], None]:
+            machine.leave_physical()
+            answer = machine.gdb.command(f"-break-insert -h *{address:#x}").payload
+            number = str(answer["bkpt"]["number"])
+            placed.add(number)
+
+            def remove() -> None:
+                if number in placed:
+                    machine.gdb.command(f"-break-delete {number}")
+                    placed.discard(number)
+
+            return remove
+
+        try:
+            yield place
+        finally:
+            with contextlib.suppress(InspectorError):
+                if machine.gdb.running:
+                    machine.interrupt()
+                machine.leave_physical()
+                if placed:
+                    machine.gdb.command(f"-break-delete {' '.join(sorted(placed))}")
 
     def register(self, name: str) -> int:
         """Return a register of the vCPU that stopped, by GDB's name for it.

@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping
 from itertools import zip_longest
 from typing import Any
 
+from inspector.lockstep import Trace
 from inspector.model.events import Divergence, SlotWords
 from inspector.recording import Recording
 from inspector.replay import Difference, Replay
@@ -13,7 +14,14 @@ from inspector.reports.jsonform import target_json
 from inspector.reports.text import opened, table
 from inspector.session import Acquired
 
-__all__ = ["divergence_json", "divergence_report", "replay_json", "replay_report"]
+__all__ = [
+    "divergence_json",
+    "divergence_report",
+    "replay_json",
+    "replay_report",
+    "trace_json",
+    "trace_report",
+]
 
 DIFFERENCES_SHOWN = 20
 
@@ -54,6 +62,35 @@ def replay_report(acquired: Acquired, recording: Recording, outcome: Replay) -> 
         yield f"the {outcome.beyond} calls after that were made when the target had been read"
     yield ""
     yield "verdict: same"
+
+
+def trace_report(found: Trace) -> Iterator[str]:
+    """Yield the lines of ``inspector trace``."""
+    snapshot = found.snapshot
+    yield f"Linux {snapshot.release}, read from {found.read_path}"
+    yield (
+        f"began with {sum(len(vm.rmaps) for vm in snapshot.vms)} slots, "
+        f"{sum(vm.rmaps.word.size for vm in snapshot.vms)} entries"
+    )
+    yield ""
+    if found.calls:
+        yield from table(("function", "calls"), sorted(found.calls.items()))
+        yield ""
+    rate = found.stops / found.seconds if found.seconds else 0.0
+    guests = f", {found.elsewhere} of them in kernels of guests" if found.elsewhere else ""
+    yield (
+        f"{found.returns} calls followed to their return in {found.seconds:.1f} s; "
+        f"{found.stops} stops{guests}, {rate:.0f} a second"
+    )
+    yield ""
+    if found.divergence is not None:
+        yield from divergence_report(found.divergence)
+        yield ""
+        yield f"verdict: diverged at call {found.divergence.number}"
+    elif not found.calls:
+        yield "verdict: nothing was seen to be inserted or removed"
+    else:
+        yield "verdict: same"
 
 
 def divergence_report(divergence: Divergence) -> Iterator[str]:
@@ -106,6 +143,27 @@ def replay_json(acquired: Acquired, recording: Recording, outcome: Replay) -> di
         "shadow_leaves": outcome.leaves,
         "divergence": divergence_json(outcome.divergence),
         "differences": [_difference(difference) for difference in outcome.differences],
+    }
+
+
+def trace_json(target: str, found: Trace) -> dict[str, Any]:
+    """Return the document of ``inspector trace --json``."""
+    snapshot = found.snapshot
+    return {
+        "schema": "inspector.trace/1",
+        "target": target,
+        "read_path": found.read_path,
+        "release": snapshot.release,
+        "build_id": snapshot.build_id,
+        "verdict": "same" if found.divergence is None else "diverged",
+        "ended": found.ended,
+        "calls": found.calls.total(),
+        "calls_by_function": dict(sorted(found.calls.items())),
+        "returns": found.returns,
+        "stops": found.stops,
+        "stops_in_guests": found.elsewhere,
+        "seconds": round(found.seconds, 3),
+        "divergence": divergence_json(found.divergence),
     }
 
 

@@ -1,0 +1,49 @@
+"""``inspector trace``."""
+
+from __future__ import annotations
+
+import click
+
+from inspector.cli.common import options_of, print_json, progress
+from inspector.cli.options import Target, json_option, target_options
+from inspector.lockstep import trace
+from inspector.reports.followed import trace_json, trace_report
+
+__all__ = ["command"]
+
+
+@click.command()
+@target_options
+@json_option
+@click.option(
+    "--calls",
+    type=click.IntRange(min=1),
+    default=100,
+    show_default=True,
+    help="end after so many calls have returned",
+)
+@click.option(
+    "--seconds",
+    type=click.FloatRange(min=0, min_open=True),
+    default=30.0,
+    show_default=True,
+    help="end after so long",
+)
+@click.pass_context
+def command(ctx: click.Context, target: Target, as_json: bool, calls: int, seconds: float) -> None:
+    """Follow a live machine with the model, call by call.
+
+    Reads every slot before and after each insertion and removal, and stops
+    at the first that is not what the model says. The machine stands still at
+    each call, and is let go on at the end.
+
+    Exit code 0: no divergence; 1: diverged; 3: the target is not usable.
+    """
+    with progress() as stage:
+        found = trace(target.name, options_of(target), calls, seconds, stage)
+    if as_json:
+        print_json(trace_json(target.name, found))
+    else:
+        for line in trace_report(found):
+            click.echo(line)
+    ctx.exit(0 if found.divergence is None else 1)
