@@ -192,11 +192,14 @@ class _Run:
             found.divergence = found.divergence or self._follower.follow(event)
         if pc in entries and found.divergence is None:
             name = entries[pc]
+            back = control.register("lr")
+            # QEMU now and then stops twice for one call, before its first instruction
+            if any((was.function, was.back, was.sp) == (name, back, sp) for was in self._open):
+                return
             found.calls[name] += 1
             arguments = tuple(
                 control.register(f"r{FIRST_ARGUMENT + i}") for i in range(FUNCTIONS[name])
             )
-            back = control.register("lr")
             opened = _Open(found.calls.total(), name, arguments, back, sp, place(back))
             self._open.append(opened)
             values = self._values(opened)

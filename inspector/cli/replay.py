@@ -29,8 +29,9 @@ def command(ctx: click.Context, recording: Path, target: Target, as_json: bool) 
 
     Exit code 0: the same throughout; 1: they part; 3: not usable.
     """
-    calls = read_recording(recording)
     acquired = open_target(target)
+    # after the target: a machine that runs goes on with its recording
+    calls = read_recording(recording)
     with progress() as stage:
         outcome = replay(calls, acquired.snapshot, stage)
     if as_json:

@@ -101,9 +101,17 @@ class GdbProcess:
         return self.command(f'-interpreter-exec console "{text}"', timeout).text
 
     def wait_stopped(self, timeout: float = TIMEOUT) -> None:
-        """Wait until GDB reports that the target stands still."""
+        """Wait until GDB reports that the target stands still.
+
+        Raises:
+            GdbSilent: it has not stopped in time.
+            TargetNotSupported: it has ended.
+        """
         while self.running:
-            self._record(timeout, "stop")
+            record = self._record(timeout, "stop")
+            if record is not None and record["message"] == "thread-group-exited":
+                self.running = False
+                raise TargetNotSupported("the machine's QEMU has ended, or closed the connection")
 
     def read_ranges(self, ranges: Iterable[tuple[int, int]]) -> list[bytes]:
         """Read ``(address, length)`` ranges, many commands under way at once.
