@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 from inspector.errors import BadData, TargetNotSupported
-from inspector.kvm.snapshot import Nested, Part, Snapshot
+from inspector.kvm.snapshot import Nested, Part, Slot, Snapshot
 from inspector.model.events import Array, Call, Divergence, SlotWords, slot_words
 from inspector.model.follow import SAME_LEAF, Follower
 from inspector.model.state import Guest
@@ -104,7 +104,11 @@ def _earlier(run: _Run, recording: Recording, target: _Target, progress: Progres
 
 
 def follower_of(snapshot: Snapshot, *, tables: bool) -> Follower:
-    """Return a follower that begins with a snapshot."""
+    """Return a follower that begins with a snapshot.
+
+    Raises:
+        TargetNotSupported: the snapshot has a list that the model cannot have.
+    """
     follower = Follower(snapshot.page_shift, tables=tables)
     for vm in snapshot.vms:
         for memslot in vm.memslots:
@@ -112,6 +116,11 @@ def follower_of(snapshot: Snapshot, *, tables: bool) -> Follower:
                 array = Array(vm.address, memslot.rmap, memslot.base_gfn, memslot.npages)
                 follower.add_array(array)
         for slot in vm.rmaps:
+            if not _is_whole(slot):
+                raise TargetNotSupported(
+                    f"the slot of gfn {slot.gfn:#x} at {slot.where:#x} has no end, so there is "
+                    "nothing to begin with; 'inspector check' says what is wrong"
+                )
             nodes = [int(node) for node in slot.nodes if node]
             follower.add_slot(slot.where, [int(word) for word in slot.words], nodes)
         for nested in vm.nested:
@@ -181,11 +190,7 @@ class _Target:
 
     def __init__(self, snapshot: Snapshot) -> None:
         radix = [vm for vm in snapshot.vms if vm.radix]
-        self.slots = {
-            slot.where: _as_it_stands([int(w) for w in slot.words], [int(n) for n in slot.nodes])
-            for vm in radix
-            for slot in vm.rmaps
-        }
+        self.slots = {slot.where: _as_it_stands(slot) for vm in radix for slot in vm.rmaps}
         self.arrays = {
             Array(vm.address, memslot.rmap, memslot.base_gfn, memslot.npages)
             for vm in radix
@@ -258,11 +263,17 @@ def _see_that_it_fits(recording: Recording, snapshot: Snapshot) -> None:
         raise TargetNotSupported(f"the target lacks what is to be compared: {missing[0]}")
 
 
-def _as_it_stands(words: list[int], nodes: list[int]) -> SlotWords:
-    if nodes[-1]:
+def _as_it_stands(slot: Slot) -> SlotWords:
+    words, nodes = slot.words.tolist(), slot.nodes.tolist()
+    if not _is_whole(slot):
         # the list has no end; nothing the model has is equal to that
-        return (*slot_words([*words, 0], nodes), None)
+        return (*slot_words([*words, 0], nodes), None) if words else (slot.head, None)
     return slot_words(words, nodes[:-1])
+
+
+def _is_whole(slot: Slot) -> bool:
+    """Say whether a slot ends with an entry."""
+    return bool(slot.words.size) and not slot.nodes[-1]
 
 
 def _table(nested: Nested) -> Table:

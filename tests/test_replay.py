@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from click.testing import CliRunner, Result
 
 from inspector.cli import cli
 from inspector.errors import BadData, TargetNotSupported
 from inspector.image.elf import unpacked
+from inspector.kvm.snapshot import Rmaps
 from inspector.model.events import Call, Return
 from inspector.recording import read_recording
 from inspector.replay import Replay, follower_of, replay
@@ -220,3 +223,27 @@ def test_events_have_what_the_lines_have() -> None:
     for event, row in zip(events, rows()[1:], strict=True):
         assert event.number == row["n"]
         assert isinstance(event, Return if "ret" in row else Call)
+
+
+@pytest.mark.parametrize("cut", ["tail", "whole"])
+def test_a_list_without_an_end(cut: str) -> None:
+    vm = end().snapshot.vms[0]
+    index = int(np.argmax(vm.rmaps.length))
+    begin, last = int(vm.rmaps.start[index]), int(vm.rmaps.start[index + 1])
+    kept = slice(begin, last - 1) if cut == "tail" else slice(begin, begin)
+    rmaps = Rmaps(
+        vm.rmaps.memslot[[index]],
+        vm.rmaps.gfn[[index]],
+        vm.rmaps.where[[index]],
+        vm.rmaps.head[[index]],
+        np.asarray([0, kept.stop - kept.start]),
+        vm.rmaps.word[kept],
+        vm.rmaps.node[kept],
+        vm.rmaps.place[kept],
+    )
+    broken = dataclasses.replace(end().snapshot, vms=(dataclasses.replace(vm, rmaps=rmaps),))
+    with pytest.raises(TargetNotSupported, match="has no end"):
+        follower_of(broken, tables=False)
+    outcome = replay(read_recording(RECORDING), broken)
+    where = f"{int(vm.rmaps.where[index]):#x}"
+    assert any(where in difference.what for difference in outcome.differences)
