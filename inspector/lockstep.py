@@ -25,6 +25,7 @@ from inspector.kvm.snapshot import Snapshot
 from inspector.memory.base import addresses
 from inspector.memory.control import Control
 from inspector.memory.live import LiveMachine
+from inspector.memory.mi import GdbError
 from inspector.model.events import Call, Divergence, Return, SlotWords
 from inspector.model.follow import Follower
 from inspector.replay import follower_of
@@ -173,6 +174,8 @@ class _Run:
                     return
                 progress(f"{found.returns} calls followed")
                 self._stopped(entries, place)
+                if found.divergence is not None:
+                    self._see_that_it_is_there()
 
     def _stopped(
         self, entries: Mapping[int, str], place: Callable[[int], Callable[[], None]]
@@ -205,6 +208,13 @@ class _Run:
             values = self._values(opened)
             call = Call(opened.number, name, arguments, None, values, self._slots(opened))
             found.divergence = self._follower.follow(call)
+
+    def _see_that_it_is_there(self) -> None:
+        """What cannot be read is no divergence where there is no machine any more."""
+        try:
+            self._control.register("pc")
+        except GdbError as error:
+            raise TargetNotSupported(f"the machine's QEMU has ended: {error}") from error
 
     def _values(self, opened: _Open) -> dict[str, int | None]:
         """Return the words that the model needs of a call."""

@@ -14,7 +14,7 @@ from typing import NamedTuple
 
 from inspector.errors import InspectorError, TargetNotSupported
 from inspector.memory.live import LiveMachine
-from inspector.memory.mi import GdbSilent
+from inspector.memory.mi import GdbError, GdbSilent
 
 __all__ = ["Control", "Instruction"]
 
@@ -39,18 +39,29 @@ class Control:
     def run(self, timeout: float) -> bool:
         """Let the machine run until it stops; false if it had to be stopped after a time.
 
+        It stands still afterwards, also after Ctrl-C.
+
         Args:
             timeout: seconds to wait for a stop.
         """
         machine = self._machine
         machine.leave_physical()
-        # Set first: after a Ctrl-C in between, whoever cleans up must take it for running.
-        machine.gdb.running = True
-        machine.gdb.command("-exec-continue")
         try:
+            # Set first: after a Ctrl-C in between, it must be taken for running.
+            machine.gdb.running = True
+            machine.gdb.command("-exec-continue")
             machine.gdb.wait_stopped(timeout)
-        except GdbSilent:
-            machine.interrupt()
+        except GdbError as error:
+            # GDB has nothing to let go on; waiting for it to stop would be in vain
+            machine.gdb.running = False
+            raise TargetNotSupported(
+                f"the machine's QEMU has ended, or closed the connection: {error}"
+            ) from error
+        except BaseException as error:
+            if machine.gdb.running:
+                machine.interrupt()
+            if not isinstance(error, GdbSilent):
+                raise
             return False
         return True
 
@@ -76,8 +87,6 @@ class Control:
                     )
             yield
         finally:
-            if machine.gdb.running:
-                machine.interrupt()
             machine.leave_physical()
             for place in placed:
                 with contextlib.suppress(InspectorError):
@@ -112,8 +121,6 @@ class Control:
             yield place
         finally:
             with contextlib.suppress(InspectorError):
-                if machine.gdb.running:
-                    machine.interrupt()
                 machine.leave_physical()
                 if placed:
                     machine.gdb.command(f"-break-delete {' '.join(sorted(placed))}")

@@ -90,6 +90,8 @@ def _failure(pid: int, address: int, length: int) -> MemoryNotReadable | TargetN
             f"no permission to read the memory of the QEMU process {pid}; run as root or as its "
             "user with kernel.yama.ptrace_scope=0, or use --read-path gdb"
         )
+    if number == errno.ESRCH:
+        return TargetNotSupported(f"the machine's QEMU, process {pid}, has ended")
     return MemoryNotReadable(
         address, length, f"process {pid}: {os.strerror(number)}", "QEMU process"
     )
