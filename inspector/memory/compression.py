@@ -28,7 +28,7 @@ def require(flags: int) -> None:
     if flags & SNAPPY and importlib.util.find_spec("cramjam") is None:
         raise TargetNotSupported(
             "the dump is compressed with snappy; install the reader for it with "
-            "pip install 'inspector[kdump]'"
+            "pip install 'kvmhv-inspector[kdump]'"
         )
 
 
