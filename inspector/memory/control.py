@@ -14,7 +14,7 @@ from typing import NamedTuple
 
 from inspector.errors import InspectorError, TargetNotSupported
 from inspector.memory.live import LiveMachine
-from inspector.memory.mi import GdbError, GdbSilent
+from inspector.memory.mi import GdbSilent
 
 __all__ = ["Control", "Instruction"]
 
@@ -47,16 +47,8 @@ class Control:
         machine = self._machine
         machine.leave_physical()
         try:
-            # Set first: after a Ctrl-C in between, it must be taken for running.
-            machine.gdb.running = True
-            machine.gdb.command("-exec-continue")
+            machine.gdb.resume()
             machine.gdb.wait_stopped(timeout)
-        except GdbError as error:
-            # GDB has nothing to let go on; waiting for it to stop would be in vain
-            machine.gdb.running = False
-            raise TargetNotSupported(
-                f"the machine's QEMU has ended, or closed the connection: {error}"
-            ) from error
         except BaseException as error:
             if machine.gdb.running:
                 machine.interrupt()

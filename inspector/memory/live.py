@@ -290,9 +290,7 @@ class LiveMachine:
     def _resume(self) -> None:
         if self.replays:
             return
-        # Set first: after a Ctrl-C in between, close() must take the machine for running.
-        self.gdb.running = True
-        self.gdb.command("-exec-continue")
+        self.gdb.resume()
         self._note_resumed()
 
     def _note_resumed(self) -> None:

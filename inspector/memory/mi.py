@@ -26,7 +26,12 @@ from inspector.errors import MemoryNotReadable, TargetNotSupported
 __all__ = ["GdbError", "GdbProcess", "GdbSilent", "Result"]
 
 CANDIDATES = ("gdb-multiarch", "gdb")
-START = ("--nx", "--quiet", "--interpreter=mi3", "-iex", "set auto-load off")
+START = (
+    *("--nx", "--quiet", "--interpreter=mi3", "-iex", "set auto-load off"),
+    # GDB 13 may abort when its target goes away; no core file is left in the user's directory
+    *("-iex", "maintenance set internal-error corefile no"),
+    *("-iex", "maintenance set internal-error quit yes"),
+)
 TIMEOUT = 30.0
 WINDOW = 64
 """Commands under way at once: few enough that neither pipe fills up while both sides write."""
@@ -99,6 +104,23 @@ class GdbProcess:
     def console(self, text: str, timeout: float = TIMEOUT) -> str:
         """Run a command of GDB's command line and return what it printed."""
         return self.command(f'-interpreter-exec console "{text}"', timeout).text
+
+    def resume(self) -> None:
+        """Let the target go on.
+
+        Raises:
+            TargetNotSupported: it has ended.
+        """
+        # Set first: after a Ctrl-C in between, it must be taken for running.
+        self.running = True
+        try:
+            self.command("-exec-continue")
+        except GdbError as error:
+            # there is nothing to let go on; waiting for it to stop would be in vain
+            self.running = False
+            raise TargetNotSupported(
+                f"the machine's QEMU has ended, or closed the connection: {error}"
+            ) from error
 
     def wait_stopped(self, timeout: float = TIMEOUT) -> None:
         """Wait until GDB reports that the target stands still.
