@@ -62,6 +62,10 @@ def _l1_lpid(guest: Guest) -> int:
     return guest.l1_lpid
 
 
+def _little_endian_only(big_endian: bool) -> bool:
+    return not big_endian
+
+
 def _unmasked(l1_flags: int, writing: bool) -> int:
     return pte.REFERENCED | pte.CHANGED
 
@@ -168,6 +172,19 @@ DEPARTURES = (
         ("cached-frame", "shadow-leaf-covered", "shadow-leaf-mapped"),
         current=True,
         seen=False,
+    ),
+    Departure(
+        "entry-refused-after-run",
+        "result_written_back",
+        _little_endian_only,
+        "The size of the state is looked up by its version after that was swapped for a "
+        "big-endian L1. It is then unknown, and L1 is told H_AUTHORITY although L2 has run and "
+        "its shadow leaves and rmap entries exist.",
+        f"kvmhv_enter_nested_guest and kvmhv_write_guest_state_and_regs in {_NESTED}",
+        "present in 6.12",
+        ("entry-reported",),
+        current=True,
+        seen=True,
     ),
     Departure(
         "entry-at-exact-page",

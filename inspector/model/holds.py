@@ -19,7 +19,14 @@ from inspector.model.vm import LeafState, VmState, judge_leaf
 __all__ = ["BEYOND_MEMORY", "Broken", "broken"]
 
 BEYOND_MEMORY = frozenset(
-    {"cached-frame", "cached-change", "host-leaf-backed", "released-guest-unused", "rmap-array"}
+    {
+        "cached-change",
+        "cached-frame",
+        "entry-reported",
+        "host-leaf-backed",
+        "released-guest-unused",
+        "rmap-array",
+    }
 )
 """Invariants that an image of memory cannot show."""
 
@@ -55,6 +62,7 @@ def broken(
         *(found for guest in vm.guests.values() for found in _shadow(vm, view, guest, settled)),
         *_cached(vm),
         *(Broken("released-guest-unused", text) for text in vm.misuse),
+        *(Broken("entry-reported", text) for text in vm.unreported),
     ]
 
 
@@ -62,8 +70,8 @@ def _slots(vm: State, view: VmState) -> Iterator[Broken]:
     for memslot in vm.memslots.values():
         for index, slot in memslot.slots.items():
             gfn = memslot.base_gfn + index
-            if slot.words and not memslot.holds(gfn):
-                yield Broken("rmap-array", f"slot {index} of memslot {memslot.id}")
+            if not memslot.holds(gfn):
+                yield Broken("rmap-array", f"slot {index} of the {memslot.npages} of {memslot.id}")
             met = [encoding.identity(word) for word in slot.words]
             if len(set(met)) != len(met):
                 yield Broken("rmap-duplicate", f"gfn {gfn:#x}")

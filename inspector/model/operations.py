@@ -59,17 +59,19 @@ def l2_access(vm: State, lpid: int, address: int, access: Access) -> Trap:
     """L1 enters L2 (``kvmhv_enter_nested_guest``), and L2 touches a page."""
     guest = guests.get(vm, lpid, create=True)
     if guest is None:
-        return Outcome.TO_L1
+        return Outcome.REFUSED
     if not guest.l1_gr_to_hr:
         reload(vm, guest)
 
     def fault(translated: bool, set_rc: bool) -> Outcome:
         return nested_page_fault(vm, guest, address, access, translated=translated, set_rc=set_rc)
 
-    try:
-        return _access(vm, guest.shadow, guest.shadow_lpid, address, access, fault)
-    finally:
-        guests.put(vm, guest)
+    outcome = _access(vm, guest.shadow, guest.shadow_lpid, address, access, fault)
+    guests.put(vm, guest)
+    if not vm.rules.result_written_back(vm.big_endian):
+        vm.unreported.append(f"nested guest {lpid} ran")
+        return Outcome.REFUSED
+    return outcome
 
 
 def process_map(vm: State, hva: int, frame: int, shift: int, *, writable: bool = True) -> None:

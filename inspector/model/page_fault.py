@@ -50,6 +50,7 @@ class Outcome(enum.Enum):
     TO_L2 = "L2 gets a storage interrupt"
     MMIO = "the page is emulated"
     FAILED = "the VM's process is told of an error"
+    REFUSED = "L1 is told that it may not enter the guest"
 
 
 def host_page_fault(vm: State, gpa: int, access: Access, *, set_rc: bool = False) -> Outcome:

@@ -80,6 +80,11 @@ def freed_address(leaf: Leaf) -> int:
     return leaf.address
 
 
+def result_written_back(big_endian: bool) -> bool:
+    """L1 gets L2's state back after every entry, whatever its byte order."""
+    return True
+
+
 def flush_all_holds_guest() -> bool:
     """A flush of all nested guests holds each of them while it uses it."""
     return True
@@ -100,6 +105,7 @@ class Rules:
     rc_masked: Callable[[int, bool], int] = rc_masked
     replaces: Callable[[Leaf, Leaf], bool] = replaces
     freed_address: Callable[[Leaf], int] = freed_address
+    result_written_back: Callable[[bool], bool] = result_written_back
     flush_all_holds_guest: Callable[[], bool] = flush_all_holds_guest
 
 

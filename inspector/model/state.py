@@ -87,13 +87,16 @@ class State:
     ``process`` is the page table of the VM's process, by host virtual
     address; ``lpids`` the hardware LPIDs in use on the host and ``partition``
     what its partition table says of them.  ``tlb`` holds the translations that
-    hardware may still use, by hardware LPID.  ``misuse`` says where released memory was used.
+    hardware may still use, by hardware LPID.  ``misuse`` says where released
+    memory was used, ``unreported`` which guests ran without L1 being told.
+    ``big_endian`` is L1's own byte order; its tables are always big-endian.
     """
 
     page_shift: int
     lpid: int = 1
     rules: Rules = MUST_HOLD
     hardware_sets_rc: bool = True
+    big_endian: bool = False
     ptcr: int = 0
     memslots: dict[int, Memslot] = field(default_factory=dict)
     process: Table = field(default_factory=Table)
@@ -104,6 +107,7 @@ class State:
     partition: dict[int, Table] = field(default_factory=dict)
     tlb: dict[int, Table] = field(default_factory=dict)
     misuse: list[str] = field(default_factory=list)
+    unreported: list[str] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         self.lpids.add(self.lpid)

@@ -2,17 +2,31 @@
 
 from __future__ import annotations
 
-import random
-
 import pytest
-from hypothesis import find, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from inspector.model.departures import DEPARTURES, Departure, reading
-from inspector.model.rules import MUST_HOLD, Rules
-from tests.model.world import Step, run, steps
+from inspector.checks.base import all_invariants
+from inspector.model.departures import AS_IT_IS, DEPARTURES, Departure, reading
+from inspector.model.holds import BEYOND_MEMORY
+from inspector.model.page_fault import Access
+from inspector.model.rules import MUST_HOLD
+from inspector.pte import READ
+from tests.model.search import broken_by, search
+from tests.model.world import (
+    ALL_RIGHTS,
+    DATA_GPA,
+    MIB,
+    ODD_GPA,
+    RC,
+    Step,
+    World,
+    run,
+    steps,
+)
 
 PAGE_SHIFTS = st.sampled_from([12, 16])
+BELOW, BEHIND = ODD_GPA, ODD_GPA + MIB
 
 
 @settings(max_examples=600, deadline=None)
@@ -23,23 +37,36 @@ def test_what_must_hold_holds(done: list[Step], page_shift: int, hardware: bool)
 
 @pytest.mark.parametrize("departure", DEPARTURES, ids=lambda departure: str(departure.id))
 def test_a_departure_is_found_and_shrunk(departure: Departure) -> None:
-    rules = reading([departure])
-    found = find(
-        steps,
-        lambda done: bool(run(done, rules, 12, hardware_sets_rc=False)),
-        random=random.Random(1),
-        settings=settings(max_examples=3_000, deadline=None, database=None),
-    )
-    few = _without_needless_steps(found, rules)
-    broken = {item.invariant for item in run(few, rules, 12, hardware_sets_rc=False)}
-    assert broken <= set(departure.breaks), few
-    assert len(few) <= 4, few
-    assert not run(few, MUST_HOLD, 12, hardware_sets_rc=False)
+    found = search(departure)
+    broken = {item.invariant for item in broken_by(found, reading([departure]))}
+    assert broken <= set(departure.breaks), found
+    assert len(found) <= 4, found
+    assert not broken_by(found, MUST_HOLD)
 
 
-def _without_needless_steps(done: list[Step], rules: Rules) -> list[Step]:
-    for index in reversed(range(len(done))):
-        fewer = done[:index] + done[index + 1 :]
-        if run(fewer, rules, 12, hardware_sets_rc=False):
-            done = fewer
-    return done
+def test_what_departures_break_is_known() -> None:
+    known = {invariant.id for invariant in all_invariants()} | BEYOND_MEMORY
+    assert {name for departure in DEPARTURES for name in departure.breaks} <= known
+
+
+@pytest.mark.parametrize(("page", "slot"), [(BELOW, "slot -256 "), (BEHIND, "slot 272 ")])
+def test_large_pages_across_a_memslot(page: int, slot: str) -> None:
+    """An index below the array is used at once, one behind it when the page goes away."""
+    world = World(12, AS_IT_IS, hardware_sets_rc=True)
+    world.put(1, 0, page, 12, ALL_RIGHTS | RC, Access.WRITE)
+    if page == BEHIND:
+        assert not _outside(world)
+        world.throw_away(page, 1)
+    assert any(place.startswith(slot) for place in _outside(world))
+
+
+def _outside(world: World) -> list[str]:
+    return [item.where for item in world.broken() if item.invariant == "rmap-array"]
+
+
+def test_a_word_of_zero_hides_the_entries_behind_it() -> None:
+    world = World(12, AS_IT_IS, hardware_sets_rc=True)
+    world.put(1, 0, DATA_GPA, 12, READ | RC, Access.READ)
+    assert not world.broken()
+    world.put(0, 0, DATA_GPA, 12, READ | RC, Access.READ)
+    assert {item.invariant for item in world.broken()} == {"shadow-leaf-covered"}

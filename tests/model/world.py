@@ -143,6 +143,9 @@ class World:
         for lpid in lpids if ric != 1 else ():
             self._changed[lpid].clear()
 
+    def big_endian(self, on: bool) -> None:
+        self.vm.big_endian = on
+
     def flush_range(self, lpid: int, l2: int, pages: int) -> None:
         size = 0x1 if self.page == 1 << 12 else 0x2
         guests.h_rpt_invalidate(self.vm, lpid, 0x1, size, l2, l2 + pages * self.page)
@@ -217,6 +220,7 @@ _l1_acts = st.one_of(
     _step("flush_all", _ric, st.none() | _lpids),
     _step("flush_range", _lpids, _l2, st.sampled_from([1, 3, 40])),
     _step("kill", _lpids),
+    _step("big_endian", st.booleans()),
 )
 _host_acts = st.one_of(
     _step("throw_away", _l1, st.sampled_from([1, 2, 512])),
