@@ -33,6 +33,7 @@ __all__ = [
     "Root",
     "describe",
     "frame_of",
+    "level_name",
     "partition_dword",
     "partition_root",
     "permissions",
@@ -120,6 +121,11 @@ def permissions(pte: int) -> str:
 def recorded(pte: int) -> str:
     """Return the R and C bits of an entry for people: ``rc``, with ``-`` for one that is clear."""
     return _letters(pte, _RECORDED)
+
+
+def level_name(shift: int) -> str:
+    """Return the level of a tree at which leaves of size ``2^shift`` stand, as Linux names it."""
+    return "PUD" if shift >= 30 else "PMD" if shift >= 21 else "PTE"
 
 
 def describe(pte: int, shift: int) -> str:

@@ -24,6 +24,7 @@ FLOORS = (
     ("kernel",),
     ("kvm",),
     ("checks",),
+    ("questions",),
     ("capture", "recording"),
     ("session",),
     ("history", "replay"),
@@ -38,7 +39,16 @@ BESIDE = {"model": {"encoding", "pte", "model"}}
 """The model stands on the words alone, so that nothing that is checked is used to check it."""
 
 STANDARD_ONLY = ("encoding", "hash_encoding", "pte", "model")
-MODEL_READERS = {"checks", "recording", "replay", "lockstep", "reports", "cli", "model"}
+MODEL_READERS = {
+    "checks",
+    "questions",
+    "recording",
+    "replay",
+    "lockstep",
+    "reports",
+    "cli",
+    "model",
+}
 
 
 def part(path: Path) -> str:

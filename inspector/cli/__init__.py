@@ -28,6 +28,7 @@ COMMANDS = {
     "decode": "Decode rmap words.",
     "history": "Show who wrote an rmap word, on a machine that replays a recording.",
     "layout": "Save what the tool knows of the target's kernel.",
+    "lookup": "Show how a page, an rmap word or a kernel address is mapped, both ways.",
     "replay": "Follow recorded calls with the model.",
     "rmap": "List the rmap slots with their entries.",
     "trace": "Follow a live machine with the model, call by call.",

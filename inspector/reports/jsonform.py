@@ -16,7 +16,7 @@ from inspector.kvm.snapshot import HashSlot, Memslot, Nested, PartitionEntry, Sl
 from inspector.reports.text import hash_problems
 from inspector.session import Acquired
 
-__all__ = ["check_json", "rmap_json", "rmap_lines", "target_json", "vms_json"]
+__all__ = ["check_json", "finding_json", "rmap_json", "rmap_lines", "target_json", "vms_json"]
 
 
 def target_json(acquired: Acquired) -> dict[str, Any]:
@@ -68,12 +68,12 @@ def _vm_judgement(vm: VmJudgement) -> dict[str, Any]:
         "host_leaves": counts.host_leaves,
         "pending_invalidations": counts.pending,
         "notes": list(vm.notes),
-        "findings": [_finding(finding) for finding in vm.findings],
+        "findings": [finding_json(finding) for finding in vm.findings],
         "pending": [
             {
                 "invariant": item.invariant.id,
                 "count": item.count,
-                "examples": [_finding(finding) for finding in item.examples],
+                "examples": [finding_json(finding) for finding in item.examples],
             }
             for item in vm.pending
         ],
@@ -94,7 +94,8 @@ def _severities() -> dict[str, str]:
     return {invariant.id: invariant.severity.value for invariant in all_invariants()}
 
 
-def _finding(finding: Finding) -> dict[str, Any]:
+def finding_json(finding: Finding) -> dict[str, Any]:
+    """Return one finding."""
     return {
         "invariant": finding.invariant,
         "severity": _severities()[finding.invariant],

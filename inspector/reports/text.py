@@ -11,7 +11,16 @@ from inspector.checks.view import STATES, CheckedVm
 from inspector.kvm.snapshot import HashSlot, RingProblem, Snapshot, Vm
 from inspector.session import Acquired, Origin
 
-__all__ = ["check_report", "hash_problems", "opened", "rmap_report", "table", "vms_report"]
+__all__ = [
+    "ENTRIES_SHOWN",
+    "check_report",
+    "finding_lines",
+    "hash_problems",
+    "opened",
+    "rmap_report",
+    "table",
+    "vms_report",
+]
 
 FINDINGS_SHOWN = 20
 ENTRIES_SHOWN = 12
@@ -125,7 +134,7 @@ def _check_details(vm: VmJudgement) -> Iterator[str]:
         yield f"VM lpid {vm.vm.lpid}:"
     yield from (f"  {line}" for line in lines)
     for number, finding in enumerate(vm.findings[:FINDINGS_SHOWN], 1):
-        yield from _finding(number, finding)
+        yield from finding_lines(number, finding)
     if len(vm.findings) > FINDINGS_SHOWN:
         yield f"  ... and {len(vm.findings) - FINDINGS_SHOWN} more findings (--json shows all)"
 
@@ -143,7 +152,8 @@ def _not_judged(vm: VmJudgement) -> Iterator[str]:
                 yield f"{how}: {', '.join(names)}: {gap.text}"
 
 
-def _finding(number: int, finding: Finding) -> Iterator[str]:
+def finding_lines(number: int, finding: Finding) -> Iterator[str]:
+    """Yield a finding with every word that shows it."""
     yield f"  finding {number}: {finding.invariant}: {finding.summary}"
     yield f"    expected: {finding.expected}"
     rows = [
