@@ -26,7 +26,7 @@ from inspector.memory.mi import GdbError
 from inspector.memory.replay import Replay, ReplayStuck
 from inspector.memory.stores import stored_range
 from inspector.regions import LINEAR_MAP
-from inspector.session import Acquired, Options, Progress, attached, copy_of
+from inspector.session import Acquired, Options, Progress, attached, inspected
 from inspector.structures.space import KernelSpace
 
 __all__ = ["History", "Stop", "Wanted", "Watched", "Write", "history"]
@@ -167,7 +167,7 @@ def history(
     progress("attaching")
     with attached(target, options) as machine:
         replay = Replay(machine)
-        acquired = copy_of(machine, target, options, progress).decoded()
+        acquired = inspected(machine, target, options, progress)
         kernel = KernelSpace(machine.memory, acquired.profile)
         words = _words(acquired.snapshot, kernel, wanted)
         sweep = _Sweep(machine, replay, kernel, words, limit, progress)

@@ -1,49 +1,45 @@
-"""From a target to a snapshot: open, stop, copy, let go on, decode.
+"""From a target to a snapshot.
 
 A target is ``gdb:HOST:PORT``, a file, ``split:FILE,FILE,...`` or
-``raw:FILE@0xADDRESS``.  A live machine is read through a recorder while it
-stands still; the snapshot is then decoded from the record after it has gone
-on, exactly as from a capture of that record.
+``raw:FILE@0xADDRESS``.
 """
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 from inspector.capture import Capture, read_capture
 from inspector.errors import BadData, InspectorError, TargetNotSupported
 from inspector.image.profile import Profile
 from inspector.kernel.choose import Known, Sources, describe_kernel
-from inspector.kvm.collect import collect, held_locks, vm_list
+from inspector.kvm.collect import collect, vm_list
 from inspector.kvm.snapshot import Snapshot
+from inspector.memory.base import AddressSpace
 from inspector.memory.dump import Dump, open_dump
 from inspector.memory.live import LiveMachine
 from inspector.memory.raw import RAW_PREFIX
 from inspector.memory.recording import RecordingMemory
 from inspector.memory.segments import SegmentedMemory
 from inspector.memory.split import SPLIT_PREFIX
+from inspector.moment import take
 from inspector.structures.space import KernelSpace
 
 __all__ = [
     "Acquired",
-    "Copy",
     "Options",
     "Origin",
     "Progress",
     "acquire",
     "attached",
-    "copy_of",
+    "inspected",
     "kernel_of",
 ]
 
 LIVE_PREFIX = "gdb:"
-LOCK_ATTEMPTS = 20
-LOCK_PAUSE = 0.005
-"""Seconds the machine runs between two attempts to find ``mmu_lock`` free."""
 
 Progress = Callable[[str], None]
 
@@ -87,12 +83,17 @@ class Origin:
 
 @dataclass(frozen=True)
 class Acquired:
-    """A snapshot, the bytes it was decoded from, and where they come from."""
+    """A snapshot, where it comes from, and how to get the bytes it was decoded from."""
 
     snapshot: Snapshot
-    memory: SegmentedMemory
     profile: Profile
     origin: Origin
+    recall: Callable[[], SegmentedMemory]
+
+    @cached_property
+    def memory(self) -> SegmentedMemory:
+        """The bytes that were read for the snapshot, and no others."""
+        return self.recall()
 
 
 def acquire(target: str, options: Options, progress: Progress = lambda stage: None) -> Acquired:
@@ -151,24 +152,31 @@ def _kernel_of_dump(
 def _file(target: str, options: Options, progress: Progress) -> Acquired:
     progress("opening the file")
     dump = _opened(target)
-    recorder = RecordingMemory(dump.memory)
     with _what_lacks_is_said(dump):
         known, capture = _kernel_of_dump(dump, options, progress)
-        kernel = KernelSpace(recorder, known.profile)
         progress("decoding")
-        snapshot = collect(kernel, vm_list(kernel))
-    profile, facts = known.profile, capture.facts if capture else None
+        snapshot = _walked(dump.memory, known.profile)
+    facts = capture.facts if capture else None
     kind = dump.kind if capture is None else "a capture"
     origin = Origin(target, kind, facts=facts, layout=known.source, rejected=known.rejected)
-    return Acquired(snapshot, recorder.freeze(), profile, origin)
+
+    def walked_again() -> SegmentedMemory:
+        recorder = RecordingMemory(dump.memory)
+        _walked(recorder, known.profile)
+        return recorder.freeze()
+
+    return Acquired(snapshot, known.profile, origin, walked_again)
+
+
+def _walked(memory: AddressSpace, profile: Profile) -> Snapshot:
+    kernel = KernelSpace(memory, profile)
+    return collect(kernel, vm_list(kernel))
 
 
 def _live(target: str, options: Options, progress: Progress) -> Acquired:
     progress("attaching")
     with attached(target, options) as machine:
-        copy = copy_of(machine, target, options, progress)
-    progress("decoding")
-    return copy.decoded()
+        return inspected(machine, target, options, progress)
 
 
 def attached(target: str, options: Options) -> LiveMachine:
@@ -183,51 +191,19 @@ def attached(target: str, options: Options) -> LiveMachine:
     return LiveMachine(host, int(port), options.read_path)
 
 
-@dataclass(frozen=True)
-class Copy:
-    """What was copied of a machine while it stood still, not decoded yet."""
-
-    memory: SegmentedMemory
-    profile: Profile
-    vms: int | None
-    origin: Origin
-
-    def decoded(self) -> Acquired:
-        """Collect the snapshot out of the copy."""
-        snapshot = collect(KernelSpace(self.memory, self.profile), self.vms)
-        return Acquired(snapshot, self.memory, self.profile, self.origin)
-
-
-def copy_of(machine: LiveMachine, target: str, options: Options, progress: Progress) -> Copy:
-    """Describe the kernel of a machine and copy what matters of its KVM."""
+def inspected(machine: LiveMachine, target: str, options: Options, progress: Progress) -> Acquired:
+    """Describe the kernel of a machine and collect the snapshot of one moment of it."""
     progress("finding the kernel")
     known = describe_kernel(machine.memory, options.sources, pause=machine.for_reading)
-    static = RecordingMemory(machine.memory)
-    with machine.for_reading():
-        vms = vm_list(KernelSpace(static, known.profile))
-    progress("reading while the machine is stopped")
-    record, attempts = _record(machine, known.profile, vms)
+    progress("reading")
+    moment = take(machine, known.profile)
     origin = Origin(
         target,
         machine.read_path,
         machine.stopped_seconds,
         len(machine.stops),
-        attempts,
+        moment.attempts,
         layout=known.source,
         rejected=known.rejected,
     )
-    return Copy(RecordingMemory.joined(static, record), known.profile, vms, origin)
-
-
-def _record(machine: LiveMachine, profile: Profile, vms: int | None) -> tuple[RecordingMemory, int]:
-    """Copy what matters in one stop in which no ``mmu_lock`` is held, if there is one."""
-    attempt = 0
-    while True:
-        attempt += 1
-        record = RecordingMemory(machine.memory)
-        kernel = KernelSpace(record, profile)
-        with machine.stopped():
-            if attempt >= LOCK_ATTEMPTS or not held_locks(kernel, vms):
-                collect(kernel, vms)
-                return record, attempt
-        time.sleep(LOCK_PAUSE)
+    return Acquired(moment.snapshot, known.profile, origin, lambda: moment.memory)

@@ -78,7 +78,7 @@ def test_any_word_anywhere_is_judged_or_refused(name: str, seed: int) -> None:
         except InspectorError as error:
             outcomes[type(error).__name__] += 1
         else:
-            acquired = Acquired(snapshot, record.freeze(), mutant.profile, Origin(name, "a test"))
+            acquired = Acquired(snapshot, mutant.profile, Origin(name, "a test"), record.freeze)
             outcomes[report_all(acquired).value] += 1
         mutant.put(place, before)
     assert outcomes["consistent"]

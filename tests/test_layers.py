@@ -26,6 +26,7 @@ FLOORS = (
     ("checks",),
     ("questions",),
     ("capture", "recording"),
+    ("moment",),
     ("session",),
     ("history", "replay"),
     ("lockstep",),

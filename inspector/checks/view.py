@@ -17,7 +17,8 @@ from numpy.typing import NDArray
 from inspector import encoding
 from inspector.checks.rights import Rights, rights_of
 from inspector.kvm.snapshot import Nested, Rmaps, Vm
-from inspector.memory.base import U64
+from inspector.memory.arrays import is_in
+from inspector.memory.base import U64, addresses
 from inspector.model.vm import EntryPlace, EntryState, Leaf, LeafJudgement, judge_leaf
 from inspector.structures.radix import LeafTable
 
@@ -121,7 +122,7 @@ class CheckedVm:
         if vm.unread_guests is None:
             unknown |= no_guest
         else:
-            unknown |= no_guest & np.isin(self.lpid, vm.unread_guests)
+            unknown |= no_guest & is_in(self.lpid, addresses(vm.unread_guests))
         for nested in vm.nested:
             if nested.shadow.has_holes:
                 unknown |= (self.state == _NO_LEAF) & (self.lpid == nested.lpid)

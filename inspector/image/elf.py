@@ -22,6 +22,7 @@ from elftools.elf.elffile import ELFFile
 from numpy.typing import NDArray
 
 from inspector.errors import BadData
+from inspector.memory.arrays import is_in
 from inspector.memory.elfcore import parse_notes
 
 __all__ = ["NT_GNU_BUILD_ID", "ElfFile", "SymbolTable", "build_ids_anywhere", "unpacked"]
@@ -137,7 +138,8 @@ class SymbolTable:
         while found >= 0:
             offsets.append(found)
             found = self._strings.find(needle, found + 1)
-        hits = np.isin(self._entries["name"], offsets) & (self._entries["shndx"] != 0)
+        names = self._entries["name"].astype(np.uint32)
+        hits = is_in(names, np.array(offsets, dtype=np.uint32)) & (self._entries["shndx"] != 0)
         rows: NDArray[np.void] = self._entries[hits]
         return rows
 

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from inspector import encoding
 from inspector.kvm.snapshot import LinkProblem, Memslot, Rmaps
+from inspector.memory.arrays import first_of_each
 from inspector.memory.base import U64, addresses
 from inspector.regions import LINEAR_MAP, LINEAR_SIZE
 from inspector.structures.space import KernelSpace
@@ -200,7 +201,7 @@ def _without_repeats(entries: _Entries) -> _Entries:
     for slot in circular:
         rows = np.flatnonzero(entries.slot == slot)
         first = np.zeros(rows.size, dtype=np.bool_)
-        first[np.unique(entries.node[rows], return_index=True)[1]] = True
+        first[first_of_each(entries.node[rows])] = True
         keep[rows] = first
     return _Entries(
         entries.word[keep],

@@ -26,6 +26,7 @@ from inspector.memory.base import U64, Records, addresses, read_one
 from inspector.memory.direct import DirectMemory, hva_of, process_behind
 from inspector.memory.mi import GdbError, GdbProcess
 from inspector.memory.ram import RamMap, parse_mtree
+from inspector.memory.ranges import merged
 from inspector.memory.segments import SegmentedMemory
 
 __all__ = ["GdbMemory", "LiveMachine"]
@@ -56,28 +57,19 @@ class GdbMemory:
     def read_many(self, where: U64, length: int) -> Records:
         """Return ``length`` bytes at each physical address."""
         present = self._ram.covers(where, length)
-        starts = np.unique(where[present])
+        starts = where[present]
         if not starts.size:
             return Records(np.zeros((where.size, length), np.uint8), present)
-        ends = starts + np.uint64(length)
-        breaks = np.flatnonzero(starts[1:] > ends[:-1] + np.uint64(MERGE_GAP)) + 1
-        first = starts[np.concatenate(([0], breaks))]
-        last = ends[np.concatenate((breaks - 1, [starts.size - 1]))]
-        ranges = [
-            (begin, min(RANGE_LIMIT, int(high) - begin))
-            for low, high in zip(first, last, strict=True)
-            for begin in range(int(low), int(high), RANGE_LIMIT)
+        ranges = merged(starts, np.full(starts.size, length, np.uint64), MERGE_GAP)
+        pieces = [
+            (begin, min(RANGE_LIMIT, low + size - begin))
+            for low, size in zip(ranges.starts.tolist(), ranges.sizes.tolist(), strict=True)
+            for begin in range(low, low + size, RANGE_LIMIT)
         ]
         with self._machine.stopped():
-            pieces = self._machine.read_physical(ranges)
-        sizes = addresses([size for _, size in ranges])
-        merged = SegmentedMemory(
-            np.frombuffer(b"".join(pieces), dtype=np.uint8),
-            addresses([begin for begin, _ in ranges]),
-            sizes,
-            np.cumsum(sizes, dtype=np.uint64) - sizes,
-        )
-        data = merged.read_many(where, length).data
+            read = b"".join(self._machine.read_physical(pieces))
+        found = SegmentedMemory.of_ranges(np.frombuffer(read, dtype=np.uint8), ranges)
+        data = found.read_many(where, length).data
         data[~present] = 0
         return Records(data, present)
 
@@ -109,6 +101,8 @@ class LiveMachine:
         self._stop_began = 0.0
         self._depth = 0
         self._attached = False
+        self._going = False
+        """Whether the machine was certainly let go on, and not interrupted since."""
         self._physical = False
         self._process = process_behind(port) if read_path != "gdb" and _is_local(host) else None
         self.gdb = GdbProcess()
@@ -140,11 +134,15 @@ class LiveMachine:
     def close(self) -> None:
         """Put physical mode back, let the machine go on and detach; never raises.
 
+        A machine that runs is in virtual mode and has nothing of GDB's in it,
+        so the connection is cut: to detach GDB would have to stop it again.
         Signals wait until this is done: it must not be interrupted a second time.
         """
         before = signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGINT, signal.SIGTERM))
         try:
-            if self._attached:
+            if self._going:
+                self.gdb.kill()
+            elif self._attached:
                 with contextlib.suppress(InspectorError):
                     if self.gdb.running:
                         self.interrupt()
@@ -153,7 +151,7 @@ class LiveMachine:
                 with contextlib.suppress(InspectorError):
                     self.gdb.command("-target-disconnect" if self.replays else "-target-detach")
                     self._note_resumed()
-                self._attached = False
+            self._attached = self._going = False
             self.gdb.close()
         finally:
             signal.pthread_sigmask(signal.SIG_SETMASK, before)
@@ -284,6 +282,7 @@ class LiveMachine:
     def _interrupt(self) -> None:
         if self.replays:
             return
+        self._going = False
         self._stop_began = time.perf_counter()
         self.interrupt()
 
@@ -291,6 +290,7 @@ class LiveMachine:
         if self.replays:
             return
         self.gdb.resume()
+        self._going = True
         self._note_resumed()
 
     def _note_resumed(self) -> None:

@@ -160,6 +160,11 @@ class GdbProcess:
             done += 1
         return [piece for piece in found if piece is not None]
 
+    def kill(self) -> None:
+        """End GDB without its doing anything more; ``close`` comes after it."""
+        self._process.kill()
+        self._process.wait()
+
     def close(self) -> None:
         """End GDB; never raises."""
         try:

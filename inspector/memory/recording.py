@@ -10,9 +10,13 @@ from __future__ import annotations
 import numpy as np
 
 from inspector.memory.base import U64, AddressSpace, Bytes, Records, addresses
+from inspector.memory.ranges import Ranges, merged
 from inspector.memory.segments import SegmentedMemory
 
 __all__ = ["RecordingMemory"]
+
+LONG = 1 << 10
+"""Records of so many bytes are put in place one by one."""
 
 
 class RecordingMemory:
@@ -33,10 +37,17 @@ class RecordingMemory:
 
     def read_many(self, where: U64, length: int) -> Records:
         """Return and record ``length`` bytes at each physical address."""
-        records = self._inner.read_many(where, length)
-        self._where.append(where[records.present])
-        self._data.append(records.data[records.present])
+        data, present = records = self._inner.read_many(where, length)
+        if not present.all():
+            where, data = where[present], data[present]
+        if data.size:
+            self._where.append(where)
+            self._data.append(data)
         return records
+
+    def ranges(self) -> Ranges:
+        """Return where what was read lies."""
+        return merged(*self._records())
 
     @classmethod
     def joined(cls, *recorders: RecordingMemory) -> SegmentedMemory:
@@ -49,39 +60,26 @@ class RecordingMemory:
 
     def freeze(self) -> SegmentedMemory:
         """Return the recorded bytes as an immutable memory of merged segments."""
-        filled = [i for i, data in enumerate(self._data) if data.size]
-        if not filled:
-            empty = addresses([])
-            return SegmentedMemory(np.zeros(0, np.uint8), empty, empty, empty)
-        starts = np.concatenate([self._where[i] for i in filled])
-        sizes = np.concatenate(
-            [np.full(len(self._data[i]), self._data[i].shape[1], np.uint64) for i in filled]
-        )
-        raw = np.concatenate([self._data[i].reshape(-1) for i in filled])
-        offsets = np.concatenate((addresses([0]), np.cumsum(sizes, dtype=np.uint64)[:-1]))
-        return _merged(raw, starts, sizes, offsets)
+        starts, sizes = self._records()
+        ranges = merged(starts, sizes)
+        buffer = np.empty(ranges.total, dtype=np.uint8)
+        group = np.searchsorted(ranges.starts, starts, side="right") - 1
+        target = (ranges.places[group] + (starts - ranges.starts[group])).astype(np.int64)
+        first = 0
+        for data in self._data:
+            count, length = data.shape
+            into = target[first : first + count]
+            first += count
+            if length >= LONG or count == 1:
+                for row, place in zip(data, into, strict=True):
+                    buffer[place : place + length] = row
+            else:
+                buffer[into[:, None] + np.arange(length)] = data
+        buffer.setflags(write=False)
+        return SegmentedMemory.of_ranges(buffer, ranges)
 
-
-def _merged(raw: Bytes, starts: U64, sizes: U64, offsets: U64) -> SegmentedMemory:
-    """Sort records by address, join those that touch or overlap, and copy the bytes."""
-    order = np.lexsort((-sizes.astype(np.int64), starts))
-    starts, sizes, offsets = starts[order], sizes[order], offsets[order]
-    reach = np.maximum.accumulate(starts + sizes)
-    begins = np.concatenate(([True], starts[1:] > reach[:-1]))
-    group = np.cumsum(begins) - 1
-    base = starts[begins]
-    last = np.concatenate((np.flatnonzero(begins)[1:] - 1, [starts.size - 1]))
-    length = reach[last] - base
-    place = np.concatenate((addresses([0]), np.cumsum(length, dtype=np.uint64)))
-    buffer = np.empty(int(place[-1]), dtype=np.uint8)
-    target = place[group] + (starts - base[group])
-    for size in np.unique(sizes):
-        rows = np.flatnonzero(sizes == size)
-        span = np.arange(int(size), dtype=np.int64)
-        step = max(1, (1 << 22) // max(1, int(size)))
-        for begin in range(0, rows.size, step):
-            part = rows[begin : begin + step]
-            into = target[part].astype(np.int64)[:, None] + span
-            buffer[into] = raw[offsets[part].astype(np.int64)[:, None] + span]
-    buffer.setflags(write=False)
-    return SegmentedMemory(buffer, base, length, place[:-1])
+    def _records(self) -> tuple[U64, U64]:
+        if not self._where:
+            return addresses([]), addresses([])
+        sizes = [np.full(len(data), data.shape[1], np.uint64) for data in self._data]
+        return np.concatenate(self._where), np.concatenate(sizes)

@@ -21,6 +21,7 @@ from inspector.memory.base import (
     addresses,
     is_address,
 )
+from inspector.memory.ranges import Ranges
 
 __all__ = ["SegmentedMemory"]
 
@@ -66,6 +67,11 @@ class SegmentedMemory:
         self.offsets = (offsets + overlap)[keep]
         self._ends = self.starts + self.sizes
         self._left_out = left_out
+
+    @classmethod
+    def of_ranges(cls, buffer: Bytes, ranges: Ranges) -> SegmentedMemory:
+        """Return the memory of ranges whose bytes lie in a buffer one after the other."""
+        return cls(buffer, ranges.starts, ranges.sizes, ranges.places)
 
     @property
     def end(self) -> int:

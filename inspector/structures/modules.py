@@ -122,10 +122,16 @@ def module_symbols(kernel: KernelSpace, module: int) -> SymbolTable:
     entries = kernel.read(kernel.field("mod_kallsyms", kallsyms, "symtab"), count * SYMBOL_SIZE)
     names = np.frombuffer(entries, dtype=kernel.profile.byte_order + "u4")[:: SYMBOL_SIZE // 4]
     strtab = kernel.field("mod_kallsyms", kallsyms, "strtab")
-    strings = kernel.read(strtab, int(names.max()))
-    while len(strings) < int(names.max()) + NAME_LIMIT:
-        byte = kernel.read(strtab + len(strings), 1)
-        strings += byte
-        if byte == b"\0":
-            break
+    last = int(names.max())
+    strings = kernel.read(strtab, last) + _rest_of_string(kernel, strtab + last)
     return SymbolTable(entries, strings, kernel.profile.byte_order)
+
+
+def _rest_of_string(kernel: KernelSpace, place: int) -> bytes:
+    where = addresses(range(place, place + NAME_LIMIT))
+    data, present = kernel.read_many(where, 1)
+    text = data.tobytes()
+    length = text.find(b"\0") + 1 or NAME_LIMIT
+    if not present[:length].all():
+        raise MemoryNotReadable(place, length, space=kernel.name)
+    return text[:length]

@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from inspector import pte
+from inspector.memory.arrays import distinct, first_of_each, is_in
 from inspector.memory.base import ABSENT, U64, AddressSpace, addresses, why_missing
 
 __all__ = ["Found", "LeafTable", "TableProblem", "lookup", "walk"]
@@ -115,14 +116,15 @@ def lookup(memory: AddressSpace, root: pte.Root, where: U64) -> Found:
     bits = np.full(where.size, root.bits, dtype=np.uint64)
     shift = np.full(where.size, pte.TREE_BITS, dtype=np.uint64)
     for widths in pte.SUPPORTED_BITS:
-        fits = np.isin(bits, widths)
+        fits = _one_of(bits, widths)
         rows, table, bits, shift = rows[fits], table[fits], bits[fits], shift[fits] - bits[fits]
         if not rows.size:
             break
         index: U64 = target[rows] >> shift & ((ONE << bits) - ONE)
         place: U64 = table + index * np.uint64(8)
-        unique, back = np.unique(place, return_inverse=True)
-        records = memory.read_many(unique, 8)
+        once = distinct(place)
+        back = np.searchsorted(once, place)
+        records = memory.read_many(once, 8)
         entry = records.words(pte.BYTE_ORDER).reshape(-1)[back]
         valid = records.present[back] & (entry & VALID != 0)
         leaf = valid & (entry & LEAF != 0)
@@ -153,7 +155,7 @@ def walk(space: AddressSpace, root: pte.Root) -> LeafTable:
         table, base, bits, shift = _usable(table, base, bits, shift, widths, seen, problems)
         seen = np.concatenate((seen, table))
         following: list[tuple[U64, U64, U64, U64]] = []
-        for width in np.unique(bits):
+        for width in distinct(bits):
             rows = np.flatnonzero(bits == width)
             step = max(1, READ_LIMIT // (8 << int(width)))
             for begin in range(0, rows.size, step):
@@ -239,11 +241,11 @@ def _usable(
     problems: list[TableProblem],
 ) -> tuple[U64, U64, U64, U64]:
     """Drop tables of a width the level cannot have, misaligned ones, and those met before."""
-    width_ok = np.isin(bits, widths)
+    width_ok = _one_of(bits, widths)
     aligned = table & ((np.uint64(8) << bits) - ONE) == 0
     fresh = np.zeros(table.size, dtype=np.bool_)
-    fresh[np.unique(table, return_index=True)[1]] = True
-    fresh &= ~np.isin(table, seen)
+    fresh[first_of_each(table)] = True
+    fresh &= ~is_in(table, seen)
     for i in np.flatnonzero(~(width_ok & aligned & fresh)):
         if not width_ok[i]:
             text = f"index width {int(bits[i])} is not possible here"
@@ -254,6 +256,11 @@ def _usable(
         problems.append(TableProblem(int(base[i]), int(table[i]), text))
     keep = width_ok & aligned & fresh
     return table[keep], base[keep], bits[keep], shift[keep]
+
+
+def _one_of(bits: U64, widths: tuple[int, ...]) -> NDArray[np.bool_]:
+    found: NDArray[np.bool_] = np.logical_or.reduce([bits == width for width in widths])
+    return found
 
 
 def _bad_entry(level: int, address: np.uint64, entry: np.uint64, where: np.uint64) -> TableProblem:

@@ -9,6 +9,7 @@ import numpy as np
 from inspector.checks.base import Evidence, Finding, Invariant, Severity
 from inspector.checks.view import CheckedVm
 from inspector.kvm.snapshot import Part, Slot, Vm
+from inspector.memory.arrays import distinct, is_in
 
 ID = "rmap-node"
 
@@ -17,8 +18,9 @@ def find(checked: CheckedVm) -> Iterator[Finding]:
     """Yield the nodes that are in more than one list of this VM, or also in one of another."""
     vms = [checked.vm, *(vm for vm in checked.others if not vm.locked)]
     nodes = [vm.rmaps.node[vm.rmaps.node != 0] for vm in vms]
-    values, counts = np.unique(np.concatenate(nodes), return_counts=True)
-    for node in values[(counts > 1) & np.isin(values, nodes[0])]:
+    values = np.sort(np.concatenate(nodes))
+    twice = distinct(values[1:][values[1:] == values[:-1]])
+    for node in twice[is_in(twice, nodes[0])]:
         lists = [(vm, slot) for vm in vms for slot in _slots(vm, node)]
         yield Finding(
             ID,
@@ -31,7 +33,7 @@ def find(checked: CheckedVm) -> Iterator[Finding]:
 
 
 def _slots(vm: Vm, node: np.uint64) -> list[Slot]:
-    return [vm.rmaps[int(i)] for i in np.unique(vm.rmaps.slot[vm.rmaps.node == node])]
+    return [vm.rmaps[int(i)] for i in distinct(vm.rmaps.slot[vm.rmaps.node == node])]
 
 
 INVARIANT = Invariant(

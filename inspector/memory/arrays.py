@@ -1,0 +1,49 @@
+"""Sets of numbers in arrays.
+
+NumPy's own functions for sets import its masked arrays when first called,
+which takes longer than a live machine stands still.
+"""
+
+from __future__ import annotations
+
+from typing import TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+__all__ = ["distinct", "first_of_each", "is_in", "places_in"]
+
+Number = TypeVar("Number", bound=np.generic)
+
+
+def distinct(values: NDArray[Number]) -> NDArray[Number]:
+    """Return the values in order, each once."""
+    ordered = np.sort(values)
+    return ordered[_begins(ordered)]
+
+
+def first_of_each(values: NDArray[Number]) -> NDArray[np.int64]:
+    """Return where each value stands for the first time, in the values' order."""
+    order = np.argsort(values, kind="stable")
+    return order[_begins(values[order])]
+
+
+def places_in(values: NDArray[Number], ordered: NDArray[Number]) -> NDArray[np.int64]:
+    """Return the index of each value in an ordered array, -1 where it is not there."""
+    if not ordered.size:
+        return np.full(values.size, -1, dtype=np.int64)
+    index = np.searchsorted(ordered, values)
+    index[index == ordered.size] = 0
+    return np.where(ordered[index] == values, index, -1)
+
+
+def is_in(values: NDArray[Number], others: NDArray[Number]) -> NDArray[np.bool_]:
+    """Tell which values are among others."""
+    found: NDArray[np.bool_] = places_in(values, np.sort(others)) >= 0
+    return found
+
+
+def _begins(ordered: NDArray[Number]) -> NDArray[np.bool_]:
+    begins = np.ones(ordered.size, dtype=np.bool_)
+    np.not_equal(ordered[1:], ordered[:-1], out=begins[1:])
+    return begins

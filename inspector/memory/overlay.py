@@ -1,0 +1,41 @@
+"""A copy of parts of a memory, over the memory itself."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from inspector.memory.base import U64, AddressSpace, Records, read_one
+from inspector.memory.segments import SegmentedMemory
+
+__all__ = ["Overlay"]
+
+
+class Overlay:
+    """A copy where it has the bytes, and below it the memory it was made of.
+
+    ``missed`` tells whether something was read that is not in the copy.
+    What lies below may have changed since.
+    """
+
+    name = "physical"
+
+    def __init__(self, copy: SegmentedMemory, below: AddressSpace) -> None:
+        self._copy = copy
+        self._below = below
+        self.missed = False
+
+    def read(self, address: int, length: int) -> bytes:
+        """Return ``length`` bytes at a physical address."""
+        return read_one(self, address, length)
+
+    def read_many(self, where: U64, length: int) -> Records:
+        """Return ``length`` bytes at each physical address."""
+        data, present = records = self._copy.read_many(where, length)
+        if present.all():
+            return records
+        absent = np.flatnonzero(~present)
+        found = self._below.read_many(where[absent], length)
+        self.missed |= bool(found.present.any())
+        data[absent] = found.data
+        present[absent] = found.present
+        return Records(data, present)

@@ -1,0 +1,53 @@
+"""Ranges of addresses, sorted and apart from each other."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+
+from inspector.memory.base import U64, addresses
+
+__all__ = ["Ranges", "merged"]
+
+
+class Ranges(NamedTuple):
+    """Where each range begins and its length in bytes, in address order."""
+
+    starts: U64
+    sizes: U64
+
+    @property
+    def places(self) -> U64:
+        """Where each range begins in a buffer that holds them one after the other."""
+        return np.cumsum(self.sizes, dtype=np.uint64) - self.sizes
+
+    @property
+    def total(self) -> int:
+        """Bytes in all ranges."""
+        return int(self.sizes.sum(dtype=np.uint64))
+
+    def widened(self, unit: int) -> Ranges:
+        """Return the ranges rounded out to whole units; ``unit`` is a power of two."""
+        inside = np.uint64(unit - 1)
+        starts = self.starts & ~inside
+        ends = self.starts + self.sizes + inside & ~inside
+        return merged(starts, ends - starts)
+
+    def union(self, other: Ranges) -> Ranges:
+        """Return what is in either."""
+        return merged(
+            np.concatenate((self.starts, other.starts)), np.concatenate((self.sizes, other.sizes))
+        )
+
+
+def merged(starts: U64, sizes: U64, gap: int = 0) -> Ranges:
+    """Join ranges that overlap, touch, or are no further than ``gap`` bytes apart."""
+    if not starts.size:
+        return Ranges(addresses([]), addresses([]))
+    order = np.argsort(starts, kind="stable")
+    starts, sizes = starts[order], sizes[order]
+    reach = np.maximum.accumulate(starts + sizes)
+    begins = np.flatnonzero(np.concatenate(([True], starts[1:] > reach[:-1] + np.uint64(gap))))
+    last = np.concatenate((begins[1:] - 1, [starts.size - 1]))
+    return Ranges(starts[begins], reach[last] - starts[begins])
