@@ -115,6 +115,8 @@ class GdbProcess:
         self.running = True
         try:
             self.command("-exec-continue")
+            # GDB answers before it sends the packet, and takes the next when the stub has it.
+            self.command("-gdb-show confirm")
         except GdbError as error:
             # there is nothing to let go on; waiting for it to stop would be in vain
             self.running = False
