@@ -28,8 +28,9 @@ from inspector.memory.live import LiveMachine
 from inspector.memory.mi import GdbError
 from inspector.model.events import Call, Divergence, Return, SlotWords
 from inspector.model.follow import Follower
+from inspector.moment import LOCK_ATTEMPTS, LOCK_PAUSE
 from inspector.replay import follower_of
-from inspector.session import LOCK_ATTEMPTS, LOCK_PAUSE, Options, Progress, attached
+from inspector.session import Options, Progress, attached
 from inspector.structures.modules import module_symbols
 from inspector.structures.space import KernelSpace
 

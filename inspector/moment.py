@@ -27,7 +27,7 @@ from inspector.memory.recording import RecordingMemory
 from inspector.memory.segments import SegmentedMemory
 from inspector.structures.space import KernelSpace
 
-__all__ = ["Moment", "take"]
+__all__ = ["LOCK_ATTEMPTS", "LOCK_PAUSE", "Moment", "take"]
 
 LOCK_ATTEMPTS = 20
 LOCK_PAUSE = 0.005
