@@ -7,7 +7,24 @@ input, so the command line can print ``str(error)`` and stop.
 
 from __future__ import annotations
 
-__all__ = ["BadData", "InspectorError", "MemoryNotReadable", "TargetNotSupported"]
+import enum
+
+__all__ = ["BadData", "InspectorError", "MemoryNotReadable", "Step", "TargetNotSupported"]
+
+
+class Step(enum.Enum):
+    """The steps from a target to its VMs, in the order they are taken."""
+
+    GDB = "GDB"
+    PORT = "port"
+    QEMU = "QEMU"
+    FORMAT = "format"
+    POWER = "architecture"
+    KERNEL = "host kernel"
+    RADIX = "MMU"
+    TYPES = "description"
+    KVM = "KVM-HV"
+    STATE = "state"
 
 
 class InspectorError(Exception):
@@ -37,4 +54,12 @@ class BadData(InspectorError):  # noqa: N818
 
 
 class TargetNotSupported(InspectorError):  # noqa: N818
-    """The target was understood well enough to say that it cannot be inspected."""
+    """The target was understood well enough to say that it cannot be inspected.
+
+    ``step`` is the step that could not be taken, where it is known; those
+    before it were.
+    """
+
+    def __init__(self, message: str, step: Step | None = None) -> None:
+        self.step = step
+        super().__init__(message)

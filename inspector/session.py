@@ -13,7 +13,7 @@ from functools import cached_property
 from pathlib import Path
 
 from inspector.capture import Capture, read_capture
-from inspector.errors import BadData, InspectorError, TargetNotSupported
+from inspector.errors import BadData, InspectorError, Step, TargetNotSupported
 from inspector.image.profile import Profile
 from inspector.kernel.choose import Known, Sources, describe_kernel
 from inspector.kvm.collect import collect, vm_list
@@ -29,17 +29,21 @@ from inspector.moment import take
 from inspector.structures.space import KernelSpace
 
 __all__ = [
+    "LIVE_PREFIX",
     "Acquired",
     "Options",
     "Origin",
     "Progress",
     "acquire",
+    "address_of",
     "attached",
+    "dump_of",
     "inspected",
     "kernel_of",
 ]
 
 LIVE_PREFIX = "gdb:"
+PORT_LIMIT = 65535
 
 Progress = Callable[[str], None]
 
@@ -118,14 +122,19 @@ def kernel_of(target: str, options: Options, progress: Progress = lambda stage: 
         with attached(target, options) as machine:
             progress("finding the kernel")
             return describe_kernel(machine.memory, options.sources, pause=machine.for_reading)
-    dump = _opened(target)
+    dump = dump_of(target)
     with _what_lacks_is_said(dump):
         return _kernel_of_dump(dump, options, progress)[0]
 
 
-def _opened(target: str) -> Dump:
+def dump_of(target: str) -> Dump:
+    """Open the dump that a target names, and no more than its headers.
+
+    Raises:
+        InspectorError: there is none, or it cannot be opened.
+    """
     if not target.startswith((RAW_PREFIX, SPLIT_PREFIX)) and not Path(target).exists():
-        raise BadData(f"there is no file {target}; a live machine is given as gdb:HOST:PORT")
+        raise BadData(f"there is no file '{target}'; a live machine is given as gdb:HOST:PORT")
     return open_dump(target)
 
 
@@ -135,7 +144,7 @@ def _what_lacks_is_said(dump: Dump) -> Iterator[None]:
         yield
     except InspectorError as error:
         if dump.lacks:
-            raise TargetNotSupported(f"{dump.lacks} ({error})") from error
+            raise TargetNotSupported(f"{dump.lacks} ({error})", Step.FORMAT) from error
         raise
 
 
@@ -151,7 +160,7 @@ def _kernel_of_dump(
 
 def _file(target: str, options: Options, progress: Progress) -> Acquired:
     progress("opening the file")
-    dump = _opened(target)
+    dump = dump_of(target)
     with _what_lacks_is_said(dump):
         known, capture = _kernel_of_dump(dump, options, progress)
         progress("decoding")
@@ -185,10 +194,24 @@ def attached(target: str, options: Options) -> LiveMachine:
     Raises:
         TargetNotSupported: it is none, or it cannot be attached to.
     """
+    host, port = address_of(target)
+    return LiveMachine(host, port, options.read_path)
+
+
+def address_of(target: str) -> tuple[str, int]:
+    """Return the host and the port of a live target.
+
+    Raises:
+        TargetNotSupported: it is none.
+    """
     host, _, port = target.removeprefix(LIVE_PREFIX).rpartition(":")
-    if not target.startswith(LIVE_PREFIX) or not host or not port.isdigit():
-        raise TargetNotSupported(f"'{target}' is not of the form gdb:HOST:PORT")
-    return LiveMachine(host, int(port), options.read_path)
+    known = target.startswith(LIVE_PREFIX) and host and port.isdecimal()
+    if not known or not 0 < int(port) <= PORT_LIMIT:
+        raise TargetNotSupported(
+            f"'{target}' is not of the form gdb:HOST:PORT, for example gdb:127.0.0.1:1234",
+            Step.PORT,
+        )
+    return host, int(port)
 
 
 def inspected(machine: LiveMachine, target: str, options: Options, progress: Progress) -> Acquired:

@@ -28,7 +28,7 @@ FLOORS = (
     ("capture", "recording"),
     ("moment",),
     ("session",),
-    ("history", "replay"),
+    ("diagnosis", "history", "replay"),
     ("lockstep",),
     ("reports",),
     ("cli",),

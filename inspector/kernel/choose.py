@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
-from inspector.errors import BadData, InspectorError, TargetNotSupported
+from inspector.errors import BadData, InspectorError, Step, TargetNotSupported
 from inspector.image.cache import cached_profiles, keep
 from inspector.image.elf import ElfFile
 from inspector.image.files import debug_package, profile_from_files
@@ -78,7 +78,7 @@ def describe_kernel(
         known = _from_files(memory, sources, pause, lambda: found.place)
         return Known(known, "files", found.rejected)
     except TargetNotSupported as error:
-        raise TargetNotSupported(_what_to_get(found)) from error
+        raise TargetNotSupported(_what_to_get(found), Step.TYPES) from error
 
 
 def _from_file(path: Path) -> Profile:

@@ -19,7 +19,7 @@ from pathlib import Path
 import numpy as np
 
 from inspector import pte
-from inspector.errors import BadData, MemoryNotReadable, TargetNotSupported
+from inspector.errors import BadData, MemoryNotReadable, Step, TargetNotSupported
 from inspector.image.btf import Btf
 from inspector.image.dwarf import Dwarf
 from inspector.image.files import build_id_at, debug_files
@@ -121,7 +121,8 @@ def find_kernel(
     raise TargetNotSupported(
         f"the host kernel was not found in the first {IMAGE * CHUNK >> 20} MiB of the target's "
         f"memory, nor where another one begins: {met}; if the machine has booted Linux, "
-        "give --kernel VMLINUX and --modules DIR, or --layout FILE"
+        "give --kernel VMLINUX and --modules DIR, or --layout FILE",
+        Step.KERNEL,
     )
 
 

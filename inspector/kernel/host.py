@@ -13,7 +13,7 @@ from contextlib import AbstractContextManager
 from dataclasses import replace
 
 from inspector import pte
-from inspector.errors import BadData, MemoryNotReadable, TargetNotSupported
+from inspector.errors import BadData, MemoryNotReadable, Step, TargetNotSupported
 from inspector.image.elf import build_ids_anywhere
 from inspector.image.files import build_id_at
 from inspector.image.profile import Profile
@@ -72,7 +72,8 @@ def require_radix(kernel: KernelSpace) -> None:
     if not radix:
         raise TargetNotSupported(
             "the host kernel runs with the hash MMU; KVM-HV has nested guests only on a radix host "
-            "(POWER9 or later, booted without disable_radix)"
+            "(POWER9 or later, booted without disable_radix)",
+            Step.RADIX,
         )
 
 
@@ -93,7 +94,8 @@ def not_loaded(missing: Iterable[str], where: str = "") -> TargetNotSupported:
     """Return the error that says which of KVM's modules are not there."""
     return TargetNotSupported(
         f"KVM-HV is not loaded in the target (no module {' and no module '.join(missing)}{where}); "
-        "load it there with 'modprobe kvm_hv'"
+        "load it there with 'modprobe kvm_hv'",
+        Step.KVM,
     )
 
 

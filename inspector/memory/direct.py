@@ -11,7 +11,7 @@ import ctypes
 import errno
 import mmap
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -22,10 +22,13 @@ from inspector.memory.ram import RamMap
 from inspector.memory.ranges import Ranges
 from inspector.memory.segments import SegmentedMemory
 
-__all__ = ["DirectMemory", "hva_of", "process_behind"]
+__all__ = ["DirectMemory", "hva_of", "is_taken", "process_behind"]
 
 IOV_MAX = 1024
 TCP_TABLES = ("/proc/net/tcp", "/proc/net/tcp6")
+ESTABLISHED = "01"
+LOOPBACK = ("0100007F", "00000000000000000000000001000000")
+"""127.0.0.1, also when mapped into IPv6, and ::1, as the tables write them."""
 
 _libc = ctypes.CDLL(None, use_errno=True)
 _libc.process_vm_readv.restype = ctypes.c_ssize_t
@@ -123,9 +126,16 @@ def _failure(pid: int, address: int, length: int) -> MemoryNotReadable | TargetN
     )
 
 
-def process_behind(port: int) -> int | None:
-    """Return the process on this host that owns the TCP socket on a local port."""
-    inodes = set()
+def is_taken(port: int) -> bool:
+    """Say whether a client is connected to a loopback port of this host."""
+    return any(
+        row[3] == ESTABLISHED and row[1].partition(":")[0].endswith(LOOPBACK)
+        for row in _sockets(port)
+    )
+
+
+def _sockets(port: int) -> Iterator[list[str]]:
+    """Yield the rows of the kernel's TCP tables with this local port, as fields (proc(5))."""
     for table in TCP_TABLES:
         try:
             rows = Path(table).read_text().splitlines()[1:]
@@ -133,8 +143,13 @@ def process_behind(port: int) -> int | None:
             continue
         for row in rows:
             fields = row.split()
-            if int(fields[1].rsplit(":", 1)[1], 16) == port and fields[9] != "0":
-                inodes.add(f"socket:[{fields[9]}]")
+            if int(fields[1].rsplit(":", 1)[1], 16) == port:
+                yield fields
+
+
+def process_behind(port: int) -> int | None:
+    """Return the process on this host that owns the TCP socket on a local port."""
+    inodes = {f"socket:[{row[9]}]" for row in _sockets(port) if row[9] != "0"}
     for folder in Path("/proc").glob("[0-9]*/fd"):
         try:
             for descriptor in folder.iterdir():

@@ -77,7 +77,7 @@ def open_file(path: Path, *, wrapped: bool = True) -> DumpFile:
         with path.open("rb") as file:
             magic = file.read(4)
             if not magic:
-                raise BadData(f"{path} is empty")
+                raise BadData(f"{path} is empty; give a dump or a capture of the KVM-HV host")
             if wrapped and magic == ZSTD_MAGIC:
                 file.seek(0)
                 buffer = np.frombuffer(_decompressed(path, file), dtype=np.uint8)
@@ -85,13 +85,19 @@ def open_file(path: Path, *, wrapped: bool = True) -> DumpFile:
                 mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
                 buffer = np.frombuffer(mapped, dtype=np.uint8)
     except OSError as error:
-        raise BadData(f"cannot open {path}: {error.strerror}") from error
+        raise BadData(f"cannot open {path}: {error.strerror}; {_remedy(error)}") from error
     except ValueError as error:
         raise BadData(f"{path} has no size to map it by; copy it to a file first") from error
     if wrapped and buffer[: len(FLAT_MAGIC)].tobytes() == FLAT_MAGIC:
         return DumpFile(path, _unflattened(path, buffer, mapped), True, mapped)
     size = addresses([buffer.size])
     return DumpFile(path, SegmentedMemory(buffer, size * 0, size, size * 0), mapped=mapped)
+
+
+def _remedy(error: OSError) -> str:
+    if isinstance(error, PermissionError):
+        return "run as a user who may read it"
+    return "give the name of a dump or a capture"
 
 
 def _decompressed(path: Path, file: io.BufferedReader) -> bytes:
@@ -109,9 +115,9 @@ def _decompressed(path: Path, file: io.BufferedReader) -> bytes:
             if out.tell() > CAPTURE_LIMIT:
                 raise BadData(f"{path} unpacks to more than {CAPTURE_LIMIT >> 30} GiB")
     except zstandard.ZstdError as error:
-        raise BadData(f"{path} is damaged: {error}") from error
+        raise BadData(f"{path} is damaged: {error}; copy it again") from error
     if not frame.eof:
-        raise BadData(f"{path} is truncated: it ends within its zstd frame")
+        raise BadData(f"{path} is truncated: it ends within its zstd frame; copy it again")
     return out.getvalue()
 
 

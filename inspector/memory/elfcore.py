@@ -93,13 +93,17 @@ def read_core(file: DumpFile) -> ElfCore:
     try:
         byte_order = {1: "<", 2: ">"}[ident[5]]
         if ident[4] != 2:
-            raise BadData(f"{path} is a 32-bit ELF file, not a core of a 64-bit POWER machine")
+            raise BadData(
+                f"{path} is a 32-bit ELF file, not a core of a 64-bit POWER machine; "
+                "give a dump of the KVM-HV host"
+            )
         header = struct.unpack_from(byte_order + _EHDR, ident, 16)
         kind, machine, phoff, shoff, phnum = (header[i] for i in (0, 1, 4, 5, 9))
         if kind != ET_CORE or machine != EM_PPC64:
             raise BadData(
                 f"{path} is an ELF file of type {kind} for machine {machine}, "
-                f"not a core (type {ET_CORE}) of a 64-bit POWER machine ({EM_PPC64})"
+                f"not a core (type {ET_CORE}) of a 64-bit POWER machine ({EM_PPC64}); "
+                "give a dump of the KVM-HV host (a vmlinux goes to --kernel, beside a dump)"
             )
         if phnum == PN_XNUM:
             phnum = struct.unpack(byte_order + _SHDR, _part(file, shoff, 64))[7]
@@ -113,7 +117,10 @@ def read_core(file: DumpFile) -> ElfCore:
             )
         )
     except (IndexError, KeyError, ValueError, struct.error, MemoryNotReadable) as error:
-        raise BadData(f"{path} is truncated or damaged: its ELF headers do not fit") from error
+        raise BadData(
+            f"{path} is truncated or damaged: its ELF headers do not fit; copy it again, "
+            "or take another dump"
+        ) from error
     return ElfCore(_memory(file, headers[headers["type"] == PT_LOAD]), notes)
 
 
@@ -137,7 +144,7 @@ def _memory(file: DumpFile, loads: NDArray[np.void]) -> SegmentedMemory:
     if cut:
         raise BadData(
             f"{file.path} is truncated: {cut} of its {np.count_nonzero(sizes)} segments "
-            "end beyond the end of the file"
+            "end beyond the end of the file; copy it again, or take another dump"
         )
     less = whole > sizes
     left_out = ((starts + sizes)[less], (whole - sizes)[less]) if less.any() else None

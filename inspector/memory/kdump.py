@@ -18,7 +18,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from inspector.errors import BadData, MemoryNotReadable, TargetNotSupported
+from inspector.errors import BadData, MemoryNotReadable, Step, TargetNotSupported
 from inspector.memory import compression
 from inspector.memory.base import ABSENT, LEFT_OUT, U64, Bytes, Records, addresses, is_address
 from inspector.memory.compression import PageDamaged
@@ -162,7 +162,9 @@ def _layout(file: DumpFile) -> Layout:
     machine = header[MACHINE].partition(b"\0")[0].decode("ascii", "replace")
     if machine not in MACHINES:
         raise TargetNotSupported(
-            f"{file.path} is a dump of a machine of architecture {machine!r}, not of a POWER host"
+            f"{file.path} is a dump of a machine of architecture {machine!r}, not of a POWER host; "
+            "give one of the KVM-HV host",
+            Step.POWER,
         )
     sub = struct.unpack(
         order + SUB_HEADER,

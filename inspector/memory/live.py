@@ -21,10 +21,10 @@ from types import TracebackType
 
 import numpy as np
 
-from inspector.errors import InspectorError, TargetNotSupported
+from inspector.errors import InspectorError, Step, TargetNotSupported
 from inspector.memory.base import U64, Records, addresses, read_one
-from inspector.memory.direct import DirectMemory, hva_of, process_behind
-from inspector.memory.mi import GdbError, GdbProcess
+from inspector.memory.direct import DirectMemory, hva_of, is_taken, process_behind
+from inspector.memory.mi import GdbError, GdbProcess, GdbSilent
 from inspector.memory.ram import RamMap, parse_mtree
 from inspector.memory.ranges import merged
 from inspector.memory.segments import SegmentedMemory
@@ -104,6 +104,13 @@ class LiveMachine:
         self._going = False
         """Whether the machine was certainly let go on, and not interrupted since."""
         self._physical = False
+        if _is_local(host) and is_taken(port):
+            # A connection left waiting would be served later, and stop the machine for nobody.
+            raise TargetNotSupported(
+                f"another client is attached to {host}:{port}, and QEMU's stub serves one at a "
+                "time; end that one first",
+                Step.PORT,
+            )
         self._process = process_behind(port) if read_path != "gdb" and _is_local(host) else None
         self.gdb = GdbProcess()
         try:
@@ -215,16 +222,25 @@ class LiveMachine:
         self._attached = True
         try:
             self.gdb.command(f"-target-select remote {place}", CONNECT_TIMEOUT)
+        except GdbSilent as error:
+            raise TargetNotSupported(
+                f"{place} takes the connection and says nothing: it is no GDB stub, or another "
+                "client is attached to it (QEMU serves one at a time; end that one first)",
+                Step.PORT,
+            ) from error
         except GdbError as error:
             raise TargetNotSupported(
                 f"cannot attach to a GDB stub at {place}: {str(error).split(': ', 1)[-1]} "
-                "Start QEMU with '-gdb tcp:127.0.0.1:PORT', and see that no other GDB is attached"
+                "Start QEMU with '-gdb tcp:127.0.0.1:PORT', and see that no other GDB is attached",
+                Step.PORT,
             ) from error
         self.gdb.command(f"-gdb-set remotetimeout {REMOTE_TIMEOUT}")
         mode = self.packet("qqemu.PhyMemMode")
         if mode not in ("0", "1"):
             raise TargetNotSupported(
-                f"the stub at {place} has no physical mode, so it is not QEMU's (or older than 4.1)"
+                f"the stub at {place} has no physical mode, so it is not QEMU's (or older than "
+                "4.1); give the port that QEMU was started with ('-gdb tcp:127.0.0.1:PORT')",
+                Step.QEMU,
             )
         # A client that was killed may have left the stub in physical mode; nobody means to.
         self._physical = mode == "1"
@@ -233,7 +249,9 @@ class LiveMachine:
         architecture = self.gdb.console("show architecture")
         if POWER not in architecture:
             raise TargetNotSupported(
-                f"the machine at {place} is not a 64-bit POWER machine: {architecture.strip()}"
+                f"the machine at {place} is not a 64-bit POWER machine: {architecture.strip()} "
+                "Attach to the QEMU (qemu-system-ppc64) that runs the KVM-HV host",
+                Step.POWER,
             )
 
     def _choose(self, read_path: str) -> GdbMemory | DirectMemory:

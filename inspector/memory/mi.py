@@ -21,7 +21,7 @@ from typing import Any, NamedTuple
 from pygdbmi.gdbmiparser import parse_response
 from pygdbmi.IoManager import IoManager
 
-from inspector.errors import MemoryNotReadable, TargetNotSupported
+from inspector.errors import MemoryNotReadable, Step, TargetNotSupported
 
 __all__ = ["GdbError", "GdbProcess", "GdbSilent", "Result"]
 
@@ -59,7 +59,8 @@ class GdbProcess:
         program = next(filter(None, map(shutil.which, CANDIDATES)), None)
         if program is None:
             raise TargetNotSupported(
-                "GDB is needed to attach and was not found; install it (Debian: gdb-multiarch)"
+                "GDB is needed to attach and was not found; install it (Debian: gdb-multiarch)",
+                Step.GDB,
             )
         self._process = subprocess.Popen(
             [program, *START],

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from inspector.errors import TargetNotSupported
+from inspector.errors import Step, TargetNotSupported
 from inspector.memory.base import U64, addresses
 
 __all__ = ["RamMap", "parse_mtree"]
@@ -61,7 +61,8 @@ def parse_mtree(text: str) -> RamMap:
                 ranges.append((begin, end))
     if not ranges:
         raise TargetNotSupported(
-            "'monitor info mtree -f' shows no RAM; the stub must be QEMU's, for a system emulation"
+            "'monitor info mtree -f' shows no RAM; the stub must be QEMU's, for a system emulation",
+            Step.QEMU,
         )
     return RamMap(
         addresses([begin for begin, _ in ranges]), addresses([end - begin for begin, end in ranges])

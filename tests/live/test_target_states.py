@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import socket
+import subprocess
 import threading
+import time
 from collections.abc import Callable, Iterator
 
 import pytest
 
+from fixtures.lab.stub import Stub
+from inspector.memory.direct import process_behind
 from tests.live.tools import Lab, document, inspector
 
 
@@ -27,6 +31,71 @@ def test_nothing_to_check(boot: Callable[..., Lab], scenario: str, code: int, te
     assert text in done.stdout + done.stderr
     assert "Traceback" not in done.stderr
     lab.assert_untouched()
+
+
+@pytest.mark.parametrize(
+    ("scenario", "code", "step", "action"),
+    [
+        ("no-kvm", 3, "KVM-HV", "modprobe kvm_hv"),
+        ("no-vms", 0, "state", "start an L1 guest"),
+        ("hash", 0, "VM lpid 1", "disable_radix"),
+    ],
+)
+def test_the_doctor_says_what_is_in_the_way(
+    boot: Callable[..., Lab], scenario: str, code: int, step: str, action: str
+) -> None:
+    lab = boot(scenario)
+    done = inspector("doctor", lab.target, "--json")
+    assert done.returncode == code, done.stdout
+    (told,) = [item for item in document(done)["steps"] if item["next"]]
+    assert told["step"] == step
+    assert action in told["next"]
+    lab.assert_untouched()
+
+
+def test_the_doctor_without_the_direct_path(boot: Callable[..., Lab]) -> None:
+    lab = boot("no-vms")
+    done = inspector("doctor", lab.target, "--read-path", "gdb")
+    assert done.returncode == 0
+    assert "remark  direct path   read through GDB's remote protocol" in done.stdout
+    assert "ptrace_scope" in done.stdout
+    lab.assert_untouched()
+
+
+def test_a_stub_that_is_taken_is_told(boot: Callable[..., Lab]) -> None:
+    lab = boot("no-vms")
+    with Stub(lab.machine.state.gdb_port):
+        done = inspector("doctor", lab.target)
+    assert done.returncode == 3
+    assert "another client is attached" in done.stdout
+    lab.assert_untouched()
+
+
+@pytest.fixture
+def small_machine() -> Iterator[int]:
+    """The port of a machine that is none of 64-bit POWER."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = server.getsockname()[1]
+    arguments = ("-M", "ppce500", "-S", "-nodefaults", "-display", "none")
+    machine = subprocess.Popen(
+        ["qemu-system-ppc", *arguments, "-gdb", f"tcp:127.0.0.1:{port}"],
+        stderr=subprocess.DEVNULL,
+    )
+    try:
+        while process_behind(port) is None:
+            assert machine.poll() is None
+            time.sleep(0.05)
+        yield port
+    finally:
+        machine.kill()
+        machine.wait()
+
+
+def test_another_machine_is_refused(small_machine: int) -> None:
+    done = inspector("doctor", f"gdb:127.0.0.1:{small_machine}")
+    assert done.returncode == 3
+    assert "failed       architecture" in done.stdout, done.stdout
+    assert "next: attach to the qemu-system-ppc64" in done.stdout
 
 
 def test_the_wrong_kernel_is_refused(boot: Callable[..., Lab]) -> None:

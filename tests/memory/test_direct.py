@@ -10,7 +10,7 @@ import pytest
 
 from inspector.errors import MemoryNotReadable, TargetNotSupported
 from inspector.memory.base import addresses
-from inspector.memory.direct import IOV_MAX, DirectMemory, hva_of, process_behind
+from inspector.memory.direct import IOV_MAX, DirectMemory, hva_of, is_taken, process_behind
 from inspector.memory.ram import RamMap
 
 
@@ -60,6 +60,15 @@ def test_the_process_behind_a_port_is_found() -> None:
         port = server.getsockname()[1]
         assert process_behind(port) == os.getpid()
     assert process_behind(port) is None
+
+
+def test_a_client_of_a_port_is_seen() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = server.getsockname()[1]
+        assert not is_taken(port)
+        with socket.create_connection(("127.0.0.1", port)):
+            assert is_taken(port)
+        assert not is_taken(port)
 
 
 def test_the_answer_to_gpa2hva() -> None:

@@ -305,7 +305,7 @@ def test_other_machines(tmp_path: Path) -> None:
 def test_snappy_without_its_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     data = kdump(KdumpSpec({0: page(0)}, compression="snappy"))
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-    with pytest.raises(TargetNotSupported, match=r"pip install 'inspector\[kdump\]'"):
+    with pytest.raises(TargetNotSupported, match=r"pip install 'kvmhv-inspector\[kdump\]'"):
         opened(tmp_path, data)
 
 

@@ -1,0 +1,252 @@
+"""Step by step from a target to its VMs: what was found, and what stands in the way.
+
+Nothing is tried here that an inspection would not do: the target is opened
+as for ``inspector check``, and the steps are told from what that found or
+from the step at which it ended.
+"""
+
+from __future__ import annotations
+
+import enum
+from dataclasses import dataclass
+from pathlib import Path
+
+from inspector import pte
+from inspector.errors import InspectorError, Step, TargetNotSupported
+from inspector.kvm.snapshot import Snapshot, Vm
+from inspector.memory.direct import process_behind
+from inspector.memory.dump import Dump
+from inspector.session import (
+    LIVE_PREFIX,
+    Acquired,
+    Options,
+    Progress,
+    acquire,
+    address_of,
+    dump_of,
+)
+
+__all__ = ["Diagnosis", "Observation", "Outcome", "diagnose"]
+
+PTRACE_SCOPE = Path("/proc/sys/kernel/yama/ptrace_scope")
+OF_LIVE = (
+    Step.GDB,
+    Step.PORT,
+    Step.QEMU,
+    Step.POWER,
+    Step.KERNEL,
+    Step.RADIX,
+    Step.TYPES,
+    Step.KVM,
+    Step.STATE,
+)
+OF_FILE = (Step.FORMAT, Step.POWER, *OF_LIVE[4:])
+
+NEXT = {
+    Step.GDB: "install GDB for all architectures (Debian: apt install gdb-multiarch)",
+    Step.PORT: "start QEMU with '-gdb tcp:127.0.0.1:PORT', or type 'gdbserver tcp:127.0.0.1:PORT' "
+    "in the monitor of one that runs; end any other GDB; forward the port of another host with "
+    "'ssh -L PORT:127.0.0.1:PORT HOST'",
+    Step.QEMU: "give the port of a QEMU of version 4.1 or later",
+    Step.FORMAT: "give a capture of this tool, an ELF core, a kdump-compressed dump, "
+    "raw:FILE@0xADDRESS or split:FILE,FILE; a live machine is gdb:HOST:PORT",
+    Step.POWER: "attach to the qemu-system-ppc64 that runs the KVM-HV host, or take a dump of it",
+    Step.KERNEL: "wait until the machine has booted Linux; if it has, give its vmlinux with "
+    "--kernel and its modules with --modules",
+    Step.RADIX: "boot the host on POWER9 or later and without 'disable_radix'",
+    Step.TYPES: "give --debug-file with the debug file of the kvm-hv.ko that is loaded, or "
+    "--layout with a profile that 'inspector layout' has made of this build",
+    Step.KVM: "load it in the host: modprobe kvm_hv",
+    Step.STATE: "try again; if it stays, take a capture or a dump and see what it lacks",
+}
+"""What to do where a step cannot be taken."""
+
+
+class Outcome(enum.Enum):
+    """What came of a step; a remark does not stand in the way."""
+
+    OK = "ok"
+    REMARK = "remark"
+    FAILED = "failed"
+    NOT_REACHED = "not reached"
+
+
+@dataclass(frozen=True)
+class Observation:
+    """One step: what was found, and what to do about it where that is not all one could wish."""
+
+    step: str
+    outcome: Outcome
+    found: str = ""
+    next: str = ""
+
+
+@dataclass(frozen=True)
+class Diagnosis:
+    """All steps of a target in order."""
+
+    target: str
+    observations: tuple[Observation, ...]
+
+    @property
+    def usable(self) -> bool:
+        """Whether the target can be inspected."""
+        return all(item.outcome in (Outcome.OK, Outcome.REMARK) for item in self.observations)
+
+
+class _Stages:
+    """Remembers the last stage, for errors that do not name their step."""
+
+    def __init__(self, progress: Progress) -> None:
+        self._progress = progress
+        self.stage = ""
+
+    def __call__(self, stage: str) -> None:
+        self.stage = stage
+        self._progress(stage)
+
+    def step(self, live: bool) -> Step:
+        """Return the step that was being taken."""
+        if self.stage == "finding the kernel":
+            return Step.TYPES
+        if self.stage in ("", "attaching", "opening the file"):
+            return Step.PORT if live else Step.FORMAT
+        return Step.STATE
+
+
+def diagnose(target: str, options: Options, progress: Progress = lambda stage: None) -> Diagnosis:
+    """Take the steps from a target to its VMs, as far as they lead; never raises for bad input."""
+    live = target.startswith(LIVE_PREFIX)
+    stages = _Stages(progress)
+    steps = OF_LIVE if live else OF_FILE
+    try:
+        dump = None if live else dump_of(target)
+        acquired = acquire(target, options, stages)
+    except InspectorError as error:
+        failed = (error.step if isinstance(error, TargetNotSupported) else None) or stages.step(
+            live
+        )
+        return Diagnosis(target, _ended(steps, failed, error))
+    seen = _of_live(target, acquired) if live else _of_file(acquired, dump)
+    return Diagnosis(target, (*seen, *_of_kernel(acquired), *_of_state(acquired.snapshot)))
+
+
+def _ended(steps: tuple[Step, ...], failed: Step, error: InspectorError) -> tuple[Observation, ...]:
+    at = steps.index(failed)
+    return (
+        *(Observation(step.value, Outcome.OK) for step in steps[:at]),
+        Observation(failed.value, Outcome.FAILED, str(error), NEXT[failed]),
+        *(Observation(step.value, Outcome.NOT_REACHED) for step in steps[at + 1 :]),
+    )
+
+
+def _ok(step: Step, found: str) -> Observation:
+    return Observation(step.value, Outcome.OK, found)
+
+
+def _remark(step: str, found: str, action: str) -> Observation:
+    return Observation(step, Outcome.REMARK, found, action)
+
+
+def _of_live(target: str, acquired: Acquired) -> tuple[Observation, ...]:
+    host, port = address_of(target)
+    origin = acquired.origin
+    return (
+        _ok(Step.GDB, "installed"),
+        _ok(Step.PORT, f"a GDB stub answers at {host}:{port}"),
+        _ok(Step.QEMU, "the stub reads physical memory and has QEMU's monitor"),
+        _ok(Step.POWER, "64-bit POWER"),
+        _direct_path(port, origin.read_path, origin.stopped_seconds or 0.0),
+    )
+
+
+def _direct_path(port: int, read_path: str, stopped: float) -> Observation:
+    """Say whether bytes come straight from the QEMU process, and what it would take."""
+    what, stood_still = "direct path", f"the machine stood still for {stopped * 1000:.0f} ms"
+    if "QEMU process" in read_path:
+        return Observation(what, Outcome.OK, f"read from {read_path}; {stood_still}")
+    process = process_behind(port)
+    scope = PTRACE_SCOPE.read_text().strip() if PTRACE_SCOPE.is_file() else "not there"
+    return _remark(
+        what,
+        f"read through {read_path}; {stood_still}; process behind the port: "
+        f"{process or 'not visible'}, kernel.yama.ptrace_scope: {scope}",
+        "it works without; to stop the machine for less long run on QEMU's own host, as root or "
+        "as QEMU's user with kernel.yama.ptrace_scope=0",
+    )
+
+
+def _of_file(acquired: Acquired, dump: Dump | None) -> tuple[Observation, ...]:
+    assert dump is not None
+    kind = acquired.origin.read_path
+    text = "carries VMCOREINFO" if dump.vmcoreinfo else "carries no VMCOREINFO, none is needed"
+    return (_ok(Step.FORMAT, f"{kind}; {text}"), _ok(Step.POWER, "64-bit POWER"))
+
+
+def _of_kernel(acquired: Acquired) -> tuple[Observation, ...]:
+    profile, origin = acquired.profile, acquired.origin
+    order = "little-endian" if profile.byte_order == "<" else "big-endian"
+    rejected = len(origin.rejected)
+    others = f"; {rejected} met on the way that are not the host's" if rejected else ""
+    return (
+        _ok(
+            Step.KERNEL,
+            f"Linux {profile.release}, {order}, {pte.size_name(profile.page_shift)} pages, "
+            f"build ID {profile.build_id or 'none'}{others}",
+        ),
+        _ok(Step.RADIX, "radix"),
+        _ok(Step.TYPES, f"by {origin.layout}"),
+        _ok(Step.KVM, "the modules kvm and kvm_hv are loaded"),
+    )
+
+
+def _of_state(snapshot: Snapshot) -> tuple[Observation, ...]:
+    vms = snapshot.vms
+    what = Step.STATE.value
+    gaps = [gap.text for gap in snapshot.gaps]
+    if not vms and not gaps:
+        return (
+            _remark(
+                what,
+                "no VM runs",
+                "start an L1 guest in the host: qemu-system-ppc64 -accel kvm "
+                "-M pseries,cap-nested-hv=on",
+            ),
+        )
+    seen = [_of_vm(vm) for vm in vms]
+    if gaps:
+        seen.append(
+            _remark(what, f"not read: {'; '.join(gaps)}", "try again, or take a whole dump")
+        )
+    return tuple(seen)
+
+
+def _of_vm(vm: Vm) -> Observation:
+    what = f"VM lpid {vm.lpid}"
+    if not vm.radix:
+        return _remark(
+            what,
+            "hash MMU: it has no nested guests and is not checked",
+            "boot the L1 guest's Linux without 'disable_radix'",
+        )
+    if vm.locked:
+        return _remark(what, "mmu_lock is held: half way through a change", "try again")
+    if vm.gaps:
+        shown = "; ".join(gap.text for gap in vm.gaps)
+        return _remark(what, f"not read: {shown}", "the report says what that leaves unjudged")
+    if not vm.nesting:
+        return _remark(
+            what,
+            "nesting is not enabled for it",
+            "load kvm_hv in the host with nested=1, and start the L1 guest with "
+            "-M pseries,cap-nested-hv=on",
+        )
+    if not vm.nested and not len(vm.rmaps):
+        return _remark(
+            what, "nesting enabled, no nested guest yet", "start an L2 guest in the L1 guest"
+        )
+    return Observation(
+        what,
+        Outcome.OK,
+        f"radix, nesting enabled, {len(vm.nested)} nested guests, {len(vm.rmaps)} rmap slots",
+    )
