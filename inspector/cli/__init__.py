@@ -26,6 +26,7 @@ COMMANDS = {
     "capture": "Save what an inspection needs as a small core file.",
     "check": "Check the reverse maps against the model.",
     "decode": "Decode rmap words.",
+    "diff": "Show what is different between two targets, or from an expectation.",
     "doctor": "Say what was found of a target and what stands in the way.",
     "history": "Show who wrote an rmap word, on a machine that replays a recording.",
     "layout": "Save what the tool knows of the target's kernel.",

@@ -1,0 +1,223 @@
+"""Hold a snapshot against what somebody expects of it, read from a JSON file.
+
+The file is an object with ``vms``, or one that has such an object under
+``expected``, as the lab writes beside its captures::
+
+    {"vms": [{"memslots": [{"base_gfn": 0, "npages": 7424, "hva": 70367578161152}],
+              "slots": {"0x20": ["0x20000000010000", "0x10000000010001"]},
+              "leaves": ["1:0x10000", "2:0x10000"]}]}
+
+``memslots`` tell which VM is meant, by ``hva`` where it is given.  ``slots``
+has the words of every slot that is not empty, newest first; ``leaves`` the
+present shadow leaves as LPID and L2 address.  What is not there is not
+compared; numbers are numbers or strings in hexadecimal.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from inspector.errors import BadData
+from inspector.kvm.snapshot import Part, Rmaps, Snapshot, Vm
+from inspector.memory.base import addresses
+from inspector.questions.changes import SlotChange
+from inspector.questions.difference import slot_changes
+
+__all__ = ["Departure", "Departures", "Expected", "ExpectedVm", "departures", "read_expected"]
+
+COMPARED = (Part.RMAPS, Part.MEMSLOTS, Part.NESTED, Part.SHADOW)
+
+L2Place = tuple[int, int]
+"""LPID and L2 address of a shadow leaf."""
+
+
+@dataclass(frozen=True)
+class ExpectedVm:
+    """What is expected of one VM; None of what nothing is said."""
+
+    memslots: tuple[tuple[int, int, int | None], ...]
+    slots: Mapping[int, tuple[int, ...]] | None
+    leaves: frozenset[L2Place] | None
+
+
+@dataclass(frozen=True)
+class Expected:
+    """What is expected of a host."""
+
+    source: str
+    vms: tuple[ExpectedVm, ...]
+
+
+@dataclass(frozen=True)
+class Departure:
+    """Where one VM is not as expected; ``vm`` is None where there is no such VM.
+
+    In ``slots`` *before* is what was expected, and *after* what was found.
+    """
+
+    expected: ExpectedVm | None
+    vm: Vm | None
+    slots: tuple[SlotChange, ...] = ()
+    missing: tuple[L2Place, ...] = ()
+    unexpected: tuple[L2Place, ...] = ()
+    unknown: tuple[str, ...] = ()
+
+    @property
+    def same(self) -> bool:
+        """Whether the VM is as expected, as far as can be compared."""
+        known = self.expected is not None and self.vm is not None
+        return known and not (self.slots or self.missing or self.unexpected)
+
+
+@dataclass(frozen=True)
+class Departures:
+    """Where a host is not as expected."""
+
+    expected: Expected
+    vms: tuple[Departure, ...]
+    notes: tuple[str, ...] = ()
+
+    @property
+    def same(self) -> bool:
+        """Whether all is as expected, as far as can be compared."""
+        return all(vm.same for vm in self.vms)
+
+    @property
+    def whole(self) -> bool:
+        """Whether all could be compared."""
+        return not self.notes and not any(vm.unknown for vm in self.vms)
+
+
+def read_expected(path: Path) -> Expected:
+    """Read an expectation.
+
+    Raises:
+        BadData: the file is not one.
+    """
+    try:
+        raw = json.loads(path.read_text(encoding="utf-8"))
+        if "vms" not in raw:
+            raw = raw["expected"]
+        return Expected(str(path), tuple(_expected_vm(vm) for vm in raw["vms"]))
+    except KeyError as error:
+        raise BadData(f"{path} is no expectation: it has no {error}") from error
+    except (AttributeError, OSError, RecursionError, TypeError, ValueError) as error:
+        raise BadData(f"{path} is no expectation: {error}") from error
+
+
+def _expected_vm(raw: Mapping[str, Any]) -> ExpectedVm:
+    slots = raw.get("slots")
+    leaves = raw.get("leaves")
+    if leaves is not None:
+        # leaves whose page is gone are present too
+        leaves = frozenset(_place(text) for text in [*leaves, *raw.get("orphans", ())])
+    return ExpectedVm(
+        tuple(
+            (
+                _number(slot["base_gfn"]),
+                _number(slot["npages"]),
+                _number(slot["hva"]) if "hva" in slot else None,
+            )
+            for slot in raw["memslots"]
+        ),
+        None
+        if slots is None
+        else {_number(gfn): tuple(_number(word) for word in words) for gfn, words in slots.items()},
+        leaves,
+    )
+
+
+def _number(value: int | str) -> int:
+    number = int(value, 0) if isinstance(value, str) else value
+    if not isinstance(number, int) or not 0 <= number < 1 << 64:
+        raise ValueError(f"{value!r} is not a number of 64 bits")
+    return number
+
+
+def _place(text: str) -> L2Place:
+    lpid, _, address = text.partition(":")
+    return _number(lpid), _number(address)
+
+
+def departures(expected: Expected, snapshot: Snapshot) -> Departures:
+    """Say where a snapshot is not as expected."""
+    left = list(snapshot.vms)
+    found = []
+    for wanted in expected.vms:
+        vm = next((vm for vm in left if _is(vm, wanted)), None)
+        if vm is not None:
+            left.remove(vm)
+            found.append(_departure(wanted, vm))
+        else:
+            found.append(Departure(wanted, None))
+    found += [Departure(None, vm) for vm in left]
+    return Departures(
+        expected, tuple(found), tuple(f"not read: {gap.text}" for gap in snapshot.gaps)
+    )
+
+
+def _is(vm: Vm, wanted: ExpectedVm) -> bool:
+    memslots = {(slot.base_gfn, slot.npages): slot.userspace_addr for slot in vm.memslots}
+    return len(memslots) == len(wanted.memslots) and all(
+        (base, pages) in memslots and hva in (None, memslots[base, pages])
+        for base, pages, hva in wanted.memslots
+    )
+
+
+def _departure(wanted: ExpectedVm, vm: Vm) -> Departure:
+    slots: tuple[SlotChange, ...] = ()
+    if wanted.slots is not None and vm.radix:
+        slots = tuple(slot_changes(_rmaps(wanted.slots), vm.rmaps))
+    missing: set[L2Place] = set()
+    unexpected: set[L2Place] = set()
+    if wanted.leaves is not None:
+        present = {
+            (nested.lpid, address)
+            for nested in vm.nested
+            for address in nested.shadow.address.tolist()
+        }
+        unread = {nested.lpid for nested in vm.nested if nested.shadow.has_holes}
+        unread |= set(vm.unread_guests or ())
+        missing = {
+            place
+            for place in wanted.leaves - present
+            if vm.unread_guests is not None and place[0] not in unread
+        }
+        unexpected = present - wanted.leaves
+    return Departure(
+        wanted,
+        vm,
+        slots,
+        tuple(sorted(missing)),
+        tuple(sorted(unexpected)),
+        tuple(_unknown(vm)),
+    )
+
+
+def _unknown(vm: Vm) -> list[str]:
+    locked = ["mmu_lock was held: the state may be half way through a change"] if vm.locked else []
+    return locked + [f"not read: {gap.text}" for gap in vm.gaps if gap.part in COMPARED]
+
+
+def _rmaps(slots: Mapping[int, tuple[int, ...]]) -> Rmaps:
+    """Return slots as they are read; where they would stand is not known."""
+    gfns = sorted(gfn for gfn, words in slots.items() if words)
+    words = [word for gfn in gfns for word in slots[gfn]]
+    lengths = [len(slots[gfn]) for gfn in gfns]
+    nowhere = addresses([0] * len(words))
+    return Rmaps(
+        memslot=np.zeros(len(gfns), np.int64),
+        gfn=addresses(gfns),
+        where=addresses([0] * len(gfns)),
+        head=addresses([0] * len(gfns)),
+        start=np.concatenate(([0], np.cumsum(lengths))).astype(np.int64),
+        word=addresses(words),
+        node=nowhere,
+        place=nowhere,
+    )
