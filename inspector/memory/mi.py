@@ -3,8 +3,9 @@
 pygdbmi starts nothing here and waits for nothing: its ``write`` pauses for
 0.2 s after each command and does not match tokens, so commands go out with a
 token of their own and output is read until the record with that token.
-Records are parsed by pygdbmi, except memory contents, which are cut out of
-the line directly (parsing 4 MiB of them takes 0.4 s).
+Results are parsed by pygdbmi, except memory contents, which are cut out of
+the line directly (parsing 4 MiB of them takes 0.4 s), and so is printed text:
+the machine stands still while QEMU's monitor prints its hundred lines.
 """
 
 from __future__ import annotations
@@ -33,6 +34,7 @@ START = (
     *("-iex", "maintenance set internal-error quit yes"),
 )
 TIMEOUT = 30.0
+STREAMS = (b'~"', b'@"', b'&"')
 WINDOW = 64
 """Commands under way at once: few enough that neither pipe fills up while both sides write."""
 
@@ -76,6 +78,7 @@ class GdbProcess:
         self._partial: list[bytes] = []
         self._lines: list[bytes] = []
         self._token = 0
+        self._ended = False
         self.running = False
 
     def command(self, text: str, timeout: float = TIMEOUT) -> Result:
@@ -88,19 +91,18 @@ class GdbProcess:
             GdbError: GDB answered with an error.
             TargetNotSupported: GDB ended or did not answer in time.
         """
-        token = self._send(text)
-        console = []
+        token = b"%d^" % self._send(text)
+        said = []
         while True:
-            record = self._record(timeout, text)
-            if record is None:
-                continue
-            if record["type"] in ("console", "target", "log"):
-                console.append(record["payload"] or "")
-            elif record["type"] == "result" and record["token"] == token:
+            line = self._line(timeout, text)
+            self._note_state(line)
+            if line[:2] in STREAMS and line.endswith(b'"'):
+                said.append(line)
+            elif line.startswith(token) and (record := _parsed(line)) is not None:
                 payload = record["payload"] or {}
                 if record["message"] == "error":
                     raise GdbError(f"GDB could not do '{text}': {payload.get('msg', 'no reason')}")
-                return Result(payload, "".join(console))
+                return Result(payload, "".join(map(_text, said)))
 
     def console(self, text: str, timeout: float = TIMEOUT) -> str:
         """Run a command of GDB's command line and return what it printed."""
@@ -133,10 +135,9 @@ class GdbProcess:
             TargetNotSupported: it has ended.
         """
         while self.running:
-            record = self._record(timeout, "stop")
-            if record is not None and record["message"] == "thread-group-exited":
-                self.running = False
-                raise TargetNotSupported("the machine's QEMU has ended, or closed the connection")
+            self._note_state(self._line(timeout, "stop"))
+        if self._ended:
+            raise TargetNotSupported("the machine's QEMU has ended, or closed the connection")
 
     def read_ranges(self, ranges: Iterable[tuple[int, int]]) -> list[bytes]:
         """Read ``(address, length)`` ranges, many commands under way at once.
@@ -193,23 +194,14 @@ class GdbProcess:
             raise TargetNotSupported(f"GDB ended before '{text}' could be sent") from error
         return self._token
 
-    def _record(self, timeout: float, waiting_for: str) -> dict[str, Any] | None:
-        line = self._line(timeout, waiting_for)
-        self._note_state(line)
-        text = line.decode("utf-8", "replace")
-        if not text or text.startswith("(gdb)"):
-            return None
-        try:
-            record: dict[str, Any] = parse_response(text)
-        except Exception:  # pygdbmi raises whatever it stumbles over in a torn line
-            return None
-        return record
-
     def _note_state(self, line: bytes) -> None:
         if line.startswith(b"*stopped"):
             self.running = False
         elif line.startswith(b"*running"):
             self.running = True
+        elif line.startswith(b"=thread-group-exited"):
+            self.running = False
+            self._ended = True
 
     def _line(self, timeout: float, waiting_for: str) -> bytes:
         deadline = time.monotonic() + timeout
@@ -230,6 +222,19 @@ class GdbProcess:
                 self._lines.extend(reversed(whole))
             self._partial.append(rest)
         return self._lines.pop()
+
+
+def _parsed(line: bytes) -> dict[str, Any] | None:
+    try:
+        record: dict[str, Any] = parse_response(line.decode("utf-8", "replace"))
+    except Exception:  # pygdbmi raises whatever it stumbles over in a torn line
+        return None
+    return record
+
+
+def _text(line: bytes) -> str:
+    """Return what a line of console, target or log output says."""
+    return line[2:-1].decode("unicode_escape", "replace")
 
 
 def _contents(line: bytes, address: int, length: int) -> bytes:
