@@ -12,16 +12,23 @@ import numpy as np
 from numpy.typing import NDArray
 
 from inspector import encoding
+from inspector.errors import MemoryNotReadable
 from inspector.kvm.snapshot import LinkProblem, Memslot, Rmaps
 from inspector.memory.arrays import first_of_each
 from inspector.memory.base import U64, addresses
-from inspector.regions import LINEAR_MAP, LINEAR_SIZE
+from inspector.memory.recording import RecordingMemory
+from inspector.regions import LINEAR_MAP, LINEAR_SIZE, linear_to_physical
 from inspector.structures.space import KernelSpace
 
 __all__ = ["NO_RMAPS", "Arrays", "read_arrays", "read_rmaps"]
 
 WORD = 8
 READ_LIMIT = 1 << 24
+FEW, LONG = 16, 16
+"""When so few lists are longer than so many nodes, what they lead to is guessed."""
+RUN = 1 << 16
+"""So many nodes of a list are guessed at once."""
+PAGE = 1 << 12
 
 _NONE = addresses([])
 _NO_INDEX = np.zeros(0, np.int64)
@@ -167,17 +174,25 @@ def _lists(kernel: KernelSpace, where: U64, head: U64) -> _Entries:
             anchor = link.copy()
         generation += 1
 
-        records = kernel.read_many(link, layout.size)
-        lost = ~records.present
+        node, owner = link, np.arange(slot.size)
+        if slot.size <= FEW and generation > LONG:
+            node, owner = _guessed(kernel, link, next_column)
+        records = kernel.read_many(node, layout.size)
+        rows = records.words(kernel.profile.byte_order)
+        good = records.present
+        if node.size > link.size:
+            good = _unbroken(good, owner, rows[:, next_column] == np.append(node[1:], 0))
+        first = np.searchsorted(owner, np.arange(slot.size))
+        lost = ~good[first]
         stop(slot[lost], "unreadable", place[lost], link[lost])
-        slot, node, anchor = slot[~lost], link[~lost], anchor[~lost]
-        rows = records.words(kernel.profile.byte_order)[~lost]
-        words.append(rows[:, word_column])
-        nodes.append(node)
-        places.append(node + np.uint64(word_offset))
-        slots.append(slot)
-        link = rows[:, next_column]
-        place = node + np.uint64(next_offset)
+        words.append(rows[good, word_column])
+        nodes.append(node[good])
+        places.append(node[good] + np.uint64(word_offset))
+        slots.append(slot[owner[good]])
+        last = (first + np.bincount(owner[good], minlength=slot.size) - 1)[~lost]
+        slot, anchor = slot[~lost], anchor[~lost]
+        link = rows[last, next_column]
+        place = node[last] + np.uint64(next_offset)
     if not words:
         return _Entries(_NONE, _NONE, _NONE, _NO_INDEX, problems)
     owner = np.concatenate(slots)
@@ -190,6 +205,68 @@ def _lists(kernel: KernelSpace, where: U64, head: U64) -> _Entries:
         problems,
     )
     return _without_repeats(entries)
+
+
+def _guessed(kernel: KernelSpace, link: U64, column: int) -> tuple[U64, NDArray[np.int64]]:
+    """Guess the nodes behind some links from the pages they lie in.
+
+    Lists that are long are read one node after the other, and new nodes are
+    side by side in memory.  The pages are not part of what is inspected: what
+    is found in them says only where to read.
+
+    Returns:
+        The nodes, each list's in order and the linked one first, and the
+        index of the link that each is behind.
+    """
+    memory = kernel.memory
+    if isinstance(memory, RecordingMemory):
+        memory = memory.unrecorded
+    code = kernel.profile.byte_order + "Q"
+    pages: dict[int, list[int] | None] = {}
+
+    def words_of(page: int) -> list[int] | None:
+        try:
+            data = memory.read(page, PAGE)
+        except MemoryNotReadable:
+            return None
+        words: list[int] = np.frombuffer(data, dtype=code).tolist()
+        return words
+
+    nodes: list[int] = []
+    owner: list[int] = []
+    for index, begin in enumerate(link.tolist()):
+        place: int = begin
+        seen: dict[int, None] = {}
+        while len(seen) < RUN:
+            seen[place] = None
+            page = linear_to_physical(place) & -PAGE
+            if page not in pages:
+                pages[page] = words_of(page)
+            words = pages[page]
+            at = (place % PAGE) // WORD + column
+            if words is None or at >= len(words):
+                break
+            place = words[at]
+            wrong = encoding.is_single(place) or place % encoding.NODE_ALIGNMENT
+            if wrong or place in seen or not 0 <= place - LINEAR_MAP < LINEAR_SIZE:
+                break
+        nodes += seen
+        owner += [index] * len(seen)
+    return addresses(nodes), np.array(owner, dtype=np.int64)
+
+
+def _unbroken(
+    present: NDArray[np.bool_], owner: NDArray[np.int64], leads_on: NDArray[np.bool_]
+) -> NDArray[np.bool_]:
+    """Tell which rows are read, and led to by all the rows of their owner before them."""
+    good = present.copy()
+    same = owner[1:] == owner[:-1]
+    good[1:] &= leads_on[:-1] | ~same
+    broken = np.cumsum(~good)
+    first = np.searchsorted(owner, owner)
+    before: NDArray[np.int64] = broken[first] - ~good[first]
+    unbroken: NDArray[np.bool_] = broken == before
+    return unbroken
 
 
 def _without_repeats(entries: _Entries) -> _Entries:

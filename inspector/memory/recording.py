@@ -45,6 +45,11 @@ class RecordingMemory:
             self._data.append(data)
         return records
 
+    @property
+    def unrecorded(self) -> AddressSpace:
+        """The memory itself, for who looks where it may not have to read."""
+        return self._inner
+
     def ranges(self) -> Ranges:
         """Return where what was read lies."""
         return merged(*self._records())

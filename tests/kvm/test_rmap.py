@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import random
 from dataclasses import dataclass
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -15,7 +17,9 @@ from inspector.errors import MemoryNotReadable
 from inspector.kvm import rmap
 from inspector.kvm.rmap import read_rmaps
 from inspector.kvm.snapshot import Memslot, Rmaps
-from inspector.memory.base import addresses
+from inspector.memory.base import U64, Records, addresses
+from inspector.memory.recording import RecordingMemory
+from inspector.memory.segments import SegmentedMemory
 from inspector.structures.space import KernelSpace
 from tests.fakekernel import Kernel, build
 
@@ -99,14 +103,16 @@ class Array:
     st.lists(st.tuples(LINKS, st.integers(0, (1 << 64) - 1)), min_size=NODES, max_size=NODES),
     st.sampled_from("<>"),
     st.integers(0, 600),
+    st.sampled_from((0, 1, 3, rmap.LONG)),
 )
-@example({0: 0}, [(i + 1, 0) for i in range(NODES - 1)] + [(3, 0)], "<", 0)
-@example({0: 0, 1: 4}, [(i + 1, i) for i in range(NODES - 1)] + [(-2, 0)], ">", 511)
+@example({0: 0}, [(i + 1, 0) for i in range(NODES - 1)] + [(3, 0)], "<", 0, 2)
+@example({0: 0, 1: 4}, [(i + 1, i) for i in range(NODES - 1)] + [(-2, 0)], ">", 511, 0)
 def test_every_slot_is_followed_as_one_by_one(
-    heads: dict[int, int], nodes: list[tuple[int, int]], order: str, skip: int
+    heads: dict[int, int], nodes: list[tuple[int, int]], order: str, skip: int, guessed: int
 ) -> None:
     array = Array.of(heads, nodes, order, skip)
-    found = array.read()
+    with mock.patch.object(rmap, "LONG", guessed):
+        found = array.read()
     wanted = {gfn: head for gfn, head in sorted(array.heads.items()) if head}
     assert found.gfn.tolist() == [0x100 + gfn for gfn in wanted]
     assert found.where.tolist() == [array.memslot.rmap + 8 * gfn for gfn in wanted]
@@ -125,12 +131,35 @@ def test_every_slot_is_followed_as_one_by_one(
         assert (problem.place == array.memslot.rmap + 8 * gfn) == (not steps)
 
 
-def test_a_long_list_is_read_in_order() -> None:
+class _OtherPages:
+    """A memory whose pages have changed by the time its nodes are read."""
+
+    name = "physical"
+
+    def __init__(self, memory: SegmentedMemory, changed: random.Random) -> None:
+        self._memory = memory
+        self._changed = changed
+
+    def read(self, address: int, length: int) -> bytes:
+        words = np.frombuffer(self._memory.read(address, length), dtype="<u8").copy()
+        if length == rmap.PAGE:
+            for _ in range(3):
+                words[self._changed.randrange(words.size)] = words[
+                    self._changed.randrange(words.size)
+                ]
+        return words.tobytes()
+
+    def read_many(self, where: U64, length: int) -> Records:
+        return self._memory.read_many(where, length)
+
+
+@pytest.mark.parametrize("changing", [False, True])
+def test_a_long_list_is_read_in_order(changing: bool) -> None:
     kernel = Kernel(PAGE, "<")
     count = 3000
-    base = kernel.kmalloc(16 * count)
+    base = kernel.kmalloc(64 * count)
     order = np.random.default_rng(1).permutation(count).astype(np.uint64)
-    node = addresses(base) + order * np.uint64(16)
+    node = addresses(base) + order * np.uint64(64)
     link = np.append(node[1:], np.uint64(1))
     physical = kernel.physical(node)
     kernel.words(physical, link, "<")
@@ -138,8 +167,11 @@ def test_a_long_list_is_read_in_order() -> None:
     kernel.words(physical + np.uint64(8), word, "<")
     head = kernel.kmalloc(8)
     kernel.store(head, int(node[0]))
-    opened = KernelSpace(kernel.memory(), PROFILES["<"])
+    memory = kernel.memory()
+    recorder = RecordingMemory(_OtherPages(memory, random.Random(1)) if changing else memory)
+    opened = KernelSpace(recorder, PROFILES["<"])
     found = read_rmaps(opened, (Memslot(0, 0, 0, 1, 0, 0, head),))
+    assert recorder.ranges().total <= 16 * count + PAGE, "what was guessed from is recorded"
     assert found.length.tolist() == [count + 1]
     assert found[0].words.tolist() == [*word.tolist(), 1]
     assert found[0].nodes.tolist() == [*node.tolist(), 0]
