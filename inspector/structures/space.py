@@ -47,22 +47,20 @@ class _Translated:
 
     def read(self, address: int, length: int) -> bytes:
         """Return ``length`` bytes at one address."""
+        border = address - address % self.page_size + self.page_size
+        begins = [address, *range(border, address + length, self.page_size)]
+        inside = [begin for begin in begins if is_address(begin)]
+        physical, known = self.translate(addresses(inside))
         pieces = []
-        while length > 0:
-            take = min(length, self.page_size - address % self.page_size)
-            pieces.append(self._read_piece(address, take))
-            address += take
-            length -= take
+        for row, begin in enumerate(begins):
+            take = min(address + length, border + row * self.page_size) - begin
+            if row >= len(inside) or not known[row]:
+                raise MemoryNotReadable(begin, take, NOT_MAPPED, self.name)
+            try:
+                pieces.append(self.memory.read(int(physical[row]), take))
+            except MemoryNotReadable as error:
+                raise MemoryNotReadable(begin, take, error.reason, self.name) from error
         return b"".join(pieces)
-
-    def _read_piece(self, address: int, length: int) -> bytes:
-        physical, known = self.translate(addresses([address] if is_address(address) else []))
-        if not known.any():
-            raise MemoryNotReadable(address, length, NOT_MAPPED, self.name)
-        try:
-            return self.memory.read(int(physical[0]), length)
-        except MemoryNotReadable as error:
-            raise MemoryNotReadable(address, length, error.reason, self.name) from error
 
     def read_many(self, where: U64, length: int) -> Records:
         """Return ``length`` bytes at each address."""
