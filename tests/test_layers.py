@@ -28,7 +28,7 @@ FLOORS = (
     ("capture", "recording"),
     ("moment",),
     ("session",),
-    ("diagnosis", "history", "replay"),
+    ("diagnosis", "history", "replay", "watch"),
     ("lockstep",),
     ("reports",),
     ("cli",),

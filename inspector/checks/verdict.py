@@ -23,6 +23,7 @@ __all__ = [
     "Pending",
     "Verdict",
     "VmJudgement",
+    "counts_of",
     "judge",
 ]
 
@@ -146,7 +147,7 @@ def _judge(vm: Vm, snapshot: Snapshot) -> VmJudgement:
         item.invariant.severity is Severity.MEMORY_SAFETY and item.gap.part not in EXPLAINING
         for item in not_judged
     )
-    counts = _counts(checked)
+    counts = counts_of(checked)
     notes = [gap.text for gap in vm.gaps if gap.part is None]
     if not vm.radix:
         notes.append(
@@ -184,7 +185,8 @@ def _pending(checked: CheckedVm, invariant: Invariant) -> Pending:
     return Pending(invariant, count, tuple(examples))
 
 
-def _counts(checked: CheckedVm) -> Counts:
+def counts_of(checked: CheckedVm) -> Counts:
+    """Count what a VM has."""
     rmaps = checked.rmaps
     length = rmaps.length
     by_state = np.bincount(checked.state[~checked.unknown], minlength=len(STATES))

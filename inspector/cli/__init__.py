@@ -35,6 +35,7 @@ COMMANDS = {
     "rmap": "List the rmap slots with their entries.",
     "trace": "Follow a live machine with the model, call by call.",
     "vms": "List the VMs with their memslots and nested guests.",
+    "watch": "Watch a live machine: entries, live and stale, longest lists, as they change.",
 }
 
 

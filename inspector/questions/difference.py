@@ -30,7 +30,7 @@ from inspector.questions.changes import (
 )
 from inspector.structures.radix import LeafTable
 
-__all__ = ["difference", "slot_changes"]
+__all__ = ["difference", "leaves_made", "paired", "slot_changes"]
 
 KEPT_BITS = np.uint64(~encoding.SINGLE_ENTRY & (1 << 64) - 1)
 """All bits of an entry but the one that says where it stands."""
@@ -57,11 +57,11 @@ def difference(before: Snapshot, after: Snapshot) -> Difference:
         notes += [f"not read {when}: {gap.text}" for gap in snapshot.gaps]
     if before.page_shift != after.page_shift:
         return Difference((), tuple(notes))
-    pairs = _paired(before.vms, after.vms)
+    pairs = paired(before.vms, after.vms)
     return Difference(tuple(_vm(old, new, before.page_shift) for old, new in pairs), tuple(notes))
 
 
-def _paired(before: Sequence[Vm], after: Sequence[Vm]) -> Iterator[tuple[Vm | None, Vm | None]]:
+def paired(before: Sequence[Vm], after: Sequence[Vm]) -> Iterator[tuple[Vm | None, Vm | None]]:
     """Yield VMs of both sides that are the same, those of the first side in their order."""
     keys: tuple[Callable[[Vm], object], ...] = (
         lambda vm: (vm.address, vm.pid),
@@ -262,8 +262,7 @@ def _table(
     name: TableName, lpid: int | None, old: LeafTable, new: LeafTable
 ) -> Iterator[LeafChange]:
     """Yield the leaves that differ; what one side may hold unread is not taken for different."""
-    _, i, j = np.intersect1d(old.address, new.address, return_indices=True)
-    differ = (old.entry[i] != new.entry[j]) | (old.shift[i] != new.shift[j])
+    i, j, differ = _common(old, new)
     found = [(int(a), int(b)) for a, b in zip(i[differ], j[differ], strict=True)]
     if not new.has_holes:
         found += [(int(a), -1) for a in np.setdiff1d(np.arange(len(old)), i)]
@@ -276,6 +275,25 @@ def _table(
         address = (before or after).address  # type: ignore[union-attr]
         changes.append(LeafChange(name, lpid, address, before, after))
     yield from sorted(changes, key=lambda change: change.address)
+
+
+def _common(
+    old: LeafTable, new: LeafTable
+) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.bool_]]:
+    """Return the rows of leaves for the same addresses, and which of them differ."""
+    _, i, j = np.intersect1d(old.address, new.address, return_indices=True)
+    return i, j, (old.entry[i] != new.entry[j]) | (old.shift[i] != new.shift[j])
+
+
+def leaves_made(old: Vm, new: Vm) -> int:
+    """Return how many shadow leaves of the later state were not there or other in the earlier."""
+    empty = LeafTable.empty()
+    before = {nested.lpid: nested.shadow for nested in old.nested}
+    made = 0
+    for nested in new.nested:
+        _, there, differ = _common(before.get(nested.lpid, empty), nested.shadow)
+        made += len(nested.shadow) - there.size + int(np.count_nonzero(differ))
+    return made
 
 
 def _hashed(old: Vm, new: Vm) -> Iterator[HashChange]:

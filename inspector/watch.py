@@ -1,0 +1,182 @@
+"""Watch a live machine: one moment after the other, over one attachment.
+
+The kernel is described once, and every sample is a moment of its own (see
+``inspector.moment``): the machine stands still for one copy and runs in
+between.
+"""
+
+from __future__ import annotations
+
+import itertools
+import time
+from collections.abc import Generator
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
+from typing import NamedTuple
+
+import numpy as np
+
+from inspector.checks.verdict import Counts, counts_of
+from inspector.checks.view import CheckedVm
+from inspector.kernel.choose import describe_kernel
+from inspector.kvm.snapshot import Snapshot, Vm
+from inspector.moment import take
+from inspector.questions.difference import leaves_made, paired, slot_changes
+from inspector.session import Options, Progress, attached
+
+__all__ = ["LONGEST", "List", "Pace", "Sample", "VmSample", "sampled", "watch"]
+
+LONGEST = 5
+"""So many of the longest lists a sample names."""
+
+
+@dataclass(frozen=True)
+class Pace:
+    """How often to look, and until when: ``rate`` per second, ``count`` samples, ``seconds``."""
+
+    rate: float = 1.0
+    count: int | None = None
+    seconds: float | None = None
+
+
+class List(NamedTuple):
+    """A slot with more than one entry."""
+
+    gfn: int
+    entries: int
+
+
+@dataclass(frozen=True)
+class VmSample:
+    """One VM in one sample.
+
+    ``added``, ``gone`` and ``leaves`` are what came about since the sample
+    before: entries inserted, entries removed, and shadow leaves that are new
+    or other.  The rates are the same per second; None where there is no
+    sample before.  Every new or other leaf is a nested page fault at least,
+    so ``faults_per_second`` is a lower bound.
+    """
+
+    lpid: int
+    address: int
+    locked: bool
+    nested: int
+    counts: Counts
+    longest: tuple[List, ...]
+    added: int | None = None
+    gone: int | None = None
+    leaves: int | None = None
+    faults_per_second: float | None = None
+    unread: int = 0
+
+
+@dataclass(frozen=True)
+class Sample:
+    """What was seen at one moment.
+
+    ``seconds`` have gone by since the first sample began; ``stopped_seconds``
+    is how long the machine stood still for this one, in ``stops`` stops;
+    ``took_seconds`` how long it took to look and to decode.
+    """
+
+    number: int
+    time: datetime
+    seconds: float
+    stopped_seconds: float
+    stops: int
+    took_seconds: float
+    vms: tuple[VmSample, ...]
+    notes: tuple[str, ...]
+    target: str
+    release: str
+    read_path: str
+
+
+def watch(
+    target: str, options: Options, pace: Pace, progress: Progress = lambda stage: None
+) -> Generator[Sample]:
+    """Yield one sample after the other.
+
+    A generator that is not exhausted has to be closed: that detaches.
+
+    Raises:
+        InspectorError: the target cannot be attached to or inspected, or has ended.
+    """
+    progress("attaching")
+    with attached(target, options) as machine:
+        progress("finding the kernel")
+        profile = describe_kernel(
+            machine.memory, options.sources, pause=machine.for_reading
+        ).profile
+        progress("reading")
+        began = due = time.monotonic()
+        before: tuple[float, Snapshot] | None = None
+        for number in itertools.count():
+            time.sleep(max(0.0, due - time.monotonic()))
+            at = time.monotonic()
+            if number == pace.count or _over(pace, number, at - began):
+                return
+            # what was missed is not made up for
+            due = max(due, at - 1 / pace.rate) + 1 / pace.rate
+            stops = len(machine.stops)
+            snapshot = take(machine, profile).snapshot
+            earlier, apart = (before[1], at - before[0]) if before else (None, 0.0)
+            vms = sampled(snapshot, earlier, apart)
+            yield Sample(
+                number,
+                datetime.now(UTC),
+                at - began,
+                sum(machine.stops[stops:]),
+                len(machine.stops) - stops,
+                time.monotonic() - at,
+                vms,
+                tuple(f"not read: {gap.text}" for gap in snapshot.gaps),
+                target,
+                snapshot.release,
+                machine.read_path,
+            )
+            before = at, snapshot
+
+
+def _over(pace: Pace, number: int, seconds: float) -> bool:
+    return pace.seconds is not None and number > 0 and seconds > pace.seconds
+
+
+def sampled(snapshot: Snapshot, before: Snapshot | None, apart: float) -> tuple[VmSample, ...]:
+    """Count what the VMs of a snapshot have, and what came about since an earlier one.
+
+    Args:
+        snapshot: the later one.
+        before: the earlier one, if there is one.
+        apart: seconds between the two.
+    """
+    pairs = paired(before.vms, snapshot.vms) if before else ((None, vm) for vm in snapshot.vms)
+    return tuple(_vm(old, new, snapshot.page_shift, apart) for old, new in pairs if new is not None)
+
+
+def _vm(old: Vm | None, new: Vm, page_shift: int, apart: float) -> VmSample:
+    rmaps = new.rmaps
+    order = np.argsort(-rmaps.length, kind="stable")[:LONGEST]
+    longest = tuple(
+        List(int(rmaps.gfn[i]), int(rmaps.length[i])) for i in order if rmaps.length[i] > 1
+    )
+    sample = VmSample(
+        lpid=new.lpid,
+        address=new.address,
+        locked=new.locked,
+        nested=len(new.nested),
+        counts=counts_of(CheckedVm(new, page_shift)),
+        longest=longest,
+        unread=len(new.gaps),
+    )
+    if old is None:
+        return sample
+    changes = list(slot_changes(old.rmaps, rmaps))
+    leaves = leaves_made(old, new)
+    return replace(
+        sample,
+        added=sum(len(change.added) for change in changes),
+        gone=sum(len(change.gone) for change in changes),
+        leaves=leaves,
+        faults_per_second=leaves / apart if apart > 0 else None,
+    )
