@@ -48,7 +48,7 @@ class _Translated:
     def read(self, address: int, length: int) -> bytes:
         """Return ``length`` bytes at one address."""
         border = address - address % self.page_size + self.page_size
-        begins = [address, *range(border, address + length, self.page_size)]
+        begins = [address, *range(border, address + length, self.page_size)] if length else []
         inside = [begin for begin in begins if is_address(begin)]
         physical, known = self.translate(addresses(inside))
         pieces = []
