@@ -66,6 +66,8 @@ class _Translated:
         """Return ``length`` bytes at each address."""
         page = np.uint64(self.page_size)
         inside = where % page
+        if not length:
+            return Records(np.zeros((where.size, 0), np.uint8), np.ones(where.size, np.bool_))
         if not where.size or not np.any(inside + np.uint64(length) > page):
             return self._read_pieces(where, length)
         if length % self.page_size == 0 and not np.any(inside):
