@@ -19,12 +19,10 @@ from inspector.kernel.choose import Known, Sources, describe_kernel
 from inspector.kvm.collect import collect, vm_list
 from inspector.kvm.snapshot import Snapshot
 from inspector.memory.base import AddressSpace
-from inspector.memory.dump import Dump, open_dump
+from inspector.memory.dump import PREFIXES, Dump, open_dump
 from inspector.memory.live import LiveMachine
-from inspector.memory.raw import RAW_PREFIX
 from inspector.memory.recording import RecordingMemory
 from inspector.memory.segments import SegmentedMemory
-from inspector.memory.split import SPLIT_PREFIX
 from inspector.moment import take
 from inspector.structures.space import KernelSpace
 
@@ -133,7 +131,7 @@ def dump_of(target: str) -> Dump:
     Raises:
         InspectorError: there is none, or it cannot be opened.
     """
-    if not target.startswith((RAW_PREFIX, SPLIT_PREFIX)) and not Path(target).exists():
+    if not target.startswith(PREFIXES) and not Path(target).exists():
         raise BadData(f"there is no file '{target}'; a live machine is given as gdb:HOST:PORT")
     return open_dump(target)
 

@@ -118,6 +118,15 @@ def test_the_words_and_the_model_need_the_standard_library_only(name: str) -> No
     assert loaded <= set(STANDARD_ONLY)
 
 
+def test_what_gdb_imports_needs_the_standard_library_only() -> None:
+    script = PACKAGE / "gdb_scripts" / "kvmhv.py"
+    modules = [name for name in imports(script) if name.startswith("inspector")]
+    assert len(modules) == 2
+    code = f"import sys; sys.path.insert(0, {str(PACKAGE.parent)!r}); import {', '.join(modules)}"
+    done = subprocess.run([sys.executable, "-I", "-S", "-c", code], check=False)
+    assert done.returncode == 0
+
+
 LPID_SHIFT = 52
 RMAP_MASKS = {0xFFF0_0000_0000_0000, 0x000F_FFFF_FFFF_F000, 0xFFFF_FFFF_FFFF_F000}
 

@@ -28,6 +28,7 @@ COMMANDS = {
     "decode": "Decode rmap words.",
     "diff": "Show what is different between two targets, or from an expectation.",
     "doctor": "Say what was found of a target and what stands in the way.",
+    "gdb-script": "Say where the script with the GDB commands is.",
     "history": "Show who wrote an rmap word, on a machine that replays a recording.",
     "layout": "Save what the tool knows of the target's kernel.",
     "lookup": "Show how a page, an rmap word or a kernel address is mapped, both ways.",
@@ -48,7 +49,7 @@ class _Commands(click.Group):
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         if cmd_name not in COMMANDS:
             return None
-        module = importlib.import_module(f"inspector.cli.{cmd_name}")
+        module = importlib.import_module(f"inspector.cli.{cmd_name.replace('-', '_')}")
         command: click.Command = module.command
         return command
 

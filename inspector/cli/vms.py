@@ -15,11 +15,12 @@ __all__ = ["command"]
 @click.command()
 @target_options
 @json_option
-def command(target: Target, as_json: bool) -> None:
+@click.option("--nested", is_flag=True, help="leave the memslots out of the text")
+def command(target: Target, as_json: bool, nested: bool) -> None:
     """List the VMs with their memslots and nested guests."""
     acquired = open_target(target)
     if as_json:
         print_json(vms_json(acquired))
         return
-    for line in vms_report(acquired):
+    for line in vms_report(acquired, memslots=not nested):
         click.echo(line)

@@ -14,9 +14,13 @@ from inspector.memory.dumpfile import DumpFile, open_file
 from inspector.memory.elfcore import ELF_MAGIC, ElfCore, Note, read_core
 from inspector.memory.kdump import KDUMP_MAGIC, Layout, read_kdump
 from inspector.memory.raw import RAW_PREFIX, open_raw, parse_raw
+from inspector.memory.served import SERVED_PREFIX, open_served
 from inspector.memory.split import SPLIT_PREFIX, open_split, what_lacks
 
-__all__ = ["Dump", "open_dump"]
+__all__ = ["PREFIXES", "Dump", "open_dump"]
+
+PREFIXES = (RAW_PREFIX, SERVED_PREFIX, SPLIT_PREFIX)
+"""What a target begins with that is more than the name of a file."""
 
 FILTERS = {2: "cache", 4: "private cache", 8: "user", 16: "free"}
 """What makedumpfile's dump level leaves out; level 1, zero pages, loses nothing in this format."""
@@ -52,6 +56,8 @@ class Dump:
 def open_dump(target: str | Path) -> Dump:
     """Open a dump: a file, ``split:FILE,FILE,...``, or a raw image as ``raw:FILE@0xADDRESS``.
 
+    A machine that stands still in somebody else's hands is read like one.
+
     Raises:
         BadData: it is damaged or truncated, or of no format that is known.
         TargetNotSupported: it is of another architecture, or compressed in
@@ -60,6 +66,9 @@ def open_dump(target: str | Path) -> Dump:
     if isinstance(target, str) and target.startswith(RAW_PREFIX):
         raw = parse_raw(target)
         return Dump(open_raw(raw), f"a raw image of memory from {raw.start:#x}")
+    if isinstance(target, str) and target.startswith(SERVED_PREFIX):
+        lender, served = open_served(target)
+        return Dump(served, lender)
     if isinstance(target, str) and target.startswith(SPLIT_PREFIX):
         first, memory, lacks = open_split(target)
         kind = f"a split kdump-compressed dump ({_filter(first.layout)})"

@@ -22,56 +22,19 @@ from types import TracebackType
 import numpy as np
 
 from inspector.errors import InspectorError, Step, TargetNotSupported
-from inspector.memory.base import U64, Records, addresses, read_one
+from inspector.memory.base import addresses
 from inspector.memory.direct import DirectMemory, hva_of, is_taken, process_behind
 from inspector.memory.mi import GdbError, GdbProcess, GdbSilent
-from inspector.memory.ram import RamMap, parse_mtree
-from inspector.memory.ranges import merged
-from inspector.memory.segments import SegmentedMemory
+from inspector.memory.ram import parse_mtree
+from inspector.memory.stub import StubMemory
 
-__all__ = ["GdbMemory", "LiveMachine"]
+__all__ = ["LiveMachine"]
 
 CONNECT_TIMEOUT = 10.0
-MERGE_GAP = 1 << 11
-"""Records closer than one packet of QEMU's stub are read as one range."""
-RANGE_LIMIT = 1 << 17
 PROBE_LENGTH = 1 << 12
 REMOTE_TIMEOUT = 30
 POWER = "powerpc:common64"
 REPLAYING = "Replaying execution"
-
-
-class GdbMemory:
-    """Physical memory read through GDB and QEMU's stub."""
-
-    name = "physical"
-
-    def __init__(self, machine: LiveMachine, ram: RamMap) -> None:
-        self._machine = machine
-        self._ram = ram
-
-    def read(self, address: int, length: int) -> bytes:
-        """Return ``length`` bytes at a physical address."""
-        return read_one(self, address, length)
-
-    def read_many(self, where: U64, length: int) -> Records:
-        """Return ``length`` bytes at each physical address."""
-        present = self._ram.covers(where, length)
-        starts = where[present]
-        if not starts.size:
-            return Records(np.zeros((where.size, length), np.uint8), present)
-        ranges = merged(starts, np.full(starts.size, length, np.uint64), MERGE_GAP)
-        pieces = [
-            (begin, min(RANGE_LIMIT, low + size - begin))
-            for low, size in zip(ranges.starts.tolist(), ranges.sizes.tolist(), strict=True)
-            for begin in range(low, low + size, RANGE_LIMIT)
-        ]
-        with self._machine.stopped():
-            read = b"".join(self._machine.read_physical(pieces))
-        found = SegmentedMemory.of_ranges(np.frombuffer(read, dtype=np.uint8), ranges)
-        data = found.read_many(where, length).data
-        data[~present] = 0
-        return Records(data, present)
 
 
 class LiveMachine:
@@ -116,7 +79,7 @@ class LiveMachine:
         try:
             self._attach()
             self._ram = parse_mtree(self.monitor("info mtree -f"))
-            self.memory: GdbMemory | DirectMemory = self._choose(read_path)
+            self.memory: StubMemory | DirectMemory = self._choose(read_path)
             self._resume()
         except BaseException:
             self.close()
@@ -187,11 +150,12 @@ class LiveMachine:
         return self.stopped()
 
     def read_physical(self, ranges: list[tuple[int, int]]) -> list[bytes]:
-        """Read ranges of physical memory through GDB, while the machine is stopped."""
-        if not self._physical:
-            self._physical = True
-            self.packet("Qqemu.PhyMemMode:1")
-        return self.gdb.read_ranges(ranges)
+        """Read ranges of physical memory through GDB, in one stop."""
+        with self.stopped():
+            if not self._physical:
+                self._physical = True
+                self.packet("Qqemu.PhyMemMode:1")
+            return self.gdb.read_ranges(ranges)
 
     def interrupt(self) -> None:
         """Stop the machine at once and wait until it stands still."""
@@ -254,8 +218,8 @@ class LiveMachine:
                 Step.POWER,
             )
 
-    def _choose(self, read_path: str) -> GdbMemory | DirectMemory:
-        through_gdb = GdbMemory(self, self._ram)
+    def _choose(self, read_path: str) -> StubMemory | DirectMemory:
+        through_gdb = StubMemory(self.read_physical, self._ram)
         if read_path == "gdb":
             self.read_path = "GDB's remote protocol"
             return through_gdb
@@ -269,7 +233,7 @@ class LiveMachine:
         self.read_path = f"the memory of QEMU process {direct.pid}"
         return direct
 
-    def _direct(self, through_gdb: GdbMemory) -> DirectMemory:
+    def _direct(self, through_gdb: StubMemory) -> DirectMemory:
         """Open the direct path and prove that it shows the same memory as the stub."""
         if not _is_local(self.host):
             raise TargetNotSupported(f"{self.host} is not this host")

@@ -5,7 +5,7 @@ Addresses and words are strings in hexadecimal: JSON numbers lose bits.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from functools import cache
 from typing import Any
 
@@ -174,23 +174,25 @@ def _nested(nested: Nested) -> dict[str, Any]:
     }
 
 
-def rmap_json(acquired: Acquired) -> dict[str, Any]:
-    """Return the document of ``inspector rmap --json``."""
+def rmap_json(acquired: Acquired, gfns: Collection[int] = ()) -> dict[str, Any]:
+    """Return the document of ``inspector rmap --json``, of some L1 pages only if any are given."""
     return {
         "schema": "inspector.rmap/1",
         "target": target_json(acquired),
-        "slots": list(rmap_lines(acquired.snapshot)),
+        "slots": list(rmap_lines(acquired.snapshot, gfns)),
         "unread": [gap.text for gap in acquired.snapshot.gaps],
     }
 
 
-def rmap_lines(snapshot: Snapshot) -> Iterator[dict[str, Any]]:
+def rmap_lines(snapshot: Snapshot, gfns: Collection[int] = ()) -> Iterator[dict[str, Any]]:
     """Yield one object per non-empty slot, as ``inspector rmap --jsonl`` prints them."""
     for vm in snapshot.vms:
         for slot in vm.rmaps:
-            yield _slot(vm, slot, slot.words.tolist())
+            if not gfns or slot.gfn in gfns:
+                yield _slot(vm, slot, slot.words.tolist())
         for hashed in vm.hash_rmaps:
-            yield _slot(vm, hashed, [hashed.word]) | {"hash": _hash_word(vm, hashed)}
+            if not gfns or hashed.gfn in gfns:
+                yield _slot(vm, hashed, [hashed.word]) | {"hash": _hash_word(vm, hashed)}
 
 
 def _slot(vm: Vm, slot: Slot | HashSlot, words: list[int]) -> dict[str, Any]:

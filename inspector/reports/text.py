@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 
 from inspector import encoding, hash_encoding, pte
 from inspector.checks.base import Evidence, Finding
 from inspector.checks.verdict import Judgement, VmJudgement
 from inspector.checks.view import STATES, CheckedVm
-from inspector.kvm.snapshot import HashSlot, RingProblem, Snapshot, Vm
+from inspector.kvm.snapshot import HashRmaps, HashSlot, Part, RingProblem, Rmaps, Snapshot, Vm
 from inspector.session import Acquired, Origin
 
 __all__ = [
@@ -172,8 +172,8 @@ def _place(item: Evidence) -> str:
     return f"{item.space} {item.address:#x}" if item.address else ""
 
 
-def vms_report(acquired: Acquired) -> Iterator[str]:
-    """Yield the lines of ``inspector vms``."""
+def vms_report(acquired: Acquired, *, memslots: bool = True) -> Iterator[str]:
+    """Yield the lines of ``inspector vms``, those of memslots if they are wanted."""
     snapshot = acquired.snapshot
     yield from opened(snapshot, acquired.origin)
     if not snapshot.vms:
@@ -181,7 +181,7 @@ def vms_report(acquired: Acquired) -> Iterator[str]:
         yield from _without_vms(snapshot)
     for vm in snapshot.vms:
         yield ""
-        yield from _vm(vm, snapshot.page_shift)
+        yield from _vm(vm, snapshot.page_shift, memslots=memslots)
     if snapshot.gaps:
         yield ""
     yield from _unread(snapshot)
@@ -191,7 +191,7 @@ def _unread(snapshot: Snapshot) -> Iterator[str]:
     yield from (f"note: not read: {gap.text}" for gap in snapshot.gaps)
 
 
-def _vm(vm: Vm, page_shift: int) -> Iterator[str]:
+def _vm(vm: Vm, page_shift: int, *, memslots: bool) -> Iterator[str]:
     mmu = "radix" if vm.radix else "hash"
     nesting = "nesting enabled" if vm.nesting else "nesting not enabled"
     yield (
@@ -199,65 +199,80 @@ def _vm(vm: Vm, page_shift: int) -> Iterator[str]:
         f"L1 partition table {vm.l1_ptcr:#x}"
         + (f", mmu_lock held ({vm.mmu_lock:#x})" if vm.locked else "")
     )
-    yield from (
-        f"  {line}"
-        for line in table(
-            ("memslot", "first gfn", "pages", "L1 addresses", "rmap array"),
-            [
-                (
-                    slot.id,
-                    f"{slot.base_gfn:#x}",
-                    slot.npages,
-                    f"{slot.base_gfn << page_shift:#x}.."
-                    f"{(slot.base_gfn + slot.npages << page_shift) - 1:#x}",
-                    f"{slot.rmap:#x}",
-                )
-                for slot in vm.memslots
-            ],
-        )
-    )
-    if vm.nested:
+    if memslots:
+        yield from (f"  {line}" for line in _memslots(vm, page_shift))
+    if memslots and vm.nested:
         yield ""
-        yield from (
-            f"  {line}"
-            for line in table(
-                (
-                    "L1 LPID",
-                    "shadow LPID",
-                    "refs",
-                    "shadow leaves",
-                    "L1 leaves",
-                    "shadow table",
-                    "L1 partition entry",
-                ),
-                [
-                    (
-                        nested.lpid,
-                        nested.shadow_lpid,
-                        nested.refcnt,
-                        len(nested.shadow),
-                        "none" if nested.l1 is None else len(nested.l1),
-                        f"{nested.shadow_pgtable:#x}",
-                        f"{nested.l1_gr_to_hr:#x}",
-                    )
-                    for nested in vm.nested
-                ],
-            )
-        )
+    if vm.nested:
+        yield from (f"  {line}" for line in _nested(vm))
     for gap in vm.gaps:
         yield f"  note: {gap.text}"
 
 
-def rmap_report(snapshot: Snapshot, *, everything: bool) -> Iterator[str]:
-    """Yield the lines of ``inspector rmap``: every slot, every entry with its state."""
+def _memslots(vm: Vm, page_shift: int) -> Iterator[str]:
+    return table(
+        ("memslot", "first gfn", "pages", "L1 addresses", "rmap array"),
+        [
+            (
+                slot.id,
+                f"{slot.base_gfn:#x}",
+                slot.npages,
+                f"{slot.base_gfn << page_shift:#x}.."
+                f"{(slot.base_gfn + slot.npages << page_shift) - 1:#x}",
+                f"{slot.rmap:#x}",
+            )
+            for slot in vm.memslots
+        ],
+    )
+
+
+def _nested(vm: Vm) -> Iterator[str]:
+    return table(
+        (
+            "L1 LPID",
+            "shadow LPID",
+            "refs",
+            "shadow leaves",
+            "L1 leaves",
+            "shadow table",
+            "L1 partition entry",
+        ),
+        [
+            (
+                nested.lpid,
+                nested.shadow_lpid,
+                nested.refcnt,
+                len(nested.shadow),
+                "none" if nested.l1 is None else len(nested.l1),
+                f"{nested.shadow_pgtable:#x}",
+                f"{nested.l1_gr_to_hr:#x}",
+            )
+            for nested in vm.nested
+        ],
+    )
+
+
+def rmap_report(
+    snapshot: Snapshot, *, everything: bool, gfns: Collection[int] = ()
+) -> Iterator[str]:
+    """Yield the lines of ``inspector rmap``: every slot, every entry with its state.
+
+    Args:
+        snapshot: what was read.
+        everything: show long lists whole.
+        gfns: show the slots of these L1 pages only, and say why one has none.
+    """
     for vm in snapshot.vms:
         if not vm.radix:
-            yield from _hash_rmaps(vm, everything=everything)
+            yield from _hash_rmaps(vm, everything=everything, gfns=gfns)
             continue
         checked = CheckedVm(vm, snapshot.page_shift)
         yield f"VM lpid {vm.lpid}: {len(vm.rmaps)} slots, {vm.rmaps.word.size} entries"
         yield from (f"  note: {gap.text}" for gap in vm.gaps)
+        yield from _without_slot(vm, vm.rmaps, gfns)
         for index, slot in enumerate(vm.rmaps):
+            if gfns and slot.gfn not in gfns:
+                continue
             form = encoding.form_of(slot.head)
             count = len(slot.words)
             yield f"  gfn {slot.gfn:#x}  {form.value}" + (f" of {count}" if count > 1 else "")
@@ -275,6 +290,18 @@ def rmap_report(snapshot: Snapshot, *, everything: bool) -> Iterator[str]:
     yield from _unread(snapshot)
 
 
+def _without_slot(vm: Vm, rmaps: Rmaps | HashRmaps, gfns: Collection[int]) -> Iterator[str]:
+    """Yield what is known of those L1 pages that have no slot with a word in it."""
+    whole = all(gap.part is not Part.MEMSLOTS for gap in vm.gaps)
+    for gfn in sorted(set(gfns) - set(rmaps.gfn.tolist())):
+        if not any(slot.base_gfn <= gfn < slot.base_gfn + slot.npages for slot in vm.memslots):
+            yield f"  gfn {gfn:#x}  in no memslot" + ("" if whole else " that could be read")
+        elif any(first <= gfn < first + pages for first, pages in rmaps.unread):
+            yield f"  gfn {gfn:#x}  not read"
+        else:
+            yield f"  gfn {gfn:#x}  empty"
+
+
 def _meaning(checked: CheckedVm, entry: int) -> str:
     if checked.unknown[entry]:
         return NOT_KNOWN
@@ -282,11 +309,14 @@ def _meaning(checked: CheckedVm, entry: int) -> str:
     return state.value if state is STATES[0] else f"stale: {state.value}"
 
 
-def _hash_rmaps(vm: Vm, *, everything: bool) -> Iterator[str]:
+def _hash_rmaps(vm: Vm, *, everything: bool, gfns: Collection[int]) -> Iterator[str]:
     rmaps = vm.hash_rmaps
     yield f"VM lpid {vm.lpid}: hash MMU, {len(rmaps)} slots, {rmaps.index.size} HPT entries"
     yield from (f"  note: {gap.text}" for gap in vm.gaps)
+    yield from _without_slot(vm, rmaps, gfns)
     for slot in rmaps:
+        if gfns and slot.gfn not in gfns:
+            continue
         word = hash_encoding.decode(slot.word)
         count = slot.indices.size
         if word.index is None:

@@ -9,6 +9,7 @@ import signal
 import stat
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -20,6 +21,7 @@ from inspector import __version__
 from inspector.capture import Capture, write_capture
 from inspector.checks.base import all_invariants
 from inspector.cli import COMMANDS, cli, main
+from inspector.kvm.collect import collect, vm_list
 from inspector.kvm.snapshot import Part
 from inspector.model.vm import VmState
 from inspector.structures.space import KernelSpace
@@ -161,6 +163,41 @@ def test_rmap_marks_entries_and_shortens_lists() -> None:
     lines = [line for line in whole.splitlines() if "  L2 " in line]
     assert len(lines) == entries["entries"]
     assert sum("stale: " in line for line in lines) == entries["stale"]
+
+
+def test_the_slots_of_some_pages_only() -> None:
+    slots = json.loads(run("rmap", TARGET, "--json").stdout)["slots"]
+    wanted = [slots[0]["gfn"], slots[5]["gfn"]]
+    options = [f"--gfn={gfn}" for gfn in wanted]
+    assert json.loads(run("rmap", TARGET, *options, "--json").stdout)["slots"] == [
+        slots[0],
+        slots[5],
+    ]
+    lines = run("rmap", TARGET, *options, "--jsonl").stdout.splitlines()
+    assert [json.loads(line) for line in lines] == [slots[0], slots[5]]
+    text = run("rmap", TARGET, *options, "--gfn=0x12", "--gfn=0xffffff").stdout
+    shown = [line.split()[1:] for line in text.splitlines() if line.startswith("  gfn ")]
+    assert [line[0] for line in shown] == ["0x12", "0xffffff", *wanted]
+    assert shown[0][1:] == ["empty"]
+    assert shown[1][1:] == ["in", "no", "memslot"]
+
+
+def test_a_slot_that_could_not_be_read_is_not_called_empty(tmp_path: Path) -> None:
+    image = build([SYNTHETIC])
+    kernel = KernelSpace(image.memory, image.profile)
+    (vm,) = collect(kernel, vm_list(kernel)).vms
+    array = kernel.physical(vm.memslots[0].rmap)
+    holed = replace(image, memory=without(image.memory, array, 4096))
+    text = run("rmap", saved(tmp_path / "holed", holed), "--gfn=0x1").stdout
+    assert "gfn 0x1  not read" in text
+
+
+def test_vms_without_memslots() -> None:
+    whole, short = run("vms", TARGET).stdout, run("vms", TARGET, "--nested").stdout
+    assert "rmap array" in whole
+    assert "rmap array" not in short
+    assert set(short.splitlines()) < set(whole.splitlines())
+    assert len(short.splitlines()) == len(whole.splitlines()) - 3
 
 
 def test_vms_tells_of_every_guest() -> None:
