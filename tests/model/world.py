@@ -227,18 +227,20 @@ _host_acts = st.one_of(
     _step("replace", _l1, st.booleans()),
     _step("collapse", _l1),
     _step("touch_l1", _l1, _access),
-    _step("age", _l1),
-    _step("dirty_log", _slots),
     _step("log_dirty", _slots, st.booleans()),
     _step("delete_memslot", _slots),
     _step("add_memslot", st.just(DATA), st.just(DATA_GPA), st.just(4 * MIB)),
+)
+_bits_cleared = st.one_of(
+    _step("age", st.sampled_from([DATA_GPA, DATA_GPA + 2 * MIB, DATA_GPA + 2 * MIB + 0x1_0000])),
+    _step("dirty_log", _slots),
 )
 
 
 @st.composite
 def _any_step(draw: st.DrawFn) -> Step:
     # drawn by hand: one_of would weigh every kind of step alike, and most need pages to act on
-    kind = draw(st.sampled_from([_l2_acts, _l2_acts, _l1_acts, _host_acts]))
+    kind = draw(st.sampled_from([_l2_acts, _l2_acts, _l1_acts, _host_acts, _bits_cleared]))
     return draw(kind)
 
 
