@@ -1,14 +1,18 @@
-"""The shortest way that random operations find to a departure."""
+"""The shortest way that random operations find to a departure.
+
+python -m tests.model.search [DEPARTURE...]
+"""
 
 from __future__ import annotations
 
 import random
+import sys
 from contextlib import suppress
 
 from hypothesis import find, settings
 from hypothesis.errors import NoSuchExample
 
-from inspector.model.departures import Departure, reading
+from inspector.model.departures import DEPARTURES, Departure, reading
 from inspector.model.holds import Broken
 from inspector.model.rules import Rules
 from tests.model.world import Step, run, steps
@@ -50,3 +54,19 @@ def _find(rules: Rules, seed: int) -> list[Step]:
 def broken_by(done: list[Step], rules: Rules) -> list[Broken]:
     """Return what is broken after the first step that breaks something."""
     return run(done, rules, PAGE_SHIFT, hardware_sets_rc=False)
+
+
+def main(names: list[str]) -> None:
+    """Print what is found of some departures, or of all."""
+    for departure in DEPARTURES:
+        if departure.id in (names or [departure.id]):
+            found = search(departure)
+            print(f"{departure.id}: {departure.statement}")
+            for step in found:
+                print("  ", *(f"{value:#x}" if type(value) is int else value for value in step))
+            for item in broken_by(found, reading([departure])):
+                print(f"   -> {item.invariant}: {item.where}")
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
