@@ -17,7 +17,6 @@ from inspector.structures.radix import LeafTable
 __all__ = [
     "GFN_REGIONS",
     "LPIDS",
-    "MemslotRange",
     "leaf",
     "leaf_table",
     "leaves_of",
@@ -48,16 +47,6 @@ L2_REGIONS = (0, 1, 1 << 12)
 GFN_REGIONS = (0, 5)
 FRAMES = (0, 5, 600)
 PAGES = st.integers(0, 2)
-
-
-class MemslotRange(NamedTuple):
-    """What a test says of a memslot; ``npages`` in pages of the host."""
-
-    base_gfn: int
-    npages: int
-    userspace_addr: int
-    id: int = 0
-    flags: int = 0
 
 
 def leaf(address: int, frame: int, shift: int = 12, bits: int = LEAF_BITS) -> Leaf:

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 
+from fixtures.synthetic import BUILD_IDS, LAYOUTS
 from inspector.image.btf import Member
-from tests.fakekernel import BUILD_IDS, LAYOUTS
 
 __all__ = ["FakeDwarf"]
 

@@ -1,6 +1,6 @@
 """What a kernel says of itself in memory: symbols, types, build ID.
 
-``furnish`` adds it to an invented kernel (``tests/fakekernel.py``).
+``furnish`` adds it to an invented kernel (``fixtures/synthetic``).
 """
 
 from __future__ import annotations
@@ -9,8 +9,8 @@ import struct
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from fixtures.synthetic import BUILD_IDS, LINEAR, Kernel
 from tests.btfwriter import BtfWriter, MemberOf
-from tests.fakekernel import BUILD_IDS, LINEAR, Kernel
 from tests.kallsymswriter import Form, write
 
 __all__ = ["BUILD_ID", "furnish"]

@@ -72,7 +72,7 @@ def _slots(vm: State, view: VmState) -> Iterator[Broken]:
             gfn = memslot.base_gfn + index
             if not memslot.holds(gfn):
                 yield Broken("rmap-array", f"slot {index} of the {memslot.npages} of {memslot.id}")
-            met = [encoding.identity(word) for word in slot.words]
+            met = [encoding.identity(word) for word in vm.rules.words_met(slot.words)]
             if len(set(met)) != len(met):
                 yield Broken("rmap-duplicate", f"gfn {gfn:#x}")
             for word in slot.words:

@@ -17,6 +17,7 @@ import zstandard
 from click.testing import CliRunner, Result
 
 import inspector
+from fixtures.synthetic import FakeVm, Image, MemslotRange, build
 from inspector import __version__
 from inspector.capture import Capture, write_capture
 from inspector.checks.base import all_invariants
@@ -25,8 +26,7 @@ from inspector.kvm.collect import collect, vm_list
 from inspector.kvm.snapshot import Part
 from inspector.model.vm import VmState
 from inspector.structures.space import KernelSpace
-from tests.builders import MemslotRange, leaf, table, words
-from tests.fakekernel import FakeVm, Image, build
+from tests.builders import leaf, table, words
 from tests.fixtures import DIRECTORY, SMALL, description, opened
 from tests.memories import pieces_of, without
 

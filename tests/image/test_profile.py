@@ -12,6 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from fixtures.synthetic import build
 from inspector.errors import BadData, InspectorError, TargetNotSupported
 from inspector.image import profile as profiles
 from inspector.image.btf import Btf
@@ -25,7 +26,6 @@ from inspector.image.profile import (
     layouts,
 )
 from tests.btfwriter import BtfWriter, MemberOf
-from tests.fakekernel import build
 
 PROFILE = build([]).profile
 BIG = build([], 1 << 16, ">").profile

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from fixtures.synthetic import BUILD_IDS, LAYOUTS, MODULE_SIZE, THIS_MODULE, Image, build
 from inspector.errors import InspectorError, TargetNotSupported
 from inspector.image.cache import cached_profiles, keep
 from inspector.kernel import choose
@@ -15,7 +16,6 @@ from inspector.kvm.collect import collect
 from inspector.memory.segments import SegmentedMemory
 from inspector.structures.space import KernelSpace
 from tests.fakedwarf import FakeDwarf
-from tests.fakekernel import BUILD_IDS, LAYOUTS, MODULE_SIZE, THIS_MODULE, Image, build
 from tests.kallsymswriter import Form
 from tests.memories import of_segments, patch, without
 from tests.selfdescribed import furnish

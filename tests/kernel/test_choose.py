@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from fixtures.synthetic import LINEAR, Image, build
 from inspector.errors import BadData, TargetNotSupported
 from inspector.image import cache
 from inspector.image.profile import Profile
@@ -20,7 +21,6 @@ from inspector.kvm.collect import vm_list
 from inspector.memory.segments import SegmentedMemory
 from inspector.structures.space import KernelSpace
 from tests.elfwriter import build_id_note, elf_file, symbol_table
-from tests.fakekernel import LINEAR, Image, build
 from tests.kallsymswriter import Form
 from tests.memories import of_segments, patch, pieces_of
 from tests.selfdescribed import BUILD_ID, furnish

@@ -8,12 +8,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from fixtures.synthetic import Image, build
 from inspector.errors import BadData, InspectorError, TargetNotSupported
 from inspector.kernel.discover import find_kernel
 from inspector.kvm.collect import collect, vm_list
 from inspector.memory.segments import SegmentedMemory
 from inspector.structures.space import KernelSpace
-from tests.fakekernel import Image, build
 from tests.kallsymswriter import Form
 from tests.memories import of_segments, patch
 from tests.selfdescribed import BUILD_ID, furnish

@@ -6,6 +6,7 @@ from dataclasses import replace
 
 import pytest
 
+from fixtures.synthetic import ALL_LAYOUTS, LAYOUTS, FakeVm, Image, MemslotRange, build
 from inspector.checks.verdict import Verdict, judge
 from inspector.errors import BadData, InspectorError, TargetNotSupported
 from inspector.kvm.by_form import vms_by_form
@@ -13,8 +14,6 @@ from inspector.kvm.collect import collect
 from inspector.memory.segments import SegmentedMemory
 from inspector.model.vm import Table, VmState
 from inspector.structures.space import KernelSpace
-from tests.builders import MemslotRange
-from tests.fakekernel import ALL_LAYOUTS, LAYOUTS, FakeVm, Image, build
 from tests.memories import patch
 
 PAGES = 16

@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from fixtures.synthetic import ALL_LAYOUTS, FakeVm, Image, MemslotRange, build, last_lpid
 from inspector.checks.verdict import Verdict, VmJudgement, judge
 from inspector.errors import TargetNotSupported
 from inspector.image.profile import StructLayout
@@ -16,8 +17,7 @@ from inspector.kvm.collect import collect, held_locks, vm_list
 from inspector.kvm.snapshot import Part, Snapshot
 from inspector.model.vm import EntryState, VmState
 from inspector.structures.space import KernelSpace
-from tests.builders import GFN_REGIONS, LPIDS, MemslotRange, leaf, state_of, table, vm_states, words
-from tests.fakekernel import ALL_LAYOUTS, FakeVm, Image, build, last_lpid
+from tests.builders import GFN_REGIONS, LPIDS, leaf, state_of, table, vm_states, words
 from tests.memories import patch, without
 
 ORDERS = st.sampled_from("<>")

@@ -12,6 +12,7 @@ from click.testing import CliRunner
 from hypothesis import given
 from hypothesis import strategies as st
 
+from fixtures.synthetic import Kernel, build
 from inspector import hash_encoding
 from inspector.checks.verdict import Verdict, judge
 from inspector.cli import cli
@@ -23,7 +24,6 @@ from inspector.model.vm import VmState
 from inspector.reports.text import hash_problems, rmap_report
 from inspector.structures.space import KernelSpace
 from tests.builders import snapshot_vm
-from tests.fakekernel import Kernel, build
 from tests.fixtures import DIRECTORY, description, opened
 
 PAGE = 4096

@@ -6,14 +6,14 @@ from dataclasses import replace
 
 import pytest
 
+from fixtures.synthetic import FakeVm, Image, MemslotRange, build
 from inspector.checks.verdict import Verdict, VmJudgement, judge
 from inspector.kvm.collect import collect, vm_list
 from inspector.kvm.snapshot import Part, Vm
 from inspector.model.partition import leads_to
 from inspector.model.vm import VmState
 from inspector.structures.space import KernelSpace
-from tests.builders import MemslotRange, leaf, table, words
-from tests.fakekernel import FakeVm, Image, build
+from tests.builders import leaf, table, words
 from tests.memories import patch, without
 
 STATE = VmState(

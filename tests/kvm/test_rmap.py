@@ -11,6 +11,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
+from fixtures.synthetic import Kernel, build
 from inspector import encoding
 from inspector.encoding import Step
 from inspector.errors import MemoryNotReadable
@@ -21,7 +22,6 @@ from inspector.memory.base import U64, Records, addresses
 from inspector.memory.recording import RecordingMemory
 from inspector.memory.segments import SegmentedMemory
 from inspector.structures.space import KernelSpace
-from tests.fakekernel import Kernel, build
 
 PAGE = 4096
 PROFILES = {order: build([], byte_order=order).profile for order in "<>"}

@@ -8,6 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from fixtures.synthetic import LAYOUTS, LINEAR, Kernel, build
 from inspector.errors import BadData, InspectorError, MemoryNotReadable, TargetNotSupported
 from inspector.image.profile import Profile
 from inspector.structures.idr import idr_entries
@@ -15,7 +16,6 @@ from inspector.structures.lists import list_entries
 from inspector.structures.modules import find_modules, module_symbols
 from inspector.structures.rbtree import tree_nodes
 from inspector.structures.space import KernelSpace
-from tests.fakekernel import LAYOUTS, LINEAR, Kernel, build
 
 ORDERS = st.sampled_from("<>")
 NOWHERE = 0xC000_7FFF_0000_0000

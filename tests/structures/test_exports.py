@@ -6,11 +6,11 @@ from dataclasses import replace
 
 import pytest
 
+from fixtures.synthetic import LAYOUTS, Kernel, build
 from inspector.errors import BadData
 from inspector.image.profile import StructLayout
 from inspector.structures.modules import exported_symbol
 from inspector.structures.space import KernelSpace
-from tests.fakekernel import LAYOUTS, Kernel, build
 
 MODULE = {"syms": (320, 8), "num_syms": (328, 4), "gpl_syms": (336, 8), "num_gpl_syms": (344, 4)}
 FORMS = {

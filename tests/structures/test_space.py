@@ -7,11 +7,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from fixtures.synthetic import LAYOUTS, LINEAR, Area, Kernel, MemslotRange, build, mapping
 from inspector.errors import MemoryNotReadable
 from inspector.memory.base import addresses
 from inspector.structures.space import GuestSpace, KernelSpace
-from tests.builders import MemslotRange
-from tests.fakekernel import LAYOUTS, LINEAR, Area, Kernel, build, mapping
 
 PAGE_SIZES = st.sampled_from((4096, 1 << 16))
 
