@@ -21,7 +21,7 @@ from inspector.memory.elfcore import ElfCore, Note, write_core
 from inspector.memory.segments import SegmentedMemory
 from inspector.storage import write_aside
 
-__all__ = ["CAPTURE_FORMAT", "Capture", "read_capture", "write_capture"]
+__all__ = ["CAPTURE_FORMAT", "Capture", "core_of", "read_capture", "write_capture"]
 
 CAPTURE_FORMAT = 1
 NOTE_NAME = "INSPECTOR"
@@ -70,12 +70,20 @@ def write_capture(path: Path, capture: Capture) -> int:
     """
     import zstandard
 
+    core = core_of(capture)
+    packed = zstandard.ZstdCompressor(level=COMPRESSION_LEVEL, write_checksum=True).compress(core)
+    write_aside(path, packed)
+    return len(packed)
+
+
+def core_of(capture: Capture) -> bytes:
+    """Return a capture as an ELF core, which opens as it is too."""
     note = {
         "format": CAPTURE_FORMAT,
         "profile": capture.profile.to_json(),
         "facts": capture.facts,
     }
-    core = write_core(
+    return write_core(
         capture.memory,
         (
             Note(VMCOREINFO, 0, capture.profile.vmcoreinfo.encode("ascii", "replace")),
@@ -83,6 +91,3 @@ def write_capture(path: Path, capture: Capture) -> int:
         ),
         capture.profile.byte_order,
     )
-    packed = zstandard.ZstdCompressor(level=COMPRESSION_LEVEL, write_checksum=True).compress(core)
-    write_aside(path, packed)
-    return len(packed)
