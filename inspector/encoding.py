@@ -58,6 +58,7 @@ __all__ = [
 ]
 
 LPID_SHIFT = 52
+GPA_SHIFT = 12
 LPID_MASK = 0xFFF0_0000_0000_0000
 GPA_MASK = 0x000F_FFFF_FFFF_F000
 SINGLE_ENTRY = 0x1
@@ -154,17 +155,20 @@ def form_of(word: int) -> SlotForm:
     return SlotForm.SINGLE if is_single(word) else SlotForm.LIST
 
 
-def problems(word: int, *, in_node: bool) -> list[str]:
+def problems(word: int, *, in_node: bool, page_shift: int = GPA_SHIFT) -> list[str]:
     """Say what is wrong with the bits of a word, if anything.
 
     Args:
         word: the word of an entry (not a pointer).
         in_node: the word stands in a list node rather than in a slot or a
             last ``next``.
+        page_shift: log2 of L0's page size, the least that a shadow leaf maps.
     """
     found = []
     if word & RESERVED_MASK:
         found.append(f"reserved bits {word & RESERVED_MASK:#x} are set")
+    if gpa_of(word) & (1 << page_shift) - 1:
+        found.append(f"the L2 address is not that of a page of {1 << page_shift >> 10}K")
     if in_node and is_single(word):
         found.append("the single-entry bit is set inside a list node")
     if not in_node and not is_single(word):

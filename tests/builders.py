@@ -113,7 +113,9 @@ def rmaps_of(slots: Mapping[int, Sequence[int]], base: int = 0xC000_0000_1000_00
     )
 
 
-MEMSLOTS = (Memslot(0xC000_0000_0002_0000, 0, 0, 1 << 30, 0, 0x7000_0000_0000, 1),)
+MEMSLOTS = (
+    Memslot(0xC000_0000_0002_0000, 0, 0, 1 << 30, 0, 0x7000_0000_0000, 0xC008_0000_0000_0000),
+)
 
 
 def snapshot_vm(state: VmState, memslots: tuple[Memslot, ...] = MEMSLOTS, number: int = 0) -> Vm:

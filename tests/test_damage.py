@@ -8,6 +8,7 @@ from collections import Counter
 import numpy as np
 import pytest
 
+from fixtures.mutations.mutant import Mutant
 from inspector.checks.verdict import Verdict, judge
 from inspector.errors import InspectorError
 from inspector.kvm.collect import collect, vm_list
@@ -19,7 +20,6 @@ from inspector.session import Acquired, Origin
 from inspector.structures.space import KernelSpace
 from tests.fixtures import DIRECTORY, opened
 from tests.memories import without
-from tests.mutation import Mutant
 
 ODD_WORDS = (
     0,

@@ -25,7 +25,7 @@ def test_a_scale_image_is_what_was_asked_for(page_size: int, per_slot: int, stal
     kernel = KernelSpace(image.memory, image.profile)
     (judged,) = judge(collect(kernel, vm_list(kernel))).vms
     assert judged.verdict is Verdict.CONSISTENT
-    assert judged.vm.gaps == judged.pending == ()
+    assert (judged.vm.gaps, judged.pending) == ((), ())
     counts = judged.counts
     slots = -(-2000 // per_slot)
     gone = sum(len(range(i, 2000, 5 * per_slot)) for i in range(per_slot, 2 * per_slot) if stale)

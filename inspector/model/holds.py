@@ -101,7 +101,8 @@ def _guests(vm: State) -> Iterator[Broken]:
             yield Broken("nested-refcount", f"{lpid}")
         if shadow_lpids.count(guest.shadow_lpid) > 1 or guest.shadow_lpid == vm.lpid:
             yield Broken("shadow-lpid", f"{lpid}")
-        if vm.partition.get(guest.shadow_lpid, guest.shadow) is not guest.shadow:
+        entered = vm.partition.get(guest.shadow_lpid)
+        if entered is not guest.shadow and (entered is not None or guest.shadow.leaves):
             yield Broken("partition-entry", f"{lpid}")
 
 

@@ -64,7 +64,12 @@ def overwritten(lpid: int, dword: int) -> VmJudgement:
 
 def test_an_entry_that_is_not_yet_written_is_legal() -> None:
     """L0 finds a new nested guest under its LPID before the hardware does."""
-    assert overwritten(8, 0).verdict is Verdict.CONSISTENT
+    assert overwritten(9, 0).verdict is Verdict.CONSISTENT
+
+
+def test_an_entry_is_written_before_the_first_shadow_leaf() -> None:
+    (finding,) = overwritten(8, 0).findings
+    assert finding.invariant == "partition-entry"
 
 
 @pytest.mark.parametrize(

@@ -9,8 +9,10 @@ from inspector.checks.base import Finding, Invariant, Severity
 from inspector.checks.proof import member
 from inspector.checks.view import CheckedVm
 from inspector.kvm.snapshot import Memslot, Part
+from inspector.regions import VMALLOC, VMALLOC_END
 
 ID = "memslots"
+WORD = 8
 
 
 def find(checked: CheckedVm) -> Iterator[Finding]:
@@ -30,14 +32,33 @@ def find(checked: CheckedVm) -> Iterator[Finding]:
                 ),
             )
     for slot in slots:
-        if not slot.rmap:
+        if not _vmalloced(slot, 1 << checked.page_shift):
             yield Finding(
                 ID,
                 checked.vm.lpid,
-                f"{_named(slot)} has no rmap array",
-                "an array of a word for each page, made together with the memslot",
+                f"{_named(slot)} has {'no' if not slot.rmap else 'a misplaced'} rmap array",
+                "an array of a word for each page, at the beginning of a page in vmalloc space, "
+                "made together with the memslot",
                 (member(f"memslot {slot.id}", slot, "rmap"),),
             )
+    slots = sorted((slot for slot in slots if slot.rmap), key=lambda slot: slot.rmap)
+    for before, slot in itertools.pairwise(slots):
+        if before.rmap + WORD * before.npages > slot.rmap:
+            yield Finding(
+                ID,
+                checked.vm.lpid,
+                f"the rmap arrays of {_named(before)} and {_named(slot)} overlap",
+                "each array on pages of its own",
+                (
+                    member(f"memslot {before.id}", before, "rmap"),
+                    member(f"memslot {before.id}", before, "npages"),
+                    member(f"memslot {slot.id}", slot, "rmap"),
+                ),
+            )
+
+
+def _vmalloced(slot: Memslot, page_size: int) -> bool:
+    return slot.rmap % page_size == 0 and VMALLOC <= slot.rmap < VMALLOC_END
 
 
 def _named(slot: Memslot) -> str:
@@ -46,9 +67,10 @@ def _named(slot: Memslot) -> str:
 
 INVARIANT = Invariant(
     ID,
-    "No gfn is in two memslots of a VM, and every memslot has an rmap array.",
+    "No gfn is in two memslots of a VM, and every memslot has an rmap array of its own.",
     "The kernel looks a gfn up in one memslot: entries in another one's array are never found. "
-    "An array that is not there is written to all the same.",
+    "An array that is not there is written to all the same, and what stands in one for two "
+    "memslots belongs to neither.",
     "kvm_set_memslot, kvmppc_core_prepare_memory_region_hv",
     Severity.STRUCTURE,
     find,

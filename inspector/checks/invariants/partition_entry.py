@@ -21,7 +21,7 @@ def find(checked: CheckedVm) -> Iterator[Finding]:
     if vm.partition is not None and len(vm.host):
         yield from _judge(vm, vm, "pgtable", f"the VM's own LPID {vm.lpid}", vm.partition)
     for nested in vm.nested:
-        if nested.partition is not None and nested.partition.dword:
+        if nested.partition is not None and (nested.partition.dword or len(nested.shadow)):
             name = f"shadow LPID {nested.shadow_lpid} of nested guest {nested.lpid}"
             yield from _judge(vm, nested, "shadow_pgtable", name, nested.partition)
 
@@ -49,7 +49,8 @@ def _judge(
 INVARIANT = Invariant(
     ID,
     "The entry of the partition table for a nested guest's shadow LPID leads to its shadow table, "
-    "or is still zero; the entry for a VM whose table has leaves leads to that table.",
+    "or is still zero while that is empty; the entry for a VM whose table has leaves leads to that "
+    "table.",
     "The hardware walks what the entry names, whatever L0 keeps in its own tables.",
     "kvmhv_set_nested_ptbl, kvmppc_setup_partition_table, kvmhv_set_ptbl_entry",
     Severity.MEMORY_SAFETY,

@@ -19,17 +19,19 @@ def find(checked: CheckedVm) -> Iterator[Finding]:
     rmaps = checked.rmaps
     in_node = rmaps.node != 0
     single = encoding.is_single(rmaps.word) != 0
-    reserved = rmaps.word & np.uint64(encoding.RESERVED_MASK) != 0
-    for row in np.flatnonzero(reserved | (single == in_node)):
+    zero = np.uint64(encoding.RESERVED_MASK | encoding.GPA_MASK & (1 << checked.page_shift) - 1)
+    for row in np.flatnonzero((rmaps.word & zero != 0) | (single == in_node)):
         word, node = int(rmaps.word[row]), int(rmaps.node[row])
         slot = rmaps[int(checked.slot_of[row])]
         entry = encoding.decode(word)
+        page = entry.gpa & -(1 << checked.page_shift)
         yield Finding(
             ID,
             checked.vm.lpid,
             f"word {word:#018x} in the slot of gfn {slot.gfn:#x}: "
-            + "; ".join(encoding.problems(word, in_node=bool(node))),
-            f"{encoding.encode(*entry, single=not node):#018x} for L2 {entry.lpid}:{entry.gpa:#x}",
+            + "; ".join(encoding.problems(word, in_node=bool(node), page_shift=checked.page_shift)),
+            f"{encoding.encode(entry.lpid, page, single=not node):#018x} for L2 "
+            f"{entry.lpid}:{page:#x}",
             (
                 Evidence("slot", "kernel", slot.where, slot.head),
                 Evidence(
@@ -44,11 +46,12 @@ def find(checked: CheckedVm) -> Iterator[Finding]:
 
 INVARIANT = Invariant(
     ID,
-    "Bits 11 to 1 of an entry are zero, and bit 0 is set exactly where the entry does not stand "
-    "in a list node.",
-    "The kernel takes bit 0 for the end of a list; a wrong one cuts the list or makes an entry a "
+    "Bits 11 to 1 of an entry are zero, 15 to 12 too where L0 has pages of 64 KiB, and bit 0 is "
+    "set exactly where the entry does not stand in a list node.",
+    "An insertion aligns the L2 address to the shadow leaf, which is no smaller than a page. The "
+    "kernel takes bit 0 for the end of a list; a wrong one cuts the list or makes an entry a "
     "pointer.",
-    "RMAP_NESTED_* in kvm_book3s_64.h, kvmhv_insert_nest_rmap",
+    "RMAP_NESTED_* in kvm_book3s_64.h, __kvmhv_nested_page_fault, kvmhv_insert_nest_rmap",
     Severity.STRUCTURE,
     find,
     reads=frozenset({Part.MEMSLOTS, Part.RMAPS}),
