@@ -20,6 +20,7 @@ __all__ = [
     "LEAF",
     "NEXT_BITS_MASK",
     "NEXT_TABLE_MASK",
+    "PARTITION_ENTRIES",
     "PERMISSIONS",
     "PGD_BITS",
     "READ",
@@ -59,6 +60,9 @@ ATTRIBUTES = 0x038
 
 HOST_RADIX = 1 << 63
 """Set in dword 0 of a partition-table entry that leads to a radix tree."""
+
+PARTITION_ENTRIES = 1 << 12
+"""Of the host's partition table, and the most that L1 may have in its own."""
 
 TREE_BITS = 52
 """Address bits a tree translates; the only size KVM supports."""

@@ -8,6 +8,7 @@ from typing import NamedTuple
 import numpy as np
 from hypothesis import strategies as st
 
+from fixtures.mutations.plain import leaves_of
 from inspector import encoding, pte
 from inspector.kvm.snapshot import Memslot, Nested, Rmaps, Vm
 from inspector.memory.base import addresses
@@ -19,7 +20,6 @@ __all__ = [
     "LPIDS",
     "leaf",
     "leaf_table",
-    "leaves_of",
     "made_states",
     "rmaps_of",
     "snapshot_vm",
@@ -68,12 +68,6 @@ def leaf_table(source: Table, where: int = 0x1000) -> LeafTable:
         np.array([leaf.shift for leaf in leaves], dtype=np.uint8),
         addresses([where + 8 * i for i in range(len(leaves))]),
     )
-
-
-def leaves_of(source: LeafTable) -> dict[int, Leaf]:
-    """Return the leaves of a snapshot's table by address."""
-    columns = (source.address.tolist(), source.entry.tolist(), source.shift.tolist())
-    return {address: Leaf(address, *rest) for address, *rest in zip(*columns, strict=True)}
 
 
 def words(*entries: tuple[int, int]) -> tuple[int, ...]:

@@ -195,7 +195,7 @@ def _vm(kernel: KernelSpace, address: int, partition: _Partition) -> Vm:
         unread_guests=None if unread is None else tuple(unread),
         pgtable=field("arch.pgtable") if radix else 0,
         partition=own,
-        places=_places(kernel, "kvm", address, ("arch.lpid", "arch.pgtable")),
+        places=_places(kernel, "kvm", address, ("arch.lpid", "arch.pgtable", "arch.l1_ptcr")),
     )
 
 
@@ -243,7 +243,12 @@ def _memslots(kernel: KernelSpace, vm: int) -> Iterator[Memslot]:
             flags=kernel.field("kvm_memory_slot", slot, "flags"),
             userspace_addr=kernel.field("kvm_memory_slot", slot, "userspace_addr"),
             rmap=kernel.field("kvm_memory_slot", slot, "arch.rmap"),
-            places=_places(kernel, "kvm_memory_slot", slot, ("base_gfn", "npages", "arch.rmap")),
+            places=_places(
+                kernel,
+                "kvm_memory_slot",
+                slot,
+                ("base_gfn", "npages", "arch.rmap", "userspace_addr", "flags"),
+            ),
         )
         end = memslot.base_gfn + memslot.npages << kernel.profile.page_shift
         if memslot.npages > MEMSLOT_PAGES or end > 1 << pte.TREE_BITS:

@@ -19,7 +19,6 @@ __all__ = ["partition_entry", "partition_table"]
 
 ENTRY_SIZE = 16
 DWORD = 8
-ENTRIES = 1 << 12
 
 
 def partition_table(kernel: KernelSpace) -> int:
@@ -57,7 +56,7 @@ def partition_entry(kernel: KernelSpace, table: int, lpid: int) -> PartitionEntr
         BadData: the table has no entry for that LPID.
         MemoryNotReadable: the entry is not readable.
     """
-    if lpid >= ENTRIES:
+    if lpid >= pte.PARTITION_ENTRIES:
         raise BadData(f"the partition table at {table:#x} has no entry for LPID {lpid}")
     where = kernel.physical(table + ENTRY_SIZE * lpid)
     return PartitionEntry(where, integer(kernel.memory.read(where, DWORD), pte.BYTE_ORDER))

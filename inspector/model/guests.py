@@ -9,7 +9,8 @@ from __future__ import annotations
 import enum
 
 from inspector.model.page_fault import invalidate_shadow, reload
-from inspector.model.state import PTCR_BASE_MASK, PTCR_SIZE_MASK, Guest, State
+from inspector.model.partition import MAX_SIZE_FIELD, PTCR_SIZE_MASK
+from inspector.model.state import PTCR_BASE_MASK, Guest, State
 
 __all__ = [
     "AP_SHIFTS",
@@ -24,9 +25,6 @@ __all__ = [
 
 AP_SHIFTS = {0: 12, 5: 16, 1: 21, 2: 30}
 """Actual page size field of tlbie to log2 of the page (``ap_to_shift``)."""
-
-MAX_SIZE_FIELD = 4
-"""The largest partition table that KVM takes has 2^12 entries."""
 
 RANGE_CEILING = 33
 """Pages above which a range is flushed as a whole (``tlb_range_flush_page_ceiling``)."""

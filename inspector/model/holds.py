@@ -13,7 +13,7 @@ from typing import NamedTuple
 from inspector import encoding, pte
 from inspector.model.memslots import holder
 from inspector.model.rights import L1State, RightsJudgement, judge_rights, misplaced
-from inspector.model.state import Guest, State
+from inspector.model.state import READ_ONLY, Guest, State
 from inspector.model.vm import LeafState, VmState, judge_leaf
 
 __all__ = ["BEYOND_MEMORY", "Broken", "broken"]
@@ -86,6 +86,8 @@ def _host_leaves(vm: State) -> Iterator[Broken]:
         if memslot is None or holder([memslot], leaf, vm.page_shift) is None:
             yield Broken("host-leaf-memslot", f"{leaf.address:#x}")
             continue
+        if memslot.flags & READ_ONLY and leaf.entry & pte.WRITE:
+            yield Broken("host-leaf-memslot", f"{leaf.address:#x}")
         hva = memslot.hva + leaf.address - (memslot.base_gfn << vm.page_shift)
         backing = vm.process.at(hva)
         if backing is None or backing.translate(hva) != leaf.frame:
@@ -99,7 +101,8 @@ def _guests(vm: State) -> Iterator[Broken]:
             yield Broken("nested-lpid", f"{lpid}")
         if guest.refcnt < 1:
             yield Broken("nested-refcount", f"{lpid}")
-        if shadow_lpids.count(guest.shadow_lpid) > 1 or guest.shadow_lpid == vm.lpid:
+        known = 0 < guest.shadow_lpid < pte.PARTITION_ENTRIES
+        if shadow_lpids.count(guest.shadow_lpid) > 1 or guest.shadow_lpid == vm.lpid or not known:
             yield Broken("shadow-lpid", f"{lpid}")
         entered = vm.partition.get(guest.shadow_lpid)
         if entered is not guest.shadow and (entered is not None or guest.shadow.leaves):

@@ -4,7 +4,11 @@ from __future__ import annotations
 
 from inspector import pte
 
-__all__ = ["leads_to"]
+__all__ = ["MAX_SIZE_FIELD", "PTCR_SIZE_MASK", "leads_to"]
+
+PTCR_SIZE_MASK = 0x1F
+MAX_SIZE_FIELD = 4
+"""The size field of what L1 gives to H_SET_PARTITION_TABLE: log2 of the entries, less 8."""
 
 
 def leads_to(dword: int, table: int) -> bool:

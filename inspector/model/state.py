@@ -15,6 +15,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 from inspector.model import l1_walk
+from inspector.model.partition import PTCR_SIZE_MASK
 from inspector.model.rules import MUST_HOLD, Rules
 from inspector.model.slot import Slot
 from inspector.model.vm import Table, Tables, VmState
@@ -29,7 +30,6 @@ READ_ONLY = 2
 """``kvm_memory_slot.flags``: KVM_MEM_LOG_DIRTY_PAGES and KVM_MEM_READONLY."""
 
 PTCR_BASE_MASK = 0x0FFF_FFFF_FFFF_F000
-PTCR_SIZE_MASK = 0x1F
 
 
 @dataclass

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import functools
 from collections import Counter
-from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 
-from inspector import encoding
+from fixtures.mutations.plain import Indexed
 from inspector.checks.rights import L1_STATES
 from inspector.checks.view import STATES, CheckedVm, ModelView
 from inspector.kvm.snapshot import Memslot, Vm
@@ -19,12 +17,9 @@ from inspector.model.memslots import holder
 from inspector.model.rights import Excess, L1State, judge_rights, misplaced
 from inspector.model.slot import kernel_walk
 from inspector.model.vm import (
-    EntryPlace,
     EntryState,
-    Leaf,
     LeafJudgement,
     LeafState,
-    Table,
     VmState,
     judge_entry,
     judge_leaf,
@@ -34,45 +29,6 @@ from tests.fixtures import CAPTURES, opened
 
 VIEWED = 500
 """Leaves of a table for which the model is also asked through the snapshot's own view."""
-
-
-class IndexedTable(Table):
-    """The model's table, with its leaves looked up by frame too."""
-
-    @functools.cached_property
-    def by_frame(self) -> dict[tuple[int, int], list[Leaf]]:
-        found: dict[tuple[int, int], list[Leaf]] = {}
-        for leaf in self.leaves.values():
-            found.setdefault((leaf.shift, leaf.frame), []).append(leaf)
-        return found
-
-    def onto(self, frame: int) -> Sequence[Leaf]:
-        keys = [(shift, frame >> shift << shift) for shift in (12, 16, 21, 30)]
-        return [leaf for key in keys for leaf in self.by_frame.get(key, ())]
-
-
-class Indexed(VmState):
-    """The model's state with its entries looked up by page, for captures of whole machines."""
-
-    @classmethod
-    def of(cls, state: VmState) -> Indexed:
-        host = IndexedTable(state.host.leaves)
-        return cls(state.page_shift, host, state.slots, state.shadows, state.l1_tables)
-
-    @functools.cached_property
-    def by_page(self) -> dict[tuple[int, int], list[EntryPlace]]:
-        found: dict[tuple[int, int], list[EntryPlace]] = {}
-        for gfn, words in self.slots.items():
-            hidden = len(kernel_walk(words))
-            for i, word in enumerate(words):
-                found.setdefault(encoding.decode(word), []).append(
-                    EntryPlace(gfn, i, word, i < hidden)
-                )
-        return found
-
-    def entries_for(self, lpid: int, leaf: Leaf) -> list[EntryPlace]:
-        pages = range(leaf.address, leaf.address + leaf.size, 4096)
-        return [place for page in pages for place in self.by_page.get((lpid, page), ())]
 
 
 Met = EntryState | LeafState | L1State | str

@@ -115,4 +115,5 @@ def test_what_is_missing_is_said() -> None:
     assert reasons(cut)[0].startswith("partition-table entry of LPID 8: ")
 
     many = judged(build([replace(VM, lpid=4095)]))
-    assert "has no entry for LPID 4096" in reasons(many)[0]
+    assert any("has no entry for LPID 4096" in item.gap.text for item in many.not_judged)
+    assert {finding.invariant for finding in many.findings} == {"shadow-lpid"}

@@ -10,7 +10,8 @@ import pytest
 from hypothesis import event, given, settings
 from hypothesis import strategies as st
 
-from fixtures.synthetic import build
+from fixtures.mutations.plain import leaves_of
+from fixtures.synthetic import ALL_LAYOUTS, build
 from fixtures.synthetic.states import StateVm, shown
 from inspector import pte
 from inspector.checks.verdict import judge
@@ -23,10 +24,10 @@ from inspector.model.rules import MUST_HOLD, Rules
 from inspector.model.state import State
 from inspector.model.vm import Leaf
 from inspector.structures.space import KernelSpace
-from tests.builders import leaves_of
 from tests.model.world import Step, World, steps
 
 READINGS = st.sampled_from([MUST_HOLD, AS_IT_IS])
+KERNELS = sorted(ALL_LAYOUTS)
 ORDERS = st.sampled_from("<>")
 
 
@@ -38,9 +39,9 @@ def made(done: list[Step], rules: Rules, page_shift: int, *, hardware_sets_rc: b
     return world.vm
 
 
-def written(states: list[State], order: str, *, old: bool) -> Snapshot:
+def written(states: list[State], order: str, layouts: str) -> Snapshot:
     vms = [StateVm(state, pid=7 + i, node_idx=i & 1) for i, state in enumerate(states)]
-    image = build(vms, 1 << states[0].page_shift, order, old=old)
+    image = build(vms, 1 << states[0].page_shift, order, layouts=ALL_LAYOUTS[layouts])
     kernel = KernelSpace(image.memory, image.profile)
     return collect(kernel, vm_list(kernel))
 
@@ -116,12 +117,12 @@ def checked(snapshot: Snapshot) -> list[Counter[str]]:
 
 
 @settings(max_examples=100, deadline=None)
-@given(steps, READINGS, st.sampled_from([12, 16]), ORDERS, st.booleans(), st.booleans())
+@given(steps, READINGS, st.sampled_from([12, 16]), ORDERS, st.sampled_from(KERNELS), st.booleans())
 def test_a_state_comes_back_and_is_judged_alike(
-    done: list[Step], rules: Rules, page_shift: int, order: str, old: bool, hardware: bool
+    done: list[Step], rules: Rules, page_shift: int, order: str, layouts: str, hardware: bool
 ) -> None:
     state = made(done, rules, page_shift, hardware_sets_rc=hardware)
-    snapshot = written([state], order, old=old)
+    snapshot = written([state], order, layouts)
     (vm,) = snapshot.vms
     assert_equal(vm, state)
     (found,) = checked(snapshot)
@@ -130,10 +131,10 @@ def test_a_state_comes_back_and_is_judged_alike(
         event(invariant)
 
 
-@pytest.mark.parametrize("old", [False, True])
+@pytest.mark.parametrize("layouts", KERNELS)
 @pytest.mark.parametrize("order", ["<", ">"])
 @pytest.mark.parametrize("page_shift", [12, 16])
-def test_two_vms_come_back(page_shift: int, order: str, old: bool) -> None:
+def test_two_vms_come_back(page_shift: int, order: str, layouts: str) -> None:
     states = []
     for lpid in (1, 5):
         world = World(page_shift, MUST_HOLD, hardware_sets_rc=False)
@@ -143,7 +144,7 @@ def test_two_vms_come_back(page_shift: int, order: str, old: bool) -> None:
         for l2, l1 in ((0, 0x4000_0000), (0x1_0000, 0x4000_0000), (0x2_0000, 0x4020_0000)):
             world.put(lpid & 1, l2, l1, 12, 7, Access.WRITE)
         states.append(world.vm)
-    snapshot = written(states, order, old=old)
+    snapshot = written(states, order, layouts)
     for vm, state in zip(snapshot.vms, states, strict=True):
         assert_equal(vm, state)
         assert len(vm.rmaps.word) == 3

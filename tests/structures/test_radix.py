@@ -9,13 +9,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from fixtures.mutations.plain import leaves_of
 from fixtures.synthetic import Kernel, columns
 from inspector import pte
 from inspector.memory.base import addresses
 from inspector.memory.segments import SegmentedMemory
 from inspector.model.vm import Leaf
 from inspector.structures.radix import LeafTable, lookup, walk
-from tests.builders import LEAF_BITS, leaf, leaves_of, table
+from tests.builders import LEAF_BITS, leaf, table
 from tests.memories import without
 
 GIGA = 30

@@ -12,6 +12,7 @@ from inspector.checks.proof import member
 from inspector.checks.view import CheckedVm, leaf_at
 from inspector.kvm.snapshot import Part
 from inspector.model.memslots import holder
+from inspector.model.state import READ_ONLY
 
 ID = "host-leaf-memslot"
 
@@ -51,10 +52,35 @@ def find(checked: CheckedVm) -> Iterator[Finding]:
             ),
         )
 
+    for slot in checked.vm.memslots:
+        if slot.flags & READ_ONLY:
+            inside = (host.address >> np.uint64(shift)) - np.uint64(slot.base_gfn)
+            written = host.entry & np.uint64(pte.WRITE) != 0
+            for row in np.flatnonzero((inside < np.uint64(slot.npages)) & written):
+                leaf = leaf_at(host, int(row))
+                yield Finding(
+                    ID,
+                    checked.vm.lpid,
+                    f"L0's leaf for gfn {leaf.address >> shift:#x} permits writing in memslot "
+                    f"{slot.id}, which is read-only",
+                    "a leaf that permits no writing",
+                    (
+                        Evidence(
+                            "L0's leaf",
+                            "physical",
+                            int(host.where[row]),
+                            leaf.entry,
+                            f"L1 {leaf.address:#x} -> {pte.describe(leaf.entry, leaf.shift)}",
+                        ),
+                        member(f"memslot {slot.id}", slot, "flags"),
+                    ),
+                )
+
 
 INVARIANT = Invariant(
     ID,
-    "Every leaf of L0's table for the guest lies in one memslot, whole.",
+    "Every leaf of L0's table for the guest lies in one memslot, whole, and permits no writing if "
+    "that is read-only.",
     "When the leaf goes away the kernel empties the rmap slots of all its pages: those of pages "
     "before or behind the memslot are no part of the array. A leaf in no memslot is never "
     "taken away.",

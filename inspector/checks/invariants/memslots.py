@@ -13,6 +13,8 @@ from inspector.regions import VMALLOC, VMALLOC_END
 
 ID = "memslots"
 WORD = 8
+USER_END = 1 << 52
+"""No process has memory above (TASK_SIZE_USER64)."""
 
 
 def find(checked: CheckedVm) -> Iterator[Finding]:
@@ -41,6 +43,15 @@ def find(checked: CheckedVm) -> Iterator[Finding]:
                 "made together with the memslot",
                 (member(f"memslot {slot.id}", slot, "rmap"),),
             )
+        size = slot.npages << checked.page_shift
+        if slot.userspace_addr % (1 << checked.page_shift) or slot.userspace_addr + size > USER_END:
+            yield Finding(
+                ID,
+                checked.vm.lpid,
+                f"{_named(slot)} is at {slot.userspace_addr:#x} of the VM's process",
+                f"the beginning of a page, and all of it below {USER_END:#x}",
+                (member(f"memslot {slot.id}", slot, "userspace_addr"),),
+            )
     slots = sorted((slot for slot in slots if slot.rmap), key=lambda slot: slot.rmap)
     for before, slot in itertools.pairwise(slots):
         if before.rmap + WORD * before.npages > slot.rmap:
@@ -67,7 +78,8 @@ def _named(slot: Memslot) -> str:
 
 INVARIANT = Invariant(
     ID,
-    "No gfn is in two memslots of a VM, and every memslot has an rmap array of its own.",
+    "No gfn is in two memslots of a VM, and every memslot has pages of the VM's process and an "
+    "rmap array of its own.",
     "The kernel looks a gfn up in one memslot: entries in another one's array are never found. "
     "An array that is not there is written to all the same, and what stands in one for two "
     "memslots belongs to neither.",

@@ -11,12 +11,14 @@ from inspector.kvm.snapshot import Part
 
 ID = "nested-refcount"
 SIGN = 1 << 63
+USERS = 1 << 16
+"""More than there can be vCPUs, each of which holds one, and readers of debugfs."""
 
 
 def find(checked: CheckedVm) -> Iterator[Finding]:
     """Yield the nested guests whose count of references is not positive."""
     for nested in checked.vm.nested:
-        if not 0 < nested.refcnt < SIGN:
+        if not 0 < nested.refcnt < USERS:
             count = nested.refcnt - (2 * SIGN if nested.refcnt >= SIGN else 0)
             yield Finding(
                 ID,
@@ -29,8 +31,9 @@ def find(checked: CheckedVm) -> Iterator[Finding]:
 
 INVARIANT = Invariant(
     ID,
-    "A nested guest that is found under an LPID has at least one reference.",
-    "The last reference frees it: one that has none is freed, or will be while it is in use.",
+    "A nested guest that is found under an LPID has at least one reference, and fewer than 65536.",
+    "The last reference frees it: one that has none is freed, or will be while it is in use. One "
+    "with more than there can be users is never freed, or was counted down below zero.",
     "kvmhv_get_nested, kvmhv_put_nested, kvmhv_remove_nested",
     Severity.MEMORY_SAFETY,
     find,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from inspector import pte
 from inspector.checks.base import Evidence, Finding, Invariant, Severity
 from inspector.checks.proof import member
 from inspector.checks.view import CheckedVm
@@ -17,16 +18,21 @@ def find(checked: CheckedVm) -> Iterator[Finding]:
     every = [user for vm in (checked.vm, *checked.others) for user in _users(vm)]
     for lpid, name, evidence in _users(checked.vm):
         same = [user for user in every if user[0] == lpid]
-        if lpid == 0 or len(same) > 1:
+        if not 0 < lpid < pte.PARTITION_ENTRIES or len(same) > 1:
             others = [user for user in same if user[1] != name]
             yield Finding(
                 ID,
                 checked.vm.lpid,
-                f"{name} runs under LPID {lpid}, as does "
-                + (", ".join(user[1] for user in others) or "the host itself"),
-                "an LPID of its own",
+                f"{name} runs under LPID {lpid}, "
+                + ("as does " if others or not lpid else "")
+                + (", ".join(user[1] for user in others) or _nobody(lpid)),
+                f"an LPID of its own, above 0 and below {pte.PARTITION_ENTRIES}",
                 (evidence, *(user[2] for user in others)),
             )
+
+
+def _nobody(lpid: int) -> str:
+    return "which the hardware does not have" if lpid else "the host itself"
 
 
 def _users(vm: Vm) -> list[tuple[int, str, Evidence]]:
@@ -43,8 +49,10 @@ def _users(vm: Vm) -> list[tuple[int, str, Evidence]]:
 
 INVARIANT = Invariant(
     ID,
-    "Every VM and every nested guest of the host runs under an LPID of its own, and not under 0.",
-    "The hardware keeps translations by LPID: guests that share one use each other's memory.",
+    "Every VM and every nested guest of the host runs under an LPID of its own, of 12 bits and not "
+    "0.",
+    "The hardware keeps translations by LPID: guests that share one use each other's memory. The "
+    "partition table has 4096 entries.",
     "kvmppc_alloc_lpid, kvmhv_alloc_nested, kvmhv_release_nested",
     Severity.MEMORY_SAFETY,
     find,
