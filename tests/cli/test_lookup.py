@@ -8,13 +8,13 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner, Result
 
+from fixtures.synthetic import FakeVm, MemslotRange, build
 from inspector import encoding
 from inspector.capture import Capture, write_capture
 from inspector.cli import cli
 from inspector.model.vm import VmState
 from inspector.questions.lookup import LIMIT
-from tests.builders import MemslotRange, leaf, table, words
-from tests.fakekernel import FakeVm, build
+from tests.builders import leaf, table, words
 from tests.fixtures import DIRECTORY, SMALL
 
 TARGET = str(SMALL)
