@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from inspector.checks.base import Finding, Invariant, Severity
 from inspector.checks.proof import member
 from inspector.checks.view import CheckedVm
+from inspector.kvm.snapshot import Part
 from inspector.model.partition import MAX_SIZE_FIELD, PTCR_SIZE_MASK
 
 ID = "l1-ptcr"
@@ -33,5 +34,5 @@ INVARIANT = Invariant(
     "kvmhv_set_partition_table, kvmhv_get_nested",
     Severity.STRUCTURE,
     find,
-    reads=frozenset(),
+    reads=frozenset({Part.NESTED}),
 )
