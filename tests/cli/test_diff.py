@@ -7,11 +7,11 @@ from pathlib import Path
 
 from click.testing import CliRunner, Result
 
+from fixtures.synthetic import FakeVm, MemslotRange, build
 from inspector.capture import Capture, write_capture
 from inspector.cli import cli
 from inspector.model.vm import VmState
-from tests.builders import MemslotRange, leaf, table, words
-from tests.fakekernel import FakeVm, build
+from tests.builders import leaf, table, words
 from tests.fixtures import DIRECTORY, SMALL
 
 TARGET = str(SMALL)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Iterator
 
+from inspector import pte
 from inspector.checks.base import Finding, Invariant, Severity
 from inspector.checks.proof import member
 from inspector.checks.view import CheckedVm
@@ -13,7 +14,7 @@ from inspector.regions import VMALLOC, VMALLOC_END
 
 ID = "memslots"
 WORD = 8
-USER_END = 1 << 52
+USER_END = 1 << pte.TREE_BITS
 """No process has memory above (TASK_SIZE_USER64)."""
 
 
