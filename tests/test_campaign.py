@@ -24,7 +24,7 @@ def test_no_mutant_is_unexplained(name: str) -> None:
     seed = random.Random(name).randrange(64)
     found = list(campaign(DIRECTORY / f"{name}.core.zst", range(seed, seed + 1), set()))
     assert [one for one in found if one.end == "unexplained"] == []
-    assert {one.end for one in found} == {"found", "said", "legal"}
+    assert {one.end for one in found} >= {"found", "legal"}
     assert {one.kind for one in found} >= set(FLIPS[:2])
 
 
