@@ -1,3 +1,24 @@
-"""Shows and proves what KVM-HV on POWER believes about nested guests."""
+"""Shows and proves what KVM-HV on POWER believes about nested guests.
+
+``open`` and ``attach`` are for notebooks and scripts (``manual/api.md``).
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from inspector.api import Attached, Inspection, attach, open
+
+__all__ = ["Attached", "Inspection", "__version__", "attach", "open"]
 
 __version__ = "0.1.0"
+
+
+def __getattr__(name: str) -> object:
+    """Import the interface when it is first asked for: GDB's Python has none of what it needs."""
+    if name not in __all__:
+        raise AttributeError(f"module 'inspector' has no attribute {name!r}")
+    from inspector import api
+
+    return getattr(api, name)

@@ -11,11 +11,12 @@ import enum
 import importlib
 import pkgutil
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from typing import TYPE_CHECKING, NamedTuple
 
 from inspector.kvm.snapshot import Part
+from inspector.plugins import INVARIANTS, passed_over, plugins
 
 if TYPE_CHECKING:
     from inspector.checks.view import CheckedVm
@@ -122,11 +123,48 @@ class Invariant:
 
 @cache
 def all_invariants() -> tuple[Invariant, ...]:
-    """Return every invariant there is, by identifier."""
+    """Return every invariant there is, by identifier, those of plug-ins too."""
     from inspector.checks import invariants
 
     found = []
     for module in pkgutil.iter_modules(invariants.__path__):
         loaded = importlib.import_module(f"{invariants.__name__}.{module.name}")
         found.append(loaded.INVARIANT)
-    return tuple(sorted(found, key=lambda invariant: str(invariant.id)))
+    return tuple(sorted(found + _others(found), key=lambda invariant: str(invariant.id)))
+
+
+def _others(own: list[Invariant]) -> list[Invariant]:
+    """Return the invariants of plug-ins."""
+    found: list[Invariant] = []
+    for name, invariant in plugins(INVARIANTS):
+        if not isinstance(invariant, Invariant):
+            passed_over(name, f"it gives {type(invariant).__name__}, not an Invariant")
+        elif invariant.id in {one.id for one in own + found}:
+            passed_over(name, f"there is an invariant {invariant.id} already")
+        else:
+            found.append(_guarded(name, invariant))
+    return found
+
+
+def _guarded(name: str, invariant: Invariant) -> Invariant:
+    """Return a plug-in's invariant, which then fails by itself and not with everything."""
+    passing = invariant.passing
+
+    def find(checked: CheckedVm) -> Iterator[Finding]:
+        try:
+            for finding in invariant.find(checked):
+                if not isinstance(finding, Finding) or finding.invariant != invariant.id:
+                    raise TypeError(f"{finding!r} is no finding of {invariant.id}")
+                yield finding
+        except Exception as error:  # whatever other people's code raises
+            passed_over(f"{name} (invariant {invariant.id})", error)
+
+    def count(checked: CheckedVm) -> int:
+        assert passing is not None
+        try:
+            return int(passing.count(checked))
+        except Exception as error:  # whatever other people's code raises
+            passed_over(f"{name} (invariant {invariant.id})", error)
+            return 0
+
+    return replace(invariant, find=find, passing=replace(passing, count=count) if passing else None)

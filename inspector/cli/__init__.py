@@ -7,12 +7,15 @@ import os
 import signal
 import sys
 import threading
+import warnings
 from types import FrameType
+from typing import TextIO
 
 import click
 
 from inspector import __version__
 from inspector.errors import InspectorError
+from inspector.plugins import PluginWarning
 
 __all__ = ["main"]
 
@@ -33,6 +36,7 @@ COMMANDS = {
     "layout": "Save what the tool knows of the target's kernel.",
     "lookup": "Show how a page, an rmap word or a kernel address is mapped, both ways.",
     "replay": "Follow recorded calls with the model.",
+    "report": "Write one self-contained HTML page of a check.",
     "rmap": "List the rmap slots with their entries.",
     "trace": "Follow a live machine with the model, call by call.",
     "vms": "List the VMs with their memslots and nested guests.",
@@ -99,10 +103,26 @@ def _on_unraisable(unraisable: sys.UnraisableHookArgs) -> None:
     threading.Timer(REPEAT_AFTER, os.kill, (os.getpid(), number)).start()
 
 
+def _show_warning(
+    message: Warning | str,
+    category: type[Warning],
+    filename: str,
+    lineno: int,
+    file: TextIO | None = None,
+    line: str | None = None,
+) -> None:
+    """Print what a plug-in was passed over for as every other message."""
+    if issubclass(category, PluginWarning):
+        click.echo(f"inspector: {message}", err=True)
+    else:
+        click.echo(warnings.formatwarning(message, category, filename, lineno, line), err=True)
+
+
 def main() -> None:
     """Run the command line and exit with its documented code."""
     signal.signal(signal.SIGTERM, _on_terminate)
     sys.unraisablehook = _on_unraisable
+    warnings.showwarning = _show_warning
     try:
         sys.exit(cli.main(standalone_mode=False))
     except click.exceptions.Exit as exit_:

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from datetime import UTC, datetime
 from pathlib import Path
 
 import click
 
-from inspector import __version__
-from inspector.capture import Capture, write_capture
+from inspector.api import save
 from inspector.cli.common import open_target, print_json
 from inspector.cli.options import Target, json_option, target_options
 from inspector.reports.jsonform import target_json
@@ -53,15 +51,7 @@ def command(
     """
     facts = _facts(notes)
     acquired = open_target(target)
-    known = {
-        "taken": datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
-        "tool": f"inspector {__version__}",
-        "source": acquired.origin.read_path,
-    }
-    capture = Capture(
-        acquired.memory, acquired.profile, known | (acquired.origin.facts or {}) | facts
-    )
-    size = write_capture(output, capture)
+    size = save(acquired, output, facts)
     if as_json:
         document = {"schema": "inspector.capture/1", "target": target_json(acquired)}
         print_json(document | {"file": str(output), "bytes": size})

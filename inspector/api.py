@@ -1,0 +1,161 @@
+"""For notebooks and scripts: open a target, look at its objects, judge it, keep it.
+
+``inspector.open`` reads once and is gone from the machine; ``inspector.attach``
+stays, for a series of readings.  Both are in ``manual/api.md``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from os import PathLike
+from pathlib import Path
+from typing import Any
+
+from inspector import __version__
+from inspector.capture import Capture, write_capture
+from inspector.checks.verdict import Judgement, judge
+from inspector.kvm.snapshot import Snapshot, Vm
+from inspector.memory.live import LiveMachine
+from inspector.reports.jsonform import check_json
+from inspector.session import Acquired, Options, Origin, acquire, attached, inspected
+
+__all__ = ["Attached", "Inspection", "attach", "open", "save"]
+
+Name = str | PathLike[str]
+
+
+@dataclass(frozen=True)
+class Inspection:
+    """What was read of a target at one moment; nothing is held open."""
+
+    acquired: Acquired
+
+    @property
+    def snapshot(self) -> Snapshot:
+        """Everything that was read, decoded and not judged."""
+        return self.acquired.snapshot
+
+    @property
+    def vms(self) -> tuple[Vm, ...]:
+        """The L1 guests of the host."""
+        return self.snapshot.vms
+
+    @property
+    def origin(self) -> Origin:
+        """Where it comes from, and how long a live machine stood still."""
+        return self.acquired.origin
+
+    def check(self) -> Judgement:
+        """Hold every VM against every invariant."""
+        return judge(self.snapshot)
+
+    def check_json(self) -> dict[str, Any]:
+        """Return the document of ``inspector check --json``."""
+        return check_json(self.acquired, self.check())
+
+    def capture(self, path: Name, **facts: str) -> int:
+        """Save it as a capture that opens anywhere, with facts of its origin.
+
+        Returns:
+            the size of the file in bytes.
+
+        Raises:
+            BadData: the file cannot be written.
+        """
+        return save(self.acquired, Path(path), facts)
+
+
+@dataclass(frozen=True)
+class Attached:
+    """A live machine that is attached to, and runs between the readings."""
+
+    _machine: LiveMachine
+    _target: str
+    _options: Options
+
+    def read(self) -> Inspection:
+        """Stop the machine, copy what matters, let it go on.
+
+        Raises:
+            InspectorError: it cannot be inspected.
+        """
+        return Inspection(inspected(self._machine, self._target, self._options, lambda stage: None))
+
+
+def open(
+    target: Name,
+    *,
+    kernel: Name | None = None,
+    modules: Name | None = None,
+    layout: Name | None = None,
+    debug_file: Name | None = None,
+    read_path: str = "auto",
+) -> Inspection:
+    """Open a target and read it.
+
+    Args:
+        target: ``gdb:HOST:PORT``, a file, ``split:FILE,FILE`` or ``raw:FILE@0xADDRESS``.
+        kernel: the vmlinux of its host kernel; if not given, it is found in memory.
+        modules: modules tree, or folder with kvm.ko and kvm-hv.ko.
+        layout: a layout profile, in place of all other files.
+        debug_file: the debug file of kvm-hv.ko, for a kernel without BTF.
+        read_path: ``"auto"``, ``"gdb"`` or ``"direct"``, for a live machine.
+
+    Raises:
+        InspectorError: it cannot be opened or inspected.
+    """
+    options = _options(kernel, modules, layout, debug_file, read_path)
+    return Inspection(acquire(str(target), options))
+
+
+@contextmanager
+def attach(
+    target: str,
+    *,
+    kernel: Name | None = None,
+    modules: Name | None = None,
+    layout: Name | None = None,
+    debug_file: Name | None = None,
+    read_path: str = "auto",
+) -> Iterator[Attached]:
+    """Attach to a live machine for a series of readings; arguments as for ``open``.
+
+    However the block ends, the machine goes on.
+
+    Raises:
+        InspectorError: it cannot be attached to.
+    """
+    options = _options(kernel, modules, layout, debug_file, read_path)
+    with attached(target, options) as machine:
+        yield Attached(machine, target, options)
+
+
+def save(acquired: Acquired, path: Path, facts: Mapping[str, str]) -> int:
+    """Write a capture with the facts of its origin; return its size in bytes.
+
+    Raises:
+        BadData: the file cannot be written.
+    """
+    known = {
+        "taken": datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
+        "tool": f"inspector {__version__}",
+        "source": acquired.origin.read_path,
+    }
+    kept = known | (acquired.origin.facts or {}) | dict(facts)
+    return write_capture(path, Capture(acquired.memory, acquired.profile, kept))
+
+
+def _options(
+    kernel: Name | None,
+    modules: Name | None,
+    layout: Name | None,
+    debug_file: Name | None,
+    read_path: str,
+) -> Options:
+    kernel, modules, layout, debug_file = (
+        None if name is None else Path(name) for name in (kernel, modules, layout, debug_file)
+    )
+    return Options(kernel, modules, read_path, layout, debug_file)

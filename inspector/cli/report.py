@@ -1,0 +1,102 @@
+"""``inspector report``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from inspector.checks.verdict import Judgement, judge
+from inspector.cli.check import EXIT_CODES
+from inspector.cli.common import open_target, print_json
+from inspector.cli.options import Target, json_option, target_options
+from inspector.errors import InspectorError
+from inspector.plugins import REPORTS, plugins
+from inspector.reports.figures import figures_of
+from inspector.reports.jsonform import check_json
+from inspector.reports.page import page, page_of_document
+from inspector.session import Acquired
+from inspector.storage import write_aside
+
+__all__ = ["command"]
+
+JSON_BEGINS = b"{"
+PAGE = "page"
+
+
+def _is_document(name: str) -> bool:
+    path = Path(name)
+    if not path.is_file():
+        return False
+    with path.open("rb") as file:
+        return file.read(64).lstrip()[:1] == JSON_BEGINS
+
+
+def _by_plugin(name: str, form: Any, acquired: Acquired, judgement: Judgement) -> str:
+    try:
+        text = form(acquired, judgement)
+        if not isinstance(text, str):
+            raise TypeError(f"it returned {type(text).__name__}, not text")
+    except Exception as error:  # whatever other people's code raises
+        raise InspectorError(
+            f"the plug-in {name} could not make its report: {error!r}; ask who wrote it, "
+            f"or use --form {PAGE}"
+        ) from error
+    return text
+
+
+@click.command()
+@target_options
+@json_option
+@click.option(
+    "-o",
+    "--output",
+    required=True,
+    type=click.Path(path_type=Path, dir_okay=False),
+    help="the file to write",
+)
+@click.option(
+    "--form", default=PAGE, show_default=True, help="the page, or a form that a plug-in offers"
+)
+@click.pass_context
+def command(ctx: click.Context, target: Target, as_json: bool, output: Path, form: str) -> None:
+    """Write one self-contained HTML page of a check.
+
+    TARGET may also be what 'inspector check --json' has written to a file;
+    the page then has what is in there, and no charts.  Exit codes are those
+    of 'inspector check'.
+    """
+    if _is_document(target.name):
+        if form != PAGE:
+            raise click.UsageError("a plug-in's form needs the target itself, not its document")
+        document, text = page_of_document(Path(target.name).read_bytes(), target.name)
+    else:
+        forms = dict(plugins(REPORTS)) if form != PAGE else {}
+        if form != PAGE and form not in forms:
+            known = ", ".join((PAGE, *forms))
+            raise click.BadParameter(f"there is no form '{form}' (there are: {known})")
+        acquired = open_target(target)
+        judgement = judge(acquired.snapshot)
+        document = check_json(acquired, judgement)
+        if form == PAGE:
+            figures = figures_of(acquired.snapshot, acquired.profile.struct("rmap_nested").size)
+            text = page(document, figures)
+        else:
+            text = _by_plugin(form, forms[form], acquired, judgement)
+    data = text.encode()
+    write_aside(output, data)
+    verdict = document["verdict"]
+    if as_json:
+        print_json(
+            {
+                "schema": "inspector.report/1",
+                "target": document["target"],
+                "file": str(output),
+                "bytes": len(data),
+                "verdict": verdict,
+            }
+        )
+    else:
+        click.echo(f"{output}: {len(data) / 1024:.0f} KiB, verdict: {verdict}")
+    ctx.exit({one.value: code for one, code in EXIT_CODES.items()}.get(verdict, 3))

@@ -1,0 +1,40 @@
+"""Other people's invariants and reports, found by their entry points.
+
+A plug-in that cannot be used is named in a warning and passed over: it must
+not stand in the way of what it was added to.
+"""
+
+from __future__ import annotations
+
+import warnings
+from importlib.metadata import entry_points
+from typing import Any
+
+__all__ = ["INVARIANTS", "REPORTS", "PluginWarning", "passed_over", "plugins"]
+
+INVARIANTS = "inspector.invariants"
+"""Entry points that give an ``inspector.checks.base.Invariant``."""
+
+REPORTS = "inspector.reports"
+"""Entry points that give a function of an ``Acquired`` and its ``Judgement`` that returns text."""
+
+
+class PluginWarning(UserWarning):
+    """A plug-in was passed over."""
+
+
+def plugins(group: str) -> list[tuple[str, Any]]:
+    """Return what the entry points of a group give, by name; what cannot be loaded is left out."""
+    found = []
+    for point in sorted(entry_points(group=group)):
+        try:
+            found.append((point.name, point.load()))
+        except Exception as error:  # whatever other people's code raises
+            passed_over(f"{point.name} ({point.value})", error)
+    return found
+
+
+def passed_over(name: str, why: object) -> None:
+    """Warn that a plug-in is not used."""
+    shown = repr(why) if isinstance(why, BaseException) else why
+    warnings.warn(f"the plug-in {name} is passed over: {shown}", PluginWarning, stacklevel=2)
