@@ -60,6 +60,8 @@ GUESTS_SHOWN = 24
 LENGTHS_SHOWN = 24
 FAINTEST = 0.35
 TICKS = 8
+FEW = 8
+"""Bars there is room for at least, so that a single one is no wall."""
 
 _numbers = itertools.count(1)
 
@@ -70,6 +72,7 @@ def lengths_chart(lengths: Mapping[int, int]) -> str:
     figure, axes = _axes(2.4)
     axes.bar(range(len(bars)), list(bars.values()), 0.8, color=COLOURS["live"])
     axes.set_xticks(range(len(bars)), list(bars), rotation=45 if len(bars) > 12 else 0)
+    axes.set_xlim(-0.6, max(len(bars), FEW) - 0.4)
     axes.set_xlabel("entries in a slot")
     axes.set_ylabel("slots")
     return _svg(figure, axes)
@@ -113,7 +116,7 @@ def page_sizes_chart(tables: Mapping[str, Mapping[str, int]]) -> str:
                 left += share * 100
         axes.text(101, row, f"{total} leaves", va="center", color=COLOURS["ink"])
     axes.set_yticks(range(len(tables)), list(tables))
-    axes.invert_yaxis()
+    axes.set_ylim(len(tables) - 0.5, -0.5)
     axes.set_xlim(0, 100)
     axes.set_xlabel("share of the leaves, %")
     handles = [
