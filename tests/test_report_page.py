@@ -14,14 +14,14 @@ import numpy as np
 import pytest
 from click.testing import CliRunner, Result
 
+from fixtures.synthetic import FakeVm, MemslotRange, build
 from inspector.capture import Capture, write_capture
 from inspector.checks.verdict import judge
 from inspector.cli import cli
 from inspector.model.vm import VmState
 from inspector.reports.charts import COLOURS
 from inspector.reports.figures import BINS, figures_of
-from tests.builders import MemslotRange, leaf, table, words
-from tests.fakekernel import FakeVm, build
+from tests.builders import leaf, table, words
 from tests.fixtures import CAPTURES, SMALL, opened
 
 BROWSERS = ("chromium", "chromium-browser", "google-chrome")
