@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 
-from fixtures.lab.mutations import page
-from fixtures.mutations.campaign import CLASSES, FLIPS, Outcome, campaign
-from fixtures.mutations.legal import explain
+from fixtures.lab.mutations import PAGE, page
+from fixtures.mutations.campaign import CLASSES, ENDS, FLIPS, Outcome, campaign
+from fixtures.mutations.legal import RULES, explain
 from fixtures.mutations.mutant import Mutant
 from inspector.kvm.snapshot import Vm
 from inspector.structures.radix import LeafTable
@@ -78,3 +78,10 @@ def test_the_page_counts() -> None:
     assert f"| {CLASSES[0]} | 2 | 1 |  | 1 |  | rmap-list |" in text
     assert "| order | 1 |" in text
     assert "nobody knows" in text
+
+
+def test_the_manual_has_no_unexplained_mutants() -> None:
+    text = PAGE.read_text()
+    assert "\n## Unexplained" not in text
+    assert all(f"| {name} | " in text for name in RULES)
+    assert all(end in text for end in ENDS)
