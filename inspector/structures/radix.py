@@ -29,6 +29,10 @@ ONE = np.uint64(1)
 ADDRESS_MASK = np.uint64((1 << pte.TREE_BITS) - 1)
 READ_LIMIT = 1 << 26
 
+_SIZES = ONE << np.arange(64, dtype=np.uint64)
+_FRAMES = RPN & ~(_SIZES - ONE)
+"""Size and frame mask of a leaf by log2 of its page size."""
+
 
 @dataclass(frozen=True)
 class TableProblem:
@@ -77,12 +81,12 @@ class LeafTable:
     @property
     def size(self) -> U64:
         """Page size of each leaf in bytes."""
-        return ONE << self.shift.astype(np.uint64)
+        return _SIZES[self.shift]
 
     @property
     def frame(self) -> U64:
         """Physical address each leaf maps its first byte to."""
-        return self.entry & RPN & ~(self.size - ONE)
+        return self.entry & _FRAMES[self.shift]
 
     def find(self, where: U64) -> NDArray[np.int64]:
         """Return the index of the leaf that translates each address, or -1."""
@@ -90,7 +94,7 @@ class LeafTable:
             return np.full(len(where), -1, dtype=np.int64)
         index = np.searchsorted(self.address, where, side="right").astype(np.int64) - 1
         inside = where - self.address[index]
-        index[inside >= self.size[index]] = -1
+        index[inside >= _SIZES[self.shift[index]]] = -1
         index[where < self.address[0]] = -1
         return index
 

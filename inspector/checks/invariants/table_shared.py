@@ -9,17 +9,25 @@ import numpy as np
 from inspector.checks.base import Evidence, Finding, Invariant, Severity
 from inspector.checks.view import CheckedVm
 from inspector.kvm.snapshot import Part, Vm
+from inspector.memory.arrays import distinct, is_in
+from inspector.memory.base import U64
 from inspector.structures.radix import LeafTable
 
 ID = "table-shared"
+TABLE_SHIFT = np.uint64(8)
+"""log2 of the smallest table's size: no two tables are in one piece of so many bytes."""
 
 
 def find(checked: CheckedVm) -> Iterator[Finding]:
     """Yield, for each two tables that share leaves, the first entry that is in both."""
     own = _tables(checked.vm)
     tables = [*own, *(table for vm in checked.others if not vm.locked for table in _tables(vm))]
-    where = np.concatenate([table.where for _, table in tables])
-    owner = np.repeat(np.arange(len(tables)), [len(table) for _, table in tables])
+    suspect = _in_twice([_pages(table) for _, table in tables])
+    if not suspect.size:
+        return
+    parts = [table.where[is_in(table.where >> TABLE_SHIFT, suspect)] for _, table in tables]
+    where = np.concatenate(parts)
+    owner = np.repeat(np.arange(len(tables)), [part.size for part in parts])
     order = np.lexsort((owner, where))
     where, owner = where[order], owner[order]
     told: set[tuple[int, int]] = set()
@@ -38,6 +46,20 @@ def find(checked: CheckedVm) -> Iterator[Finding]:
             "each page-table page in one table only",
             (Evidence("entry in both", "physical", int(where[row]), entry),),
         )
+
+
+def _pages(table: LeafTable) -> U64:
+    """Return the pieces of memory a table's leaves are in, whole runs of leaves once."""
+    pieces = table.where >> TABLE_SHIFT
+    first = np.ones(pieces.size, dtype=np.bool_)
+    np.not_equal(pieces[1:], pieces[:-1], out=first[1:])
+    return distinct(pieces[first])
+
+
+def _in_twice(pages: list[U64]) -> U64:
+    every = np.sort(np.concatenate(pages))
+    twice: U64 = every[1:][every[1:] == every[:-1]]
+    return twice
 
 
 def _tables(vm: Vm) -> list[tuple[str, LeafTable]]:

@@ -1,0 +1,80 @@
+"""Measure, print the table, and write it down."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import importlib.util
+import json
+import os
+import platform
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+
+import inspector
+from fixtures.lab import linuxstack, machine, packages
+from tests.bench import live, offline, start
+from tests.bench.measure import Row
+from tests.bench.report import page, table
+
+SCHEMA = "inspector.bench/1"
+PARTS = ("start", "live", "scale", "dumps")
+PAGE = Path(inspector.__file__).parent / "manual" / "performance.md"
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Run what was asked for."""
+    parser = argparse.ArgumentParser(prog="python -m tests.bench", description=__doc__)
+    parser.add_argument("--only", choices=PARTS, action="append", help="only these rows")
+    parser.add_argument("--repeat", type=int, default=5, help="take the best of so many")
+    parser.add_argument("--machine", help="a running stack of `lab linux`; booted if not given")
+    parser.add_argument("--dump", type=Path, action="append", default=[], help="a dump to open")
+    parser.add_argument("--gib", type=int, nargs="+", default=[1, 4, 16, 64], help="L1 memory")
+    parser.add_argument("--json", type=Path, help="write the figures to this file")
+    parser.add_argument("--page", action="store_true", help=f"write {PAGE.name} in the manual")
+    options = parser.parse_args(arguments)
+    rows: list[Row] = []
+    for row in _rows(options):
+        rows.append(row)
+        print(f"  {row.name}: {row.value}", flush=True)
+    document = {
+        "schema": SCHEMA,
+        "repeat": options.repeat,
+        "processors": os.cpu_count(),
+        "load": os.getloadavg()[0],
+        "python": platform.python_version(),
+        "numpy": np.__version__,
+        "rows": [row.to_json() for row in rows],
+    }
+    print(*table(rows), sep="\n")
+    if options.json:
+        options.json.write_text(json.dumps(document, indent=2) + "\n")
+    if options.page:
+        PAGE.write_text("\n".join(page(document, rows)) + "\n")
+
+
+def _rows(options: argparse.Namespace) -> Iterator[Row]:
+    wanted = options.only or PARTS
+    if "start" in wanted:
+        yield from start.rows(options.repeat)
+    if "live" in wanted:
+        with contextlib.ExitStack() as stack:
+            try:
+                if options.machine:
+                    running = machine.load(options.machine)
+                else:
+                    running = stack.enter_context(linuxstack.start())
+            except packages.LabError as error:
+                print(f"no live machine: {error}")
+            else:
+                yield from live.rows(running, options.repeat)
+    if "scale" in wanted and importlib.util.find_spec(offline.SCALE):
+        yield from offline.scale_rows(tuple(options.gib))
+    if "dumps" in wanted:
+        yield from offline.dump_rows(options.dump)
+
+
+if __name__ == "__main__":
+    main()

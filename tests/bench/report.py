@@ -1,0 +1,100 @@
+"""The rows as a table, and as the manual's page."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any
+
+from tests.bench.measure import Row
+
+__all__ = ["page", "table"]
+
+HEADINGS = ("what", "measured", "bound or peer", "ratio", "goal", "met")
+
+
+def table(rows: Sequence[Row]) -> Iterator[str]:
+    """Yield the lines of a table for a terminal."""
+    cells = [HEADINGS, *(_cells(row) for row in rows)]
+    widths = [max(len(line[i]) for line in cells) for i in range(len(HEADINGS))]
+    for line in cells:
+        yield "  ".join(
+            cell.ljust(width) for cell, width in zip(line, widths, strict=True)
+        ).rstrip()
+    yield ""
+    yield from _made_of(rows, "  ")
+
+
+def page(document: dict[str, Any], rows: Sequence[Row]) -> Iterator[str]:
+    """Yield the lines of the manual's page."""
+    yield "# How fast it is"
+    yield ""
+    yield "Written by `python -m tests.bench --page`: one run on one machine, each figure beside a"
+    yield "bound or a peer taken in the same run. Each is the best of several; what was running"
+    yield "besides can only make it worse."
+    yield ""
+    yield f"Host: {document['processors']} processors, load {document['load']:.1f} at the end; "
+    yield f"Python {document['python']}, NumPy {document['numpy']}; "
+    yield f"the best of {document['repeat']} repetitions."
+    yield ""
+    yield from _markdown((HEADINGS, *(_cells(row) for row in rows)))
+    yield ""
+    yield "## What the time is made of"
+    yield ""
+    yield from _made_of(rows, "* ")
+    yield ""
+    yield from NOTES.strip().splitlines()
+
+
+def _markdown(cells: Iterable[Sequence[str]]) -> Iterator[str]:
+    for number, line in enumerate(cells):
+        yield f"| {' | '.join(line)} |"
+        if number == 0:
+            yield "|" + "---|" * len(line)
+
+
+def _cells(row: Row) -> tuple[str, ...]:
+    goals = []
+    if row.at_most is not None:
+        goals.append(f"{row.at_most:g}x")
+    if row.goal is not None:
+        goals.append(f"{row.goal:g} {row.unit}".strip())
+    met = {True: "yes", False: "no", None: ""}[row.met]
+    return (
+        row.name,
+        _figure(row.value, row.unit),
+        f"{_figure(row.bound, row.unit)} {row.peer}".strip() if row.bound else "",
+        f"{row.ratio:.2f}" if row.ratio is not None else "",
+        ", ".join(goals),
+        met,
+    )
+
+
+def _figure(value: float | None, unit: str) -> str:
+    return "not measured" if value is None else f"{value:.3g} {unit}".strip()
+
+
+def _made_of(rows: Iterable[Row], lead: str) -> Iterator[str]:
+    for row in rows:
+        said = [f"{name} {_figure(value, row.unit)}" for name, value in row.parts.items()]
+        if row.note:
+            said.append(row.note)
+        if said:
+            yield f"{lead}{row.name}: {'; '.join(said)}"
+
+
+NOTES = """
+**The direct path** stops the machine twice. At the first stop GDB attaches (it reads the stub's
+description of the registers), asks QEMU for its map of RAM (`info mtree -f`, a hundred lines of a
+packet each) and where in the process it lies (`gpa2hva`), and compares some pages. Then the machine
+runs, and is walked. The second stop is an interrupt, one `process_vm_readv` for each 1,024 ranges
+of the plan, and letting go on. Nothing is decoded in a stop. There is no third stop: GDB is ended
+while the machine runs. A copy that lacks something makes one stop more.
+
+**Through GDB** everything has to be read in a stop. GDB takes each packet apart character by
+character and writes the bytes as text into a pipe, so it is slower than a bare client of the stub.
+
+**The whole process** is mostly Python importing NumPy and GDB starting.
+
+**Offline** the time is that of sorting and searching arrays: no step is per entry. A dump that is
+only checked is not copied.
+"""
