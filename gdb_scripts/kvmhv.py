@@ -47,13 +47,15 @@ from inspector.reports.words import words_text  # noqa: E402
 
 NAME = "inspector"
 POLL = 0.1
-"""Seconds between two looks for a Ctrl-C."""
+"""Seconds between two looks for a Ctrl-C, or another signal that was held back."""
 ANSWER_TIMEOUT = 30.0
 """Seconds the inspector may take to fetch an answer."""
 REMOTE_TIMEOUT = 30
 """After GDB's own 2 s the late answer of a busy QEMU would be taken for that to the next packet."""
 FAILED = 2
 """The first exit code that says that something failed; 1 says that violations were found."""
+HELD_BACK = {signal.SIGINT, signal.SIGTERM, signal.SIGHUP}
+"""Signals that would have GDB leave while the stub is in physical mode."""
 U64 = (1 << 64) - 1
 
 
@@ -390,8 +392,8 @@ def _text(file: IO[bytes]) -> str:
 
 @contextlib.contextmanager
 def _lent(connection: gdb.RemoteTargetConnection) -> Iterator[None]:
-    """Hold the stub in physical mode for a block; SIGINT waits until it is as it was."""
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    """Hold the stub in physical mode for a block; signals wait until it is as it was."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, HELD_BACK)
     timeout = gdb.parameter("remotetimeout")
     try:
         gdb.execute(f"set remotetimeout {REMOTE_TIMEOUT}", to_string=True)
@@ -413,7 +415,7 @@ def _serve(end: socket.socket, connection: gdb.RemoteTargetConnection) -> None:
     end.settimeout(ANSWER_TIMEOUT)
     asked = b""
     while True:
-        if signal.SIGINT in signal.sigpending():
+        if HELD_BACK & signal.sigpending():
             raise KeyboardInterrupt
         if not select.select([end], [], [], POLL)[0]:
             continue

@@ -214,6 +214,22 @@ connection.send_packet("Qqemu.PhyMemMode:0")
     assert held == ["1", "ok \n", "1"]
 
 
+@pytest.mark.parametrize("name", ["SIGTERM", "SIGHUP"])
+def test_a_gdb_that_is_ended_leaves_virtual_mode(
+    boot: Callable[..., Lab], gdb: str, name: str, tmp_path: Path
+) -> None:
+    lab = boot("mixed", idle="l2")
+    told = tmp_path / "told"
+    body = (
+        f"ask(b'read 1000 10'); open({str(told)!r}, 'w').close()\n"
+        f"os.kill(os.getppid(), signal.{name}); time.sleep(60)"
+    )
+    target = f"target remote 127.0.0.1:{lab.machine.state.gdb_port}"
+    _run(gdb, target, _fake(tmp_path, body), "kvmhv vms")
+    assert told.exists()
+    lab.assert_untouched()
+
+
 def test_a_running_machine_is_not_read(boot: Callable[..., Lab], gdb: str) -> None:
     lab = boot("mixed", idle="l2")
     target = f"target remote 127.0.0.1:{lab.machine.state.gdb_port}"
