@@ -6,6 +6,7 @@ A target is ``gdb:HOST:PORT``, a file, ``split:FILE,FILE,...`` or
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -42,6 +43,7 @@ __all__ = [
 
 LIVE_PREFIX = "gdb:"
 PORT_LIMIT = 65535
+LIKE_A_PORT = re.compile(r"[^:/]+:\d+$")
 
 Progress = Callable[[str], None]
 
@@ -132,7 +134,9 @@ def dump_of(target: str) -> Dump:
         InspectorError: there is none, or it cannot be opened.
     """
     if not target.startswith(PREFIXES) and not Path(target).exists():
-        raise BadData(f"there is no file '{target}'; a live machine is given as gdb:HOST:PORT")
+        meant = LIKE_A_PORT.search(target)
+        live = LIVE_PREFIX + (meant[0] if meant else "HOST:PORT")
+        raise BadData(f"there is no file '{target}'; a live machine is given as {live}")
     return open_dump(target)
 
 

@@ -29,4 +29,6 @@ def write_aside(path: Path, data: bytes) -> None:
                 os.unlink(name)
             raise
     except OSError as error:
-        raise BadData(f"cannot write {path}: {error.strerror}") from error
+        raise BadData(
+            f"cannot write {path}: {error.strerror}; give a file in a folder that may be written to"
+        ) from error

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import click
+from click.shell_completion import CompletionItem
 
 __all__ = ["JSON_HELP", "Target", "Word", "json_option", "target_options"]
 
@@ -48,6 +49,17 @@ class Word(click.ParamType):  # type: ignore[type-arg, unused-ignore]
         return word
 
 
+class TargetName(click.ParamType):  # type: ignore[type-arg, unused-ignore]
+    """What TARGET names; a shell completes it as a file."""
+
+    name = "target"
+
+    def shell_complete(
+        self, ctx: click.Context, param: click.Parameter, incomplete: str
+    ) -> list[CompletionItem]:
+        return [CompletionItem(incomplete, type="file")]
+
+
 def target_options(command: Command) -> Command:
     """Add the TARGET argument and the options that say how to open it, as one ``Target``."""
 
@@ -61,7 +73,7 @@ def target_options(command: Command) -> Command:
         return command(*args, target=target, **given)
 
     decorators = (
-        click.argument("target"),
+        click.argument("target", type=TargetName()),
         click.option(
             "--kernel",
             type=click.Path(path_type=Path, dir_okay=False, exists=True),

@@ -21,7 +21,10 @@ from inspector.errors import BadData
 from inspector.memory.base import U64, Bytes, addresses
 from inspector.memory.segments import SegmentedMemory
 
-__all__ = ["DumpFile", "open_file"]
+__all__ = ["AGAIN", "DumpFile", "open_file"]
+
+AGAIN = "copy it again, or take another dump"
+"""What to do with a file that is not whole."""
 
 ZSTD_MAGIC = b"\x28\xb5\x2f\xfd"
 UNPACK_STEP = 1 << 12
@@ -115,9 +118,9 @@ def _decompressed(path: Path, file: io.BufferedReader) -> bytes:
             if out.tell() > CAPTURE_LIMIT:
                 raise BadData(f"{path} unpacks to more than {CAPTURE_LIMIT >> 30} GiB")
     except zstandard.ZstdError as error:
-        raise BadData(f"{path} is damaged: {error}; copy it again") from error
+        raise BadData(f"{path} is damaged: {error}; {AGAIN}") from error
     if not frame.eof:
-        raise BadData(f"{path} is truncated: it ends within its zstd frame; copy it again")
+        raise BadData(f"{path} is truncated: it ends within its zstd frame; {AGAIN}")
     return out.getvalue()
 
 
@@ -135,7 +138,7 @@ def _unflattened(path: Path, buffer: Bytes, mapped: mmap.mmap | None) -> Segment
         mapped.madvise(mmap.MADV_RANDOM)
     while True:
         if place + record.size > end:
-            raise BadData(f"{path} is truncated: its flattened form has no end")
+            raise BadData(f"{path} is truncated: its flattened form has no end; {AGAIN}")
         position, size = record.unpack_from(view, place)
         if position == FLAT_END:
             break
@@ -144,9 +147,9 @@ def _unflattened(path: Path, buffer: Bytes, mapped: mmap.mmap | None) -> Segment
             mapped.madvise(mmap.MADV_DONTNEED)
             held = place
         if not (0 <= position < POSITION_LIMIT and 0 <= size < POSITION_LIMIT):
-            raise BadData(f"{path} is damaged: a record of its flattened form cannot be")
+            raise BadData(f"{path} is damaged: a record of its flattened form cannot be; {AGAIN}")
         if size > end - place:
-            raise BadData(f"{path} is truncated within a record of its flattened form")
+            raise BadData(f"{path} is truncated within a record of its flattened form; {AGAIN}")
         if size:
             starts.append(position)
             sizes.append(size)

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from inspector.errors import BadData, MemoryNotReadable
 from inspector.memory.base import U64, addresses
-from inspector.memory.dumpfile import DumpFile, open_file
+from inspector.memory.dumpfile import AGAIN, DumpFile, open_file
 from inspector.memory.segments import SegmentedMemory
 from inspector.regions import LINEAR_MAP, LINEAR_SIZE
 
@@ -118,8 +118,7 @@ def read_core(file: DumpFile) -> ElfCore:
         )
     except (IndexError, KeyError, ValueError, struct.error, MemoryNotReadable) as error:
         raise BadData(
-            f"{path} is truncated or damaged: its ELF headers do not fit; copy it again, "
-            "or take another dump"
+            f"{path} is truncated or damaged: its ELF headers do not fit; {AGAIN}"
         ) from error
     return ElfCore(_memory(file, headers[headers["type"] == PT_LOAD]), notes)
 
@@ -144,7 +143,7 @@ def _memory(file: DumpFile, loads: NDArray[np.void]) -> SegmentedMemory:
     if cut:
         raise BadData(
             f"{file.path} is truncated: {cut} of its {np.count_nonzero(sizes)} segments "
-            "end beyond the end of the file; copy it again, or take another dump"
+            f"end beyond the end of the file; {AGAIN}"
         )
     less = whole > sizes
     left_out = ((starts + sizes)[less], (whole - sizes)[less]) if less.any() else None

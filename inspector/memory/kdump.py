@@ -22,7 +22,7 @@ from inspector.errors import BadData, MemoryNotReadable, Step, TargetNotSupporte
 from inspector.memory import compression
 from inspector.memory.base import ABSENT, LEFT_OUT, U64, Bytes, Records, addresses, is_address
 from inspector.memory.compression import PageDamaged
-from inspector.memory.dumpfile import DumpFile
+from inspector.memory.dumpfile import AGAIN, DumpFile
 from inspector.memory.elfcore import Note, parse_notes
 
 __all__ = ["KDUMP_MAGIC", "Kdump", "KdumpMemory", "read_kdump"]
@@ -143,13 +143,13 @@ def read_kdump(file: DumpFile) -> Kdump:
 
 def _part(file: DumpFile, position: int, length: int, what: str, limit: int = 1 << 16) -> bytes:
     if length > limit:
-        raise BadData(f"{file.path} is damaged: its {what} would have {length} bytes")
+        raise BadData(f"{file.path} is damaged: its {what} would have {length} bytes; {AGAIN}")
     if not file.holds(position, length):
-        raise BadData(f"{file.path} is truncated: its {what} lies beyond its end")
+        raise BadData(f"{file.path} is truncated: its {what} lies beyond its end; {AGAIN}")
     try:
         return file.contents.read(position, length)
     except MemoryNotReadable as error:
-        raise BadData(f"{file.path} is damaged: its {what} was not written") from error
+        raise BadData(f"{file.path} is damaged: its {what} was not written; {AGAIN}") from error
 
 
 def _layout(file: DumpFile) -> Layout:
@@ -181,7 +181,7 @@ def _layout(file: DumpFile) -> Layout:
     dumped_bits = memory_bits + bitmap_blocks // 2 * page_size
     descriptors = memory_bits + bitmap_blocks * page_size
     if descriptors > file.size:
-        raise BadData(f"{file.path} is truncated: its bitmaps lie beyond its end")
+        raise BadData(f"{file.path} is truncated: its bitmaps lie beyond its end; {AGAIN}")
     split = version >= 2 and sub[2] != 0
     first, end = (sub[11:13] if version >= 6 else sub[3:5]) if split else (0, pages)
     return Layout(
@@ -212,7 +212,9 @@ def _byte_order(file: DumpFile, header: bytes) -> str:
                 if place == HEADER_32_BLOCK:
                     raise BadData(f"{file.path} is a dump of a 32-bit machine, not of a POWER host")
                 return order
-    raise BadData(f"{file.path} is damaged: its kdump header makes sense in neither byte order")
+    raise BadData(
+        f"{file.path} is damaged: its kdump header makes sense in neither byte order; {AGAIN}"
+    )
 
 
 class KdumpMemory:

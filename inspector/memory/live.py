@@ -193,6 +193,12 @@ class LiveMachine:
                 Step.PORT,
             ) from error
         except GdbError as error:
+            if not _is_known(self.host):
+                raise TargetNotSupported(
+                    f"cannot attach to {place}: there is no host '{self.host}'; give gdb:HOST:PORT "
+                    "with a name or an address that is reachable from here",
+                    Step.PORT,
+                ) from error
             raise TargetNotSupported(
                 f"cannot attach to a GDB stub at {place}: {str(error).split(': ', 1)[-1]} "
                 "Start QEMU with '-gdb tcp:127.0.0.1:PORT', and see that no other GDB is attached",
@@ -279,6 +285,13 @@ class LiveMachine:
         if self._stop_began and not self.replays:
             self.stops.append(time.perf_counter() - self._stop_began)
             self._stop_began = 0.0
+
+
+def _is_known(host: str) -> bool:
+    try:
+        return bool(socket.getaddrinfo(host, None))
+    except (OSError, ValueError):
+        return False
 
 
 def _is_local(host: str) -> bool:
