@@ -13,10 +13,12 @@ from inspector import encoding
 from inspector.checks.base import EXPLAINING, Finding, Invariant, Severity, all_invariants
 from inspector.checks.view import STATES, CheckedVm
 from inspector.kvm.snapshot import Gap, Snapshot, Vm
+from inspector.memory.arrays import distinct
 from inspector.model.vm import EntryState
 
 __all__ = [
     "EXAMPLES",
+    "NODE_SIZE",
     "Counts",
     "Judgement",
     "NotJudged",
@@ -27,6 +29,9 @@ __all__ = [
     "judge",
 ]
 
+NODE_SIZE = 16
+"""Bytes of a ``struct rmap_nested``: a link and a word."""
+LONGEST_LISTS = 5
 EXAMPLES = 20
 """So many places are shown of those where an invariant is broken legally."""
 
@@ -44,7 +49,9 @@ class Counts:
     """The numbers of one VM.
 
     ``stale`` counts entries by the reason they are, ``unknown`` those that
-    may lead to something that could not be read.
+    may lead to something that could not be read.  ``nodes`` are those of all
+    lists, and ``node_pages`` the pages of kernel memory they keep in use.
+    ``longest_lists`` has gfn and entries of some: an insertion walks them.
     """
 
     slots: int
@@ -58,6 +65,9 @@ class Counts:
     shadow_leaves: int
     host_leaves: int
     pending: int
+    nodes: int
+    node_pages: int
+    longest_lists: tuple[tuple[int, int], ...]
 
 
 @dataclass(frozen=True)
@@ -207,4 +217,26 @@ def counts_of(checked: CheckedVm) -> Counts:
         shadow_leaves=sum(len(nested.shadow) for nested in checked.vm.nested),
         host_leaves=len(checked.vm.host),
         pending=checked.pending,
+        nodes=int(np.count_nonzero(rmaps.node)),
+        node_pages=_pages_of_nodes(checked),
+        longest_lists=_longest_lists(checked),
     )
+
+
+def _longest_lists(checked: CheckedVm) -> tuple[tuple[int, int], ...]:
+    rmaps = checked.rmaps
+    lists = np.flatnonzero(encoding.is_single(rmaps.head) == 0)
+    length = rmaps.length[lists]
+    if length.size > LONGEST_LISTS:
+        least = np.partition(length, -LONGEST_LISTS)[-LONGEST_LISTS]
+        above = np.flatnonzero(length > least)
+        equal = np.flatnonzero(length == least)[: LONGEST_LISTS - above.size]
+        kept = np.concatenate((above, equal))
+        lists, length = lists[kept], length[kept]
+    order = np.argsort(-length, kind="stable")
+    return tuple(zip(rmaps.gfn[lists[order]].tolist(), length[order].tolist(), strict=True))
+
+
+def _pages_of_nodes(checked: CheckedVm) -> int:
+    nodes = checked.rmaps.node
+    return distinct(nodes[nodes != 0] >> np.uint64(checked.page_shift)).size

@@ -11,7 +11,7 @@ from typing import Any
 
 from inspector import hash_encoding
 from inspector.checks.base import Finding, all_invariants
-from inspector.checks.verdict import Judgement, VmJudgement
+from inspector.checks.verdict import NODE_SIZE, Judgement, VmJudgement
 from inspector.kvm.snapshot import HashSlot, Memslot, Nested, PartitionEntry, Slot, Snapshot, Vm
 from inspector.reports.text import hash_problems
 from inspector.session import Acquired
@@ -60,6 +60,12 @@ def _vm_judgement(vm: VmJudgement) -> dict[str, Any]:
         "singles": counts.singles,
         "lists": counts.lists,
         "longest_list": counts.longest,
+        "longest_lists": [{"gfn": f"{g:#x}", "entries": n} for g, n in counts.longest_lists],
+        "list_nodes": {
+            "count": counts.nodes,
+            "bytes": counts.nodes * NODE_SIZE,
+            "pages": counts.node_pages,
+        },
         "live": counts.live,
         "stale": sum(counts.stale.values()),
         "stale_by_reason": {state.name.lower(): n for state, n in counts.stale.items()},

@@ -6,7 +6,7 @@ from collections.abc import Collection, Iterator, Sequence
 
 from inspector import encoding, hash_encoding, pte
 from inspector.checks.base import Evidence, Finding
-from inspector.checks.verdict import Judgement, VmJudgement
+from inspector.checks.verdict import NODE_SIZE, Judgement, VmJudgement
 from inspector.checks.view import STATES, CheckedVm
 from inspector.kvm.snapshot import HashRmaps, HashSlot, Part, RingProblem, Rmaps, Snapshot, Vm
 from inspector.session import Acquired, Origin
@@ -127,6 +127,7 @@ def _check_details(vm: VmJudgement) -> Iterator[str]:
         for item in vm.pending
         if item.invariant.passing
     ]
+    lines += _lists(vm)
     lines += [f"note: {note}" for note in vm.notes]
     lines += _not_judged(vm)
     if lines or vm.findings:
@@ -137,6 +138,18 @@ def _check_details(vm: VmJudgement) -> Iterator[str]:
         yield from finding_lines(number, finding)
     if len(vm.findings) > FINDINGS_SHOWN:
         yield f"  ... and {len(vm.findings) - FINDINGS_SHOWN} more findings (--json shows all)"
+
+
+def _lists(vm: VmJudgement) -> Iterator[str]:
+    """Yield what the lists cost the kernel."""
+    counts = vm.counts
+    if not counts.nodes:
+        return
+    size = counts.nodes * NODE_SIZE
+    pages = "one page" if counts.node_pages == 1 else f"{counts.node_pages} pages"
+    yield f"{counts.nodes} list nodes, {size} bytes in {pages} of kernel memory"
+    longest = ", ".join(f"{entries} of gfn {gfn:#x}" for gfn, entries in counts.longest_lists)
+    yield f"entries that the next insertion walks, in the longest lists: {longest}"
 
 
 def _not_judged(vm: VmJudgement) -> Iterator[str]:

@@ -36,6 +36,20 @@ def test_a_good_vm_is_consistent() -> None:
     assert counts.stale == {EntryState.NO_GUEST: 1}
 
 
+def test_the_cost_of_lists() -> None:
+    lengths = {1: 3, 4: 2, 6: 1, 7: 3, 8: 5, 9: 2, 11: 4}
+    slots = {
+        gfn: words(*((lpid + 1, 0x1000 * gfn) for lpid in range(length)))
+        for gfn, length in lengths.items()
+    }
+    vm = snapshot_vm(VmState(12, GOOD.host, slots, {}))
+    counts = judged(vm).vms[0].counts
+    assert counts.longest_lists == ((8, 5), (11, 4), (1, 3), (7, 3), (4, 2))
+    nodes = [int(node) for node in vm.rmaps.node if node]
+    assert counts.nodes == len(nodes) == sum(lengths.values()) - len(lengths)
+    assert counts.node_pages == len({node >> 12 for node in nodes})
+
+
 def test_no_vms_are_consistent() -> None:
     assert judged().verdict is Verdict.CONSISTENT
 
