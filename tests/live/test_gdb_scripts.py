@@ -214,6 +214,16 @@ connection.send_packet("Qqemu.PhyMemMode:0")
     assert held == ["1", "ok \n", "1"]
 
 
+def test_violations_are_no_failure_of_the_command(
+    boot: Callable[..., Lab], gdb: str, tmp_path: Path
+) -> None:
+    lab = boot("mixed", idle="l2")
+    target = f"target remote 127.0.0.1:{lab.machine.state.gdb_port}"
+    fake = _fake(tmp_path, "print('a finding'); sys.exit(1)")
+    done = _run(gdb, target, fake, "kvmhv check", "output $kvmhv_exit")
+    assert "a finding\n1" in done.stdout
+
+
 @pytest.mark.parametrize("name", ["SIGTERM", "SIGHUP"])
 def test_a_gdb_that_is_ended_leaves_virtual_mode(
     boot: Callable[..., Lab], gdb: str, name: str, tmp_path: Path
