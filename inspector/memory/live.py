@@ -25,7 +25,7 @@ from inspector.errors import InspectorError, Step, TargetNotSupported
 from inspector.memory.base import addresses
 from inspector.memory.direct import DirectMemory, hva_of, is_taken, process_behind
 from inspector.memory.mi import GdbError, GdbProcess, GdbSilent
-from inspector.memory.ram import parse_mtree
+from inspector.memory.ram import RamMap, large_blocks, parse_mtree
 from inspector.memory.stub import StubMemory
 
 __all__ = ["LiveMachine"]
@@ -78,7 +78,7 @@ class LiveMachine:
         self.gdb = GdbProcess()
         try:
             self._attach()
-            self._ram = parse_mtree(self.monitor("info mtree -f"))
+            self._ram = self._one_block() or parse_mtree(self.monitor("info mtree -f"))
             self.memory: StubMemory | DirectMemory = self._choose(read_path)
             self._resume()
         except BaseException:
@@ -224,6 +224,25 @@ class LiveMachine:
                 Step.POWER,
             )
 
+    def _one_block(self) -> RamMap | None:
+        """Return the map of a machine whose memory is one block that begins at 0, None for others.
+
+        Three short answers tell; GDB takes ten milliseconds for the map of all there is.
+        """
+        blocks = large_blocks(self.monitor("info ramblock"))
+        if len(blocks) != 1:
+            return None
+        _, size, hva = blocks[0]
+        try:
+            if [self._hva(0), self._hva(size - 1)] != [hva, hva + size - 1]:
+                return None
+        except TargetNotSupported:
+            return None
+        return RamMap(addresses([0]), addresses([size]))
+
+    def _hva(self, address: int) -> int:
+        return hva_of(self.monitor(f"gpa2hva {address:#x}"))
+
     def _choose(self, read_path: str) -> StubMemory | DirectMemory:
         through_gdb = StubMemory(self.read_physical, self._ram)
         if read_path == "gdb":
@@ -248,7 +267,7 @@ class LiveMachine:
             raise TargetNotSupported(
                 f"the process behind port {self.port} is not visible from here"
             )
-        hvas = [hva_of(self.monitor(f"gpa2hva {int(start):#x}")) for start in self._ram.starts]
+        hvas = [self._hva(int(start)) for start in self._ram.starts]
         direct = DirectMemory(pid, self._ram, addresses(hvas))
         where = addresses([int(start) for start in self._ram.starts])
         where = np.concatenate((where, where[:1] + self._ram.sizes[:1] // np.uint64(2)))

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,9 +16,15 @@ from numpy.typing import NDArray
 from inspector.errors import Step, TargetNotSupported
 from inspector.memory.base import U64, addresses
 
-__all__ = ["RamMap", "parse_mtree"]
+__all__ = ["Block", "RamMap", "large_blocks", "parse_mtree"]
+
+LARGE = 1 << 26
+"""Bytes; no machine for Linux has its memory in blocks that are smaller."""
 
 _LINE = re.compile(r"^ +([0-9a-f]{16})-([0-9a-f]{16}) \(prio -?\d+, (\w+)\): ")
+_BLOCK = re.compile(
+    r"^ *(\S+) +\d+ \w+ +0x[0-9a-f]+ +0x([0-9a-f]+) +0x[0-9a-f]+ +0x([0-9a-f]+) +r[wo]\s*?$", re.M
+)
 _SPACE = re.compile(r'^ AS "(memory)"')
 
 
@@ -38,6 +45,24 @@ class RamMap:
         room = size - np.minimum(inside, size)
         whole: NDArray[np.bool_] = (index >= 0) & (inside < size) & (room >= np.uint64(length))
         return whole
+
+
+class Block(NamedTuple):
+    """A block of RAM as QEMU has it: its name, bytes, and address in QEMU's own memory."""
+
+    name: str
+    size: int
+    hva: int
+
+
+def large_blocks(text: str) -> list[Block]:
+    """Return the blocks in ``info ramblock`` that a kernel could have for its memory.
+
+    The others are firmware's and devices'.  A version of QEMU that prints no
+    addresses gives none.
+    """
+    blocks = (Block(m[1], int(m[2], 16), int(m[3], 16)) for m in _BLOCK.finditer(text))
+    return [block for block in blocks if block.size >= LARGE]
 
 
 def parse_mtree(text: str) -> RamMap:

@@ -84,11 +84,11 @@ def _made_of(rows: Iterable[Row], lead: str) -> Iterator[str]:
 
 NOTES = """
 **The direct path** stops the machine twice. At the first stop GDB attaches (it reads the stub's
-description of the registers), asks QEMU for its map of RAM (`info mtree -f`, a hundred lines of a
-packet each) and where in the process it lies (`gpa2hva`), and compares some pages. Then the machine
-runs, and is walked. The second stop is an interrupt, one `process_vm_readv` for each 1,024 ranges
-of the plan, and letting go on. Nothing is decoded in a stop. There is no third stop: GDB is ended
-while the machine runs. A copy that lacks something makes one stop more.
+description of the registers), asks QEMU for its blocks of RAM and where in the process they lie
+(`info ramblock`, `gpa2hva`), and compares some pages. Then the machine runs, and is walked. The
+second stop is an interrupt, one `process_vm_readv` for each 1,024 ranges of the plan, and letting
+go on. Nothing is decoded in a stop. There is no third stop: GDB is ended while the machine runs. A
+copy that lacks something makes one stop more.
 
 **Through GDB** everything has to be read in a stop. GDB takes each packet apart character by
 character and writes the bytes as text into a pipe, so it is slower than a bare client of the stub.

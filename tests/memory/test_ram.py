@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from inspector.errors import TargetNotSupported
 from inspector.memory.base import addresses
-from inspector.memory.ram import RamMap, parse_mtree
+from inspector.memory.ram import Block, RamMap, large_blocks, parse_mtree
 
 MTREE = """\
 FlatView #0
@@ -80,3 +80,22 @@ def test_only_records_wholly_inside_are_covered(
         any(start <= a and a + length <= start + size for start, size in ranges) for a in where
     ]
     assert ram.covers(addresses(where), length).tolist() == expected
+
+
+RAMBLOCK = """\
+              Block Name    PSize              Offset               Used              Total                HVA  RO
+                 pnv.ram    4 KiB  0x0000000000000000 0x0000000180000000 0x0000000180000000 0x00007f15abe00000  rw
+      homer-chip0-memory    4 KiB  0x0000000180000000 0x0000000000400000 0x0000000000400000 0x00007f159f200000  rw
+"""  # noqa: E501
+
+
+def test_the_block_that_is_memory() -> None:
+    assert large_blocks(RAMBLOCK.replace("\n", "\r\n")) == large_blocks(RAMBLOCK)
+    assert large_blocks(RAMBLOCK) == [Block("pnv.ram", 0x1_8000_0000, 0x7F15_ABE0_0000)]
+    second = RAMBLOCK.splitlines()[1].replace("pnv.ram", "dimm0  ")
+    assert [block.name for block in large_blocks(RAMBLOCK + second)] == ["pnv.ram", "dimm0"]
+
+
+def test_a_list_of_blocks_of_an_older_qemu_tells_nothing() -> None:
+    old = "\n".join(line.rsplit("0x", 1)[0] for line in RAMBLOCK.splitlines())
+    assert large_blocks(old) == []
