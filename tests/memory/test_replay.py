@@ -26,6 +26,9 @@ class Gdb:
         self.machine.log.append(text)
         return Result({}, "")
 
+    def resume(self) -> None:
+        self.running = True
+
     def wait_stopped(self, timeout: float) -> None:
         steps, stops = next(self.machine.script)
         self.machine.count += steps
