@@ -7,7 +7,6 @@ not stand in the way of what it was added to.
 from __future__ import annotations
 
 import warnings
-from importlib.metadata import entry_points
 from typing import Any
 
 __all__ = ["INVARIANTS", "REPORTS", "PluginWarning", "passed_over", "plugins"]
@@ -25,6 +24,9 @@ class PluginWarning(UserWarning):
 
 def plugins(group: str) -> list[tuple[str, Any]]:
     """Return what the entry points of a group give, by name; what cannot be loaded is left out."""
+    # It takes longer to import than most commands run.
+    from importlib.metadata import entry_points
+
     found = []
     for point in sorted(entry_points(group=group)):
         try:
