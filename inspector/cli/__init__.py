@@ -8,6 +8,7 @@ import signal
 import sys
 import threading
 import warnings
+from pathlib import Path
 from types import FrameType
 from typing import TextIO
 
@@ -70,7 +71,14 @@ class _Commands(click.Group):
             formatter.write_dl(list(COMMANDS.items()))
 
 
-@click.command(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"]})
+MANUAL = Path(__file__).parent.parent / "manual"
+
+
+@click.command(
+    cls=_Commands,
+    context_settings={"help_option_names": ["-h", "--help"]},
+    epilog=f"The manual, from start.md on: {MANUAL}",
+)
 @click.version_option(__version__)
 def cli() -> None:
     """Show and prove what KVM-HV on POWER believes about nested guests.

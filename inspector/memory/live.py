@@ -21,7 +21,7 @@ from types import TracebackType
 
 import numpy as np
 
-from inspector.errors import InspectorError, Step, TargetNotSupported
+from inspector.errors import InspectorError, MemoryNotReadable, Step, TargetNotSupported
 from inspector.memory.base import addresses
 from inspector.memory.direct import DirectMemory, hva_of, is_taken, process_behind
 from inspector.memory.mi import GdbError, GdbProcess, GdbSilent
@@ -278,8 +278,11 @@ class LiveMachine:
             self.leave_physical()
         finally:
             self._depth -= 1
-        actual = direct.read_many(where, length)
-        if not np.array_equal(expected.data, actual.data):
+        try:
+            same = np.array_equal(expected.data, direct.read_many(where, length).data)
+        except MemoryNotReadable:
+            same = False
+        if not same:
             raise TargetNotSupported(
                 f"process {pid} behind port {self.port} does not hold the machine's memory "
                 "(a forwarded port?)"

@@ -21,7 +21,7 @@ from fixtures.synthetic import FakeVm, Image, MemslotRange, build
 from inspector import __version__
 from inspector.capture import Capture, write_capture
 from inspector.checks.base import all_invariants
-from inspector.cli import COMMANDS, cli, main
+from inspector.cli import COMMANDS, MANUAL, cli, main
 from inspector.kvm.collect import collect, vm_list
 from inspector.kvm.snapshot import Part
 from inspector.model.vm import VmState
@@ -100,6 +100,8 @@ def test_help_and_version() -> None:
         assert help_text in " ".join(shown.split())
         assert run(name, "--help").exit_code == 0
     assert __version__ in run("--version").output
+    assert "".join(shown.split()).endswith(f"{MANUAL}")
+    assert (MANUAL / "start.md").is_file()
 
 
 @pytest.mark.parametrize("command", READERS)
