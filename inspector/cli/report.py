@@ -80,8 +80,7 @@ def command(ctx: click.Context, target: Target, as_json: bool, output: Path, for
         judgement = judge(acquired.snapshot)
         document = check_json(acquired, judgement)
         if form == PAGE:
-            figures = figures_of(acquired.snapshot, acquired.profile.struct("rmap_nested").size)
-            text = page(document, figures)
+            text = page(document, figures_of(acquired.snapshot))
         else:
             text = _by_plugin(form, forms[form], acquired, judgement)
     data = text.encode()

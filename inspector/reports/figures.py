@@ -68,8 +68,7 @@ class Figures:
 
     ``lengths`` maps a number of entries to the number of slots that have so
     many.  ``page_sizes`` gives for each table the number of leaves by size.
-    ``node_bytes`` and ``array_bytes`` are what list nodes and rmap arrays
-    occupy, without what the allocator adds.
+    ``array_bytes`` is what the rmap arrays occupy.
     """
 
     lpid: int
@@ -77,23 +76,18 @@ class Figures:
     guests: tuple[Guest, ...]
     longest: tuple[LongList, ...]
     page_sizes: dict[str, dict[str, int]]
-    nodes: int
-    node_bytes: int
     array_bytes: int
     occupancy: Occupancy | None
 
 
-def figures_of(snapshot: Snapshot, node_size: int) -> tuple[Figures, ...]:
-    """Count every radix VM of a snapshot; ``node_size`` is that of ``struct rmap_nested``."""
-    return tuple(
-        _figures(CheckedVm(vm, snapshot.page_shift), node_size) for vm in snapshot.vms if vm.radix
-    )
+def figures_of(snapshot: Snapshot) -> tuple[Figures, ...]:
+    """Count every radix VM of a snapshot."""
+    return tuple(_figures(CheckedVm(vm, snapshot.page_shift)) for vm in snapshot.vms if vm.radix)
 
 
-def _figures(checked: CheckedVm, node_size: int) -> Figures:
+def _figures(checked: CheckedVm) -> Figures:
     vm, rmaps = checked.vm, checked.rmaps
     lengths, counts = np.unique(rmaps.length, return_counts=True)
-    nodes = int(np.count_nonzero(rmaps.node))
     return Figures(
         lpid=vm.lpid,
         lengths=dict(zip(lengths.tolist(), counts.tolist(), strict=True)),
@@ -104,8 +98,6 @@ def _figures(checked: CheckedVm, node_size: int) -> Figures:
             "shadow tables": _sizes([nested.shadow for nested in vm.nested]),
             "L1's tables": _sizes([one.l1 for one in vm.nested if one.l1 is not None]),
         },
-        nodes=nodes,
-        node_bytes=nodes * node_size,
         array_bytes=sum(slot.npages for slot in vm.memslots) * SLOT_SIZE,
         occupancy=_occupancy(checked),
     )
