@@ -115,7 +115,9 @@ def _slot_lines(slots: Sequence[SlotChange]) -> Iterator[str]:
         return
     added = sum(len(slot.added) for slot in slots)
     gone = sum(len(slot.gone) for slot in slots)
-    yield f"  rmap: {added} entries added, {gone} gone, in {len(slots)} slots"
+    yield f"  rmap: {_number(added, 'entry', 'entries')} added, {gone} gone, " + (
+        f"in {_number(len(slots), 'slot', 'slots')}"
+    )
     for slot in slots:
         how = "" if slot.added or slot.gone else ", in another order"
         yield f"    slot of gfn {slot.gfn:#x}: {slot.before} -> {slot.after} entries{how}"
@@ -123,6 +125,10 @@ def _slot_lines(slots: Sequence[SlotChange]) -> Iterator[str]:
             for word in words:
                 entry = encoding.decode(word)
                 yield f"      {sign} {word:#018x}  L2 {entry.lpid}:{entry.gpa:#x}"
+
+
+def _number(count: int, one: str, many: str) -> str:
+    return f"{count} {one if count == 1 else many}"
 
 
 def _turned_lines(found: VmDifference, *, everything: bool) -> list[str]:

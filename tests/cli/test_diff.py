@@ -55,7 +55,7 @@ def test_every_change_is_listed(tmp_path: Path) -> None:
     shown = run(*targets)
     assert shown.exit_code == 1
     for line in (
-        "  rmap: 1 entries added, 0 gone, in 1 slots",
+        "  rmap: 1 entry added, 0 gone, in 1 slot",
         "    slot of gfn 0x1: 1 -> 2 entries",
         "      + 0x0010000000005000  L2 1:0x5000",
         "  entries that stayed: 1 now stale, 0 now live",
