@@ -13,7 +13,7 @@ from typing import TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from inspector import encoding
+from inspector import encoding, pte
 from inspector.checks.view import STATES, CheckedVm, leaf_at
 from inspector.kvm.snapshot import HashSlot, Memslot, Nested, Part, Rmaps, Snapshot, Vm
 from inspector.memory.base import U64, addresses
@@ -34,6 +34,8 @@ __all__ = ["difference", "leaves_made", "paired", "slot_changes"]
 
 KEPT_BITS = np.uint64(~encoding.SINGLE_ENTRY & (1 << 64) - 1)
 """All bits of an entry but the one that says where it stands."""
+
+ALL_BITS = (1 << 64) - 1
 
 VM_FIELDS = ("radix", "nesting", "l1_ptcr")
 MEMSLOT_FIELDS = ("base_gfn", "npages", "flags", "userspace_addr")
@@ -278,20 +280,29 @@ def _table(
 
 
 def _common(
-    old: LeafTable, new: LeafTable
+    old: LeafTable, new: LeafTable, bits: int = ALL_BITS
 ) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.bool_]]:
-    """Return the rows of leaves for the same addresses, and which of them differ."""
+    """Return the rows of leaves for the same addresses, and which differ in size or these bits."""
     _, i, j = np.intersect1d(old.address, new.address, return_indices=True)
-    return i, j, (old.entry[i] != new.entry[j]) | (old.shift[i] != new.shift[j])
+    return (
+        i,
+        j,
+        ((old.entry[i] ^ new.entry[j]) & np.uint64(bits) != 0) | (old.shift[i] != new.shift[j]),
+    )
 
 
 def leaves_made(old: Vm, new: Vm) -> int:
-    """Return how many shadow leaves of the later state were not there or other in the earlier."""
+    """Return how many shadow leaves of the later state were not there or other in the earlier.
+
+    R and C alone make no other leaf: hardware sets them, and ageing clears them.
+    """
     empty = LeafTable.empty()
     before = {nested.lpid: nested.shadow for nested in old.nested}
     made = 0
     for nested in new.nested:
-        _, there, differ = _common(before.get(nested.lpid, empty), nested.shadow)
+        _, there, differ = _common(
+            before.get(nested.lpid, empty), nested.shadow, ALL_BITS & ~pte.RECORDED
+        )
         made += len(nested.shadow) - there.size + int(np.count_nonzero(differ))
     return made
 
