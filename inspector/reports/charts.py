@@ -171,7 +171,7 @@ def occupancy_chart(occupancy: Occupancy, page_shift: int) -> str:
     )
     axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: _address(int(value))))
     axes.set_xlabel(
-        f"L1 address; a column is {_address(step)}, the strongest has {most} pages mapped through"
+        f"L1 address; a column is {_address(step)}, the strongest: {most} slots with live entries"
     )
     return _svg(figure)
 
