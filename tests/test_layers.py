@@ -155,3 +155,15 @@ def test_the_bits_of_an_rmap_word_are_written_down_once(path: Path) -> None:
 
 def test_a_shift_of_an_rmap_word_would_be_seen() -> None:
     assert list(rmap_bits(ast.parse("word >> 52 & 0xFFF"))) == ["word >> 52"]
+
+
+def test_the_lab_installs_with_python_alone() -> None:
+    lab = Path(__file__).parent.parent / "fixtures" / "lab" / "lab"
+    done = subprocess.run(
+        [sys.executable, "-S", str(lab), "install", "--help"],
+        capture_output=True,
+        text=True,
+        check=False,
+        env={},
+    )
+    assert done.returncode == 0, done.stderr
