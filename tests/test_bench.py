@@ -21,6 +21,7 @@ def test_the_bench_runs(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> N
     names = [row["name"] for row in document["rows"]]
     assert len(names) == 4
     assert all(row["value"] > 0 for row in document["rows"])
+    main(["--from", str(path)])
     said = capsys.readouterr().out
     assert all(name in said for name in names)
 

@@ -10,6 +10,7 @@ import os
 import platform
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -34,12 +35,32 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--gib", type=int, nargs="+", default=[1, 4, 16, 64], help="L1 memory")
     parser.add_argument("--json", type=Path, help="write the figures to this file")
     parser.add_argument("--page", action="store_true", help=f"write {PAGE.name} in the manual")
+    parser.add_argument(
+        "--from",
+        dest="recorded",
+        type=Path,
+        action="append",
+        help="take the rows of a recorded run; of several, the first that has a row",
+    )
     options = parser.parse_args(arguments)
+    if options.recorded:
+        document = _joined([json.loads(path.read_text()) for path in options.recorded])
+    else:
+        document = _measured(options)
+    rows = [Row.from_json(row) for row in document["rows"]]
+    print(*table(rows), sep="\n")
+    if options.json:
+        options.json.write_text(json.dumps(document, indent=2) + "\n")
+    if options.page:
+        PAGE.write_text("\n".join(page(document, rows)) + "\n")
+
+
+def _measured(options: argparse.Namespace) -> dict[str, Any]:
     rows: list[Row] = []
     for row in _rows(options):
         rows.append(row)
         print(f"  {row.name}: {row.value}", flush=True)
-    document = {
+    return {
         "schema": SCHEMA,
         "repeat": options.repeat,
         "processors": os.cpu_count(),
@@ -48,11 +69,13 @@ def main(arguments: list[str] | None = None) -> None:
         "numpy": np.__version__,
         "rows": [row.to_json() for row in rows],
     }
-    print(*table(rows), sep="\n")
-    if options.json:
-        options.json.write_text(json.dumps(document, indent=2) + "\n")
-    if options.page:
-        PAGE.write_text("\n".join(page(document, rows)) + "\n")
+
+
+def _joined(documents: list[dict[str, Any]]) -> dict[str, Any]:
+    rows = {row["name"]: row for document in reversed(documents) for row in document["rows"]}
+    order = {row["name"]: None for document in documents for row in document["rows"]}
+    load = max(document["load"] for document in documents)
+    return documents[0] | {"load": load, "rows": [rows[name] for name in order]}
 
 
 def _rows(options: argparse.Namespace) -> Iterator[Row]:

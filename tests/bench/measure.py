@@ -7,7 +7,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
 __all__ = ["Row", "best", "children", "run"]
@@ -49,6 +49,11 @@ class Row:
         if self.at_most is not None:
             good &= self.ratio is not None and self.ratio <= self.at_most
         return good
+
+    @classmethod
+    def from_json(cls, raw: dict[str, Any]) -> Row:
+        """Return the row that ``to_json`` described."""
+        return cls(**{name.name: raw[name.name] for name in fields(cls)})
 
     def to_json(self) -> dict[str, Any]:
         """Return the row as JSON takes it."""
