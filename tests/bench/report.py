@@ -28,12 +28,12 @@ def page(document: dict[str, Any], rows: Sequence[Row]) -> Iterator[str]:
     """Yield the lines of the manual's page."""
     yield "# How fast it is"
     yield ""
-    yield "Written by `python -m tests.bench --page`: one run on one machine, each figure beside a"
-    yield "bound or a peer taken in the same run. Each is the best of several; what was running"
-    yield "besides can only make it worse."
+    yield "Written by `python -m tests.bench --page` from recorded runs on one machine, each figure"
+    yield "beside a bound or a peer taken in the same run. Each live one is the best of several;"
+    yield "what was running besides can only make it worse."
     yield ""
-    yield f"Host: {document['processors']} processors, load {document['load']:.1f} at the end; "
-    yield f"Python {document['python']}, NumPy {document['numpy']}; "
+    yield f"Host: {document['processors']} processors, load {document['load']:.1f} at the end,"
+    yield f"Python {document['python']}, NumPy {document['numpy']},"
     yield f"the best of {document['repeat']} repetitions."
     yield ""
     yield from _markdown((HEADINGS, *(_cells(row) for row in rows)))
@@ -96,7 +96,9 @@ and the goal is missed. Only a client of our own beside GDB would come closer.
 
 **The whole process** is mostly Python importing NumPy and GDB starting.
 
-**Offline** the time is that of sorting and searching arrays: no step is per entry. It is some hundred
-passes over the bytes, most of them to join entries with leaves (`searchsorted`), so the goal of ten
-is missed. A dump that is only checked is not copied. Python's own start is not in these rows.
+**Offline** the time is that of sorting and searching arrays: no step is per entry. It is some
+hundred passes over the bytes, most of them to join entries with leaves (`searchsorted`), so the
+goal of ten is missed; from 8 to 64 GiB, where nothing fits into the processor's caches any more, it
+grows faster than from 1 to 8. A dump that is only checked is not copied. Python's own start is not
+in these rows.
 """
