@@ -41,7 +41,10 @@ PAGE = 1 << 12
 
 @dataclass(frozen=True)
 class Moment:
-    """A snapshot, what holds its bytes, and how often the machine was stopped for it."""
+    """A snapshot, what holds its bytes, and how often the machine was stopped for it.
+
+    More than once where an ``mmu_lock`` was held, or a copy lacked something.
+    """
 
     snapshot: Snapshot
     recorders: tuple[RecordingMemory, ...]

@@ -69,8 +69,8 @@ class Origin:
     """Where a snapshot comes from.
 
     ``stopped_seconds`` and ``stops`` say how long, and how often, a live
-    machine stood still; ``attempts`` how often it was stopped to find
-    ``mmu_lock`` free.  ``facts`` are those that a capture carries.
+    machine stood still; ``attempts`` how often it was copied until no
+    ``mmu_lock`` was held and nothing lacking.  ``facts`` are those that a capture carries.
     ``layout`` says what described the kernel, and ``rejected`` which other
     kernels were met on the way and why they are not the host's.
     """

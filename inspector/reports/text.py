@@ -51,7 +51,7 @@ def opened(snapshot: Snapshot, origin: Origin) -> Iterator[str]:
     if origin.layout:
         yield f"kernel described by {origin.layout}"
     if origin.stopped_seconds is not None:
-        tries = f", {origin.attempts} attempts to find mmu_lock free" if origin.attempts > 1 else ""
+        tries = f", {origin.attempts} tries for a whole copy" if origin.attempts > 1 else ""
         yield (
             f"machine stopped for {origin.stopped_seconds * 1000:.1f} ms "
             f"in {origin.stops} stops{tries}"
