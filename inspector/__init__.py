@@ -5,8 +5,8 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
+TYPE_CHECKING = False
+"""For type checkers it is true; to import the module that says so takes longer than the rest."""
 if TYPE_CHECKING:
     from inspector.api import Attached, Inspection, attach, open
 

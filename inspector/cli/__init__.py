@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import importlib
 import os
 import signal
@@ -23,8 +24,10 @@ __all__ = ["main"]
 EXIT_NOT_USABLE = 3
 EXIT_INTERRUPTED = 130
 EXIT_PIPE = 141
-EXIT_TERMINATED = 143
+EXIT_SIGNAL = 128
 REPEAT_AFTER = 0.01
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)
+"""What writing to standard output fails with where that is a file."""
 
 COMMANDS = {
     "capture": "Save what an inspection needs as a small core file.",
@@ -63,7 +66,7 @@ class _Commands(click.Group):
         try:
             return super().invoke(ctx)
         except BrokenPipeError:
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            _drop_output()
             raise click.exceptions.Exit(EXIT_PIPE) from None
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
@@ -94,18 +97,37 @@ def cli() -> None:
 
 
 class _Terminated(BaseException):
-    """SIGTERM, turned into an exception so that the machine is let go on first."""
+    """A signal that ends a process, as an exception so that the machine is let go on first."""
+
+    number = signal.SIGTERM
 
 
-def _on_terminate(number: int, frame: FrameType | None) -> None:
-    raise _Terminated
+class _HungUp(_Terminated):
+    """The same for a terminal that is closed."""
+
+    number = signal.SIGHUP
+
+
+def _on_signal(number: int, frame: FrameType | None) -> None:
+    raise _HungUp if number == signal.SIGHUP else _Terminated
+
+
+def _catch_signals() -> None:
+    """Turn signals into exceptions, except those that whoever started this has ignored."""
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        if signal.getsignal(number) is not signal.SIG_IGN:
+            signal.signal(number, _on_signal)
+    if signal.getsignal(signal.SIGINT) is signal.SIG_DFL:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def _on_unraisable(unraisable: sys.UnraisableHookArgs) -> None:
     """Repeat a signal whose exception was lost where Python cannot raise, as in a callback."""
-    lost = {KeyboardInterrupt: signal.SIGINT, _Terminated: signal.SIGTERM}
-    number = lost.get(unraisable.exc_type)
-    if number is None:
+    if issubclass(unraisable.exc_type, _Terminated):
+        number = unraisable.exc_type.number
+    elif issubclass(unraisable.exc_type, KeyboardInterrupt):
+        number = signal.SIGINT
+    else:
         sys.__unraisablehook__(unraisable)
         return
     threading.Timer(REPEAT_AFTER, os.kill, (os.getpid(), number)).start()
@@ -128,7 +150,7 @@ def _show_warning(
 
 def main() -> None:
     """Run the command line and exit with its documented code."""
-    signal.signal(signal.SIGTERM, _on_terminate)
+    _catch_signals()
     sys.unraisablehook = _on_unraisable
     warnings.showwarning = _show_warning
     try:
@@ -144,5 +166,21 @@ def main() -> None:
     except (KeyboardInterrupt, click.Abort):
         click.echo("inspector: interrupted; the target was let go on", err=True)
         sys.exit(EXIT_INTERRUPTED)
-    except _Terminated:
-        sys.exit(EXIT_TERMINATED)
+    except _Terminated as terminated:
+        sys.exit(EXIT_SIGNAL + terminated.number)
+    except OSError as error:
+        # Whatever is opened by its name is seen to where that is done.
+        if error.errno not in FULL:
+            raise
+        _drop_output()
+        click.echo(
+            f"inspector: cannot print the answer: {error.strerror}; "
+            "see that the disk which standard output goes to has room",
+            err=True,
+        )
+        sys.exit(EXIT_NOT_USABLE)
+
+
+def _drop_output() -> None:
+    """Throw away what is still to be printed, so that it does not fail once more at the end."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -96,3 +96,17 @@ def test_commands_options_and_files_are_completed() -> None:
         assert (item.value, item.type) == ("fix", "file")
     paths = [item.value for item in shell.get_completions(["check", "--read-path"], "d")]
     assert paths == ["direct"]
+
+
+def test_standard_output_that_is_full() -> None:
+    with Path("/dev/full").open("wb") as full:
+        done = subprocess.run(
+            [sys.executable, "-m", "inspector", "check", str(TARGET)],
+            stdout=full,
+            stderr=subprocess.PIPE,
+            text=True,
+            check=False,
+        )
+    assert done.returncode == 3
+    assert done.stderr.startswith("inspector: cannot print the answer: ")
+    assert len(done.stderr.splitlines()) == 1
