@@ -11,8 +11,10 @@ faster, or memory can be read in a stop only, the walk is done in the stop.
 from __future__ import annotations
 
 import contextlib
+import enum
 import itertools
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from inspector.errors import InspectorError
@@ -27,7 +29,7 @@ from inspector.memory.recording import RecordingMemory
 from inspector.memory.segments import SegmentedMemory
 from inspector.structures.space import KernelSpace
 
-__all__ = ["LOCK_ATTEMPTS", "LOCK_PAUSE", "Moment", "take"]
+__all__ = ["LOCK_ATTEMPTS", "LOCK_PAUSE", "Again", "Moment", "take"]
 
 LOCK_ATTEMPTS = 20
 LOCK_PAUSE = 0.005
@@ -37,6 +39,17 @@ COPIES = 4
 """So many copies may lack something; then the walk is done in the stop."""
 PAGE = 1 << 12
 """Plans are made of such pages: beside a list's nodes is where new ones come to lie."""
+
+
+class Again(enum.Enum):
+    """Why a machine is stopped once more."""
+
+    LOCKED = "mmu_lock held"
+    LACKING = "more than was copied"
+
+
+Noted = Callable[[Again], None]
+"""Told of each stop that is made again."""
 
 
 @dataclass(frozen=True)
@@ -56,18 +69,18 @@ class Moment:
         return RecordingMemory.joined(*self.recorders)
 
 
-def take(machine: LiveMachine, profile: Profile) -> Moment:
+def take(machine: LiveMachine, profile: Profile, noted: Noted = lambda why: None) -> Moment:
     """Take one moment in which no ``mmu_lock`` is held, if there is one.
 
     Raises:
         InspectorError: KVM cannot be inspected, or the machine not be read.
     """
     if isinstance(machine.memory, DirectMemory):
-        return _copied(machine, machine.memory, profile)
-    return _walked(machine, profile)
+        return _copied(machine, machine.memory, profile, noted)
+    return _walked(machine, profile, noted)
 
 
-def _walked(machine: LiveMachine, profile: Profile) -> Moment:
+def _walked(machine: LiveMachine, profile: Profile, noted: Noted) -> Moment:
     """Walk in the stop."""
     for attempt in itertools.count(1):
         record = RecordingMemory(machine.memory)
@@ -76,11 +89,12 @@ def _walked(machine: LiveMachine, profile: Profile) -> Moment:
             vms = vm_list(kernel)
             if attempt >= LOCK_ATTEMPTS or not held_locks(kernel, vms):
                 return Moment(collect(kernel, vms), (record,), attempt)
+        noted(Again.LOCKED)
         time.sleep(LOCK_PAUSE)
     raise AssertionError
 
 
-def _copied(machine: LiveMachine, memory: DirectMemory, profile: Profile) -> Moment:
+def _copied(machine: LiveMachine, memory: DirectMemory, profile: Profile, noted: Noted) -> Moment:
     """Look while the machine runs, and copy in the stop."""
     static = RecordingMemory(memory)
     vms = vm_list(KernelSpace(static, profile))
@@ -96,11 +110,13 @@ def _copied(machine: LiveMachine, memory: DirectMemory, profile: Profile) -> Mom
             if in_stop and (attempt >= LOCK_ATTEMPTS or not held_locks(kernel, vms)):
                 return Moment(collect(kernel, vms), (static, record), attempt)
         if attempt < LOCK_ATTEMPTS and held_locks(kernel, vms):
+            noted(Again.LOCKED)
             time.sleep(LOCK_PAUSE)
             continue
         snapshot = collect(kernel, vms)
         if not overlay.missed:
             return Moment(snapshot, (static, record), attempt)
+        noted(Again.LACKING)
         lacking += 1
         plan = plan.union(record.ranges().widened(PAGE))
     raise AssertionError
