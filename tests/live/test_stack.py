@@ -12,6 +12,7 @@ import pytest
 
 from fixtures.lab import linuxstack
 from fixtures.lab.machine import Machine
+from fixtures.lab.opinions.byradix import tables
 from inspector.capture import Capture, write_capture
 from inspector.checks.verdict import Verdict, judge
 from inspector.questions.lookup import Kind, Question, lookup
@@ -53,19 +54,6 @@ def test_every_leaf_is_covered(stack: Machine, tmp_path: Path) -> None:
     assert through_gdb.verdict is Verdict.CONSISTENT
 
 
-def _radix_tables(text: str) -> dict[int | None, dict[int, tuple[int, int]]]:
-    """Return what debugfs prints: entry and log2 of the size by address, by L1 LPID."""
-    tables: dict[int | None, dict[int, tuple[int, int]]] = {None: {}}
-    lpid: int | None = None
-    for line in text.splitlines():
-        if line.startswith("Nested LPID "):
-            lpid = int(line.split()[2].rstrip(":"))
-            tables[lpid] = {}
-        elif match := re.fullmatch(r" ([0-9a-f]+): ([0-9a-f]+) (\d+)", line):
-            tables[lpid][int(match[1], 16)] = (int(match[2], 16), int(match[3]))
-    return tables
-
-
 def _words_through_gdb(port: int, places: list[int]) -> list[int]:
     """Return the doublewords at physical addresses, big-endian as page tables are."""
     commands = [
@@ -93,12 +81,12 @@ def test_a_page_has_one_chain_by_all_its_addresses(stack: Machine) -> None:
     options = Options(Path(stack.state.vmlinux), Path(stack.state.modules))
     linuxstack.command(stack, "freeze")
     try:
-        tables = _radix_tables(linuxstack.command(stack, "radix"))
+        shown = tables(linuxstack.command(stack, "radix").splitlines())
         snapshot = acquire(stack.target, options).snapshot
         (vm,) = snapshot.vms
         (nested,) = vm.nested
-        assert len(tables[None]) == len(vm.host)
-        assert len(tables[nested.lpid]) == len(nested.shadow)
+        assert len(shown[None]) == len(vm.host)
+        assert len(shown[nested.lpid]) == len(nested.shadow)
         entries: dict[int, int] = {}
         for address in Random(5).sample(nested.shadow.address.tolist(), 8):
             (chain,) = lookup(snapshot, Question(Kind.L2, address, nested.lpid)).l2_pages
@@ -113,7 +101,7 @@ def test_a_page_has_one_chain_by_all_its_addresses(stack: Machine) -> None:
                 assert chain in lookup(snapshot, question, None).l2_pages
             for lpid, found in ((None, chain.host), (nested.lpid, chain.shadow)):
                 leaf = found.leaf
-                assert tables[lpid][leaf.address] == (leaf.entry, leaf.shift)
+                assert shown[lpid][leaf.address] == (leaf.entry, leaf.shift)
                 entries[found.where] = leaf.entry
             for entry in chain.entries:
                 if entry.node:
