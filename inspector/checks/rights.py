@@ -85,32 +85,31 @@ def _ask_l1(
     Where a part of L1's table or of L0's could not be read, what it does not
     map is not known.
     """
-    shadow, host = nested.shadow, checked.vm.host
+    shadow, host, l1 = nested.shadow, checked.vm.host, nested.l1
     state = np.full(len(shadow), _UNKNOWN, dtype=np.int8)
     recorded = np.zeros(len(shadow), dtype=np.uint64)
-    if nested.l1 is None:
+    if l1 is None:
         return state, recorded
     rows = np.flatnonzero(covered)
-    l1 = nested.l1.find(shadow.address[rows])
-    if not nested.l1.has_holes:
-        state[rows[l1 < 0]] = _UNMAPPED
-    rows, l1 = rows[l1 >= 0], l1[l1 >= 0]
+    address, entry = shadow.address[rows], shadow.entry[rows]
+    of_l1 = l1.find(address)
+    known = of_l1 >= 0
+    if not l1.has_holes:
+        state[rows[~known]] = _UNMAPPED
+    if not known.all():
+        rows, address, entry, of_l1 = (a[known] for a in (rows, address, entry, of_l1))
     if not rows.size:
         return state, recorded
-    l1_real = nested.l1.frame[l1] + (shadow.address[rows] - nested.l1.address[l1])
+    l1_real = l1.translate(of_l1, address)
     behind = host.find(l1_real)
-    state[rows[behind < 0]] = _UNKNOWN if host.has_holes else _ELSEWHERE
-    rows, l1, l1_real, behind = (a[behind >= 0] for a in (rows, l1, l1_real, behind))
-    if not rows.size:
-        return state, recorded
-    there = host.frame[behind] + (l1_real - host.address[behind]) == shadow.frame[rows]
-    state[rows] = _ELSEWHERE
-    rows, l1 = rows[there], l1[there]
-    entry, behind_l1 = shadow.entry[rows], nested.l1.entry[l1]
-    state[rows] = np.where(
-        shadow.shift[rows] > nested.l1.shift[l1],
-        _LARGER,
-        np.where(entry & ~behind_l1 & PERMISSIONS != 0, _WIDER, _AGREES),
-    )
-    recorded[rows] = np.where(state[rows] == _AGREES, entry & ~behind_l1 & RECORDED, NONE)
+    behind_l1 = l1.entry[of_l1]
+    agrees = np.full(rows.size, _AGREES, dtype=np.int8)
+    agrees[entry & ~behind_l1 & PERMISSIONS != 0] = _WIDER
+    agrees[shadow.shift[rows] > l1.shift[of_l1]] = _LARGER
+    if len(host):
+        frame = entry & shadow.frame_mask(rows)
+        agrees[host.translate(behind, l1_real) != frame] = _ELSEWHERE
+    agrees[behind < 0] = _UNKNOWN if host.has_holes else _ELSEWHERE
+    state[rows] = agrees
+    recorded[rows] = np.where(agrees == _AGREES, entry & ~behind_l1 & RECORDED, NONE)
     return state, recorded

@@ -199,7 +199,8 @@ def counts_of(checked: CheckedVm) -> Counts:
     """Count what a VM has."""
     rmaps = checked.rmaps
     length = rmaps.length
-    by_state = np.bincount(checked.state[~checked.unknown], minlength=len(STATES))
+    state = np.where(checked.unknown, np.int8(-1), checked.state)
+    by_state = [np.count_nonzero(state == code) for code in range(len(STATES))]
     single = encoding.is_single(rmaps.head) != 0
     return Counts(
         slots=len(rmaps),

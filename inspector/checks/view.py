@@ -81,17 +81,36 @@ class CheckedVm:
         return reachable
 
     @cached_property
+    def host_leaf_of_slot(self) -> NDArray[np.int64]:
+        """Index of L0's leaf for each slot, -1 where it has none."""
+        return self.vm.host.find(self.rmaps.gfn << np.uint64(self.page_shift))
+
+    @cached_property
     def host_leaf(self) -> NDArray[np.int64]:
         """Index of L0's leaf for the slot of each entry, -1 where it has none."""
-        per_slot = self.vm.host.find(self.rmaps.gfn << np.uint64(self.page_shift))
-        return per_slot[self.slot_of]
+        return self.host_leaf_of_slot[self.slot_of]
+
+    @cached_property
+    def _by_lpid(self) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """The entries ordered by LPID, and where among them those of each LPID begin."""
+        lpid = self.lpid.astype(np.uint16)
+        count = np.bincount(lpid, minlength=encoding.MAX_LPID + 1)
+        # sorting numbers of 16 bits does not compare them
+        return np.argsort(lpid, kind="stable"), np.append(0, np.cumsum(count))
+
+    def entries_of(self, nested: Nested) -> NDArray[np.int64]:
+        """Return the entries with a nested guest's LPID."""
+        if nested.lpid > encoding.MAX_LPID:
+            return np.zeros(0, dtype=np.int64)
+        order, begin = self._by_lpid
+        return order[begin[nested.lpid] : begin[nested.lpid + 1]]
 
     @cached_property
     def shadow_leaf(self) -> NDArray[np.int64]:
         """Index of the shadow leaf of each entry in its guest's table, -1 where it has none."""
         found = np.full(self.rmaps.word.size, -1, dtype=np.int64)
         for nested in self.vm.nested:
-            rows = np.flatnonzero(self.lpid == nested.lpid)
+            rows = self.entries_of(nested)
             found[rows] = nested.shadow.find(self.gpa[rows])
         return found
 
@@ -101,16 +120,16 @@ class CheckedVm:
         state = np.full(self.rmaps.word.size, _NO_GUEST, dtype=np.int8)
         host = self.vm.host
         for nested in self.vm.nested:
-            rows = np.flatnonzero(self.lpid == nested.lpid)
+            rows = self.entries_of(nested)
             leaf, backing = self.shadow_leaf[rows], self.host_leaf[rows]
-            state[rows] = _NO_LEAF
-            state[rows[(leaf >= 0) & (backing < 0)]] = _NO_HOST_PAGE
-            both = (leaf >= 0) & (backing >= 0)
-            rows, leaf, backing = rows[both], leaf[both], backing[both]
-            if rows.size:
-                inside = host.size[backing] - ONE
-                same = nested.shadow.frame[leaf] & ~inside == host.frame[backing]
-                state[rows] = np.where(same, _LIVE, _MOVED)
+            found = np.where(leaf < 0, np.int8(_NO_LEAF), np.int8(_NO_HOST_PAGE))
+            if len(nested.shadow) and len(host):
+                inside = host.frame_mask(backing)
+                frame = nested.shadow.entry[leaf] & nested.shadow.frame_mask(leaf)
+                same = (frame ^ host.entry[backing]) & inside == 0
+                there = np.where(same, np.int8(_LIVE), np.int8(_MOVED))
+                found = np.where((leaf < 0) | (backing < 0), found, there)
+            state[rows] = found
         return state
 
     @cached_property
@@ -125,7 +144,8 @@ class CheckedVm:
             unknown |= no_guest & is_in(self.lpid, addresses(vm.unread_guests))
         for nested in vm.nested:
             if nested.shadow.has_holes:
-                unknown |= (self.state == _NO_LEAF) & (self.lpid == nested.lpid)
+                rows = self.entries_of(nested)
+                unknown[rows] |= self.state[rows] == _NO_LEAF
         return unknown
 
     @property
@@ -137,21 +157,28 @@ class CheckedVm:
     @cached_property
     def misplaced(self) -> NDArray[np.bool_]:
         """Which live entries are not in the slot of their host leaf's first page."""
-        found = self.live.copy()
-        rows = np.flatnonzero(found)
-        first = self.vm.host.address[self.host_leaf[rows]] >> np.uint64(self.page_shift)
-        found[rows] = first < self.rmaps.gfn[self.slot_of[rows]]
-        return found
+        leaf = self.host_leaf_of_slot
+        if not len(self.vm.host):
+            return self.live
+        first = self.vm.host.address[leaf] >> np.uint64(self.page_shift)
+        later = (first < self.rmaps.gfn) & (leaf >= 0)
+        if not later.any():
+            return np.zeros(self.state.size, dtype=np.bool_)
+        misplaced: NDArray[np.bool_] = self.live & later[self.slot_of]
+        return misplaced
 
     @cached_property
     def in_memslot(self) -> NDArray[np.bool_]:
         """Which of L0's leaves one memslot holds whole."""
-        host, shift = self.vm.host, np.uint64(self.page_shift)
+        host, shift = self.vm.host, self.page_shift
         found = np.zeros(len(host), dtype=np.bool_)
         for slot in self.vm.memslots:
-            begin = np.uint64(slot.base_gfn) << shift
-            end = np.uint64(slot.base_gfn + slot.npages) << shift
-            found |= (begin <= host.address) & (host.address + host.size <= end)
+            begin, end = slot.base_gfn << shift, slot.base_gfn + slot.npages << shift
+            low, high = np.searchsorted(host.address, addresses([begin, end]))
+            # of leaves that lie one behind the other, only the last can reach beyond
+            if high > low and int(host.address[high - 1]) + (1 << int(host.shift[high - 1])) > end:
+                high -= 1
+            found[low:high] = True
         return found
 
     def covered(self, nested: Nested) -> NDArray[np.bool_]:
@@ -162,7 +189,8 @@ class CheckedVm:
 
     def covering(self, nested: Nested) -> NDArray[np.int64]:
         """Return the entries through which L0 finds the leaves of a nested guest."""
-        return np.flatnonzero(self.live & self.reachable & (self.lpid == nested.lpid))
+        rows = self.entries_of(nested)
+        return rows[self.live[rows] & self.reachable[rows]]
 
     @cached_property
     def rights(self) -> tuple[Rights, ...]:

@@ -9,6 +9,7 @@ to their size, leaves to theirs, and only certain widths exist.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 from typing import NamedTuple
 
 import numpy as np
@@ -17,6 +18,7 @@ from numpy.typing import NDArray
 from inspector import pte
 from inspector.memory.arrays import distinct, first_of_each, is_in
 from inspector.memory.base import ABSENT, U64, AddressSpace, addresses, why_missing
+from inspector.structures.dense import DenseMap
 
 __all__ = ["Found", "LeafTable", "TableProblem", "lookup", "walk"]
 
@@ -27,7 +29,10 @@ BITS = np.uint64(pte.NEXT_BITS_MASK)
 RPN = np.uint64(pte.RPN_MASK)
 ONE = np.uint64(1)
 ADDRESS_MASK = np.uint64((1 << pte.TREE_BITS) - 1)
-READ_LIMIT = 1 << 26
+READ_LIMIT = 1 << 21
+"""So many bytes of tables are read and taken apart at once: they stay in the cache."""
+MANY = 8
+"""A map of a table pays from one address in so many leaves on."""
 
 _SIZES = ONE << np.arange(64, dtype=np.uint64)
 _FRAMES = RPN & ~(_SIZES - ONE)
@@ -88,10 +93,25 @@ class LeafTable:
         """Physical address each leaf maps its first byte to."""
         return self.entry & _FRAMES[self.shift]
 
+    def frame_mask(self, index: NDArray[np.int64]) -> U64:
+        """Return the bits of some leaves' entries that are their frames."""
+        return _FRAMES[self.shift[index]]
+
+    def translate(self, index: NDArray[np.int64], where: U64) -> U64:
+        """Return what some leaves map addresses in them to."""
+        inside = _SIZES[self.shift[index]] - ONE
+        return self.entry[index] & RPN & ~inside | where & inside
+
+    @cached_property
+    def _dense(self) -> DenseMap | None:
+        return DenseMap.of(self.address, self.shift)
+
     def find(self, where: U64) -> NDArray[np.int64]:
         """Return the index of the leaf that translates each address, or -1."""
         if not len(self):
             return np.full(len(where), -1, dtype=np.int64)
+        if MANY * where.size > len(self) and self._dense is not None:
+            return self._dense.find(where)
         index = np.searchsorted(self.address, where, side="right").astype(np.int64) - 1
         inside = where - self.address[index]
         index[inside >= _SIZES[self.shift[index]]] = -1
@@ -159,13 +179,16 @@ def walk(space: AddressSpace, root: pte.Root) -> LeafTable:
         table, base, bits, shift = _usable(table, base, bits, shift, widths, seen, problems)
         seen = np.concatenate((seen, table))
         following: list[tuple[U64, U64, U64, U64]] = []
-        for width in distinct(bits):
-            rows = np.flatnonzero(bits == width)
-            step = max(1, READ_LIMIT // (8 << int(width)))
+        form = shift << np.uint64(8) | bits
+        for one in distinct(form):
+            rows = np.flatnonzero(form == one)
+            width = int(one) & 0xFF
+            page_shift = (int(one) >> 8) - width
+            step = max(1, READ_LIMIT // (8 << width))
             for begin in range(0, rows.size, step):
                 part = rows[begin : begin + step]
-                found = _table_entries(space, table[part], base[part], int(width), shift[part])
-                address, entry, where, page_shift = found.entries
+                found = _table_entries(space, table[part], base[part], width, page_shift)
+                address, entry, where = found.entries
                 problems += found.problems
                 is_leaf = entry & LEAF != 0
                 wrong = np.zeros(entry.size, dtype=np.bool_)
@@ -173,16 +196,17 @@ def walk(space: AddressSpace, root: pte.Root) -> LeafTable:
                     wrong = is_leaf
                 if level == last:
                     wrong = ~is_leaf
-                inside = (ONE << page_shift) - ONE
-                wrong |= is_leaf & (entry & RPN & inside != 0)
+                wrong |= is_leaf & (entry & RPN & _SIZES[page_shift] - ONE != 0)
                 for i in np.flatnonzero(wrong):
                     problems.append(_bad_entry(level, address[i], entry[i], where[i]))
-                keep = is_leaf & ~wrong
-                leaves.append(
-                    (address[keep], entry[keep], page_shift[keep].astype(np.uint8), where[keep])
-                )
-                on = ~is_leaf & ~wrong
-                following.append((entry[on] & NEXT, address[on], entry[on] & BITS, page_shift[on]))
+                on = np.flatnonzero(~is_leaf & ~wrong)
+                next_shift = np.full(on.size, page_shift, dtype=np.uint64)
+                following.append((entry[on] & NEXT, address[on], entry[on] & BITS, next_shift))
+                if on.size or wrong.any():
+                    kept = np.flatnonzero(is_leaf & ~wrong)
+                    address, entry, where = address[kept], entry[kept], where[kept]
+                size = np.full(entry.size, page_shift, dtype=np.uint8)
+                leaves.append((address, entry, size, where))
         if not following:
             break
         table, base, bits, shift = (
@@ -191,24 +215,31 @@ def walk(space: AddressSpace, root: pte.Root) -> LeafTable:
     if not leaves:
         return LeafTable.empty(tuple(problems))
     address, entry, small, where = (np.concatenate(column) for column in zip(*leaves, strict=True))
-    order = np.argsort(address, kind="stable")
-    return LeafTable(
-        address[order], entry[order], small.astype(np.uint8)[order], where[order], tuple(problems)
-    )
+    if np.any(address[1:] < address[:-1]):
+        order = np.argsort(address, kind="stable")
+        address, entry, small, where = address[order], entry[order], small[order], where[order]
+    return LeafTable(address, entry, small, where, tuple(problems))
 
 
 class _Entries(NamedTuple):
-    entries: tuple[U64, U64, U64, U64]
+    entries: tuple[U64, U64, U64]
     problems: list[TableProblem]
 
 
-def _table_entries(space: AddressSpace, table: U64, base: U64, width: int, shift: U64) -> _Entries:
-    """Return address, entry, place and page shift of every valid entry of some tables."""
+def _table_entries(
+    space: AddressSpace, table: U64, base: U64, width: int, page_shift: int
+) -> _Entries:
+    """Return address, entry and place of every valid entry of some tables of one form."""
     records = space.read_many(table, 8 << width)
     words = records.words(pte.BYTE_ORDER)
-    row, column = np.nonzero(words & VALID)
-    page_shift = shift[row] - np.uint64(width)
-    column64 = column.astype(np.uint64)
+    column = np.arange(1 << width, dtype=np.uint64)
+    address = base[:, None] + (column << np.uint64(page_shift))
+    where = table[:, None] + column * np.uint64(8)
+    address, words, where = address.reshape(-1), words.reshape(-1), where.reshape(-1)
+    valid = words & VALID != 0
+    if not valid.all():
+        kept = np.flatnonzero(valid)
+        address, words, where = address[kept], words[kept], where[kept]
     problems = [
         TableProblem(
             int(base[i]),
@@ -219,15 +250,7 @@ def _table_entries(space: AddressSpace, table: U64, base: U64, width: int, shift
         )
         for i in np.flatnonzero(~records.present)
     ]
-    return _Entries(
-        (
-            base[row] + (column64 << page_shift),
-            words[row, column],
-            table[row] + column64 * np.uint64(8),
-            page_shift,
-        ),
-        problems,
-    )
+    return _Entries((address, words, where), problems)
 
 
 def _because(space: AddressSpace, address: int, length: int) -> str:

@@ -1,0 +1,70 @@
+"""Which of many leaves translates an address, looked up instead of searched for.
+
+Leaves lie close together: a map from each page of the range they span to the
+leaf that holds it is hardly larger than they are, and one look into it takes
+the place of a binary search whose every step is far away in memory.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+from inspector.memory.arrays import blocks, distinct
+from inspector.memory.base import U64
+
+__all__ = ["DenseMap"]
+
+SPARSE = 4
+"""A map may have so many pages for each leaf."""
+
+
+class DenseMap:
+    """A map from pages to rows.
+
+    Args:
+        first: the address at which it begins.
+        unit: log2 of the size of its pages.
+        rows: the row of each page, -1 where there is none; the last one
+            stands for all pages beyond.
+    """
+
+    def __init__(self, first: np.uint64, unit: np.uint64, rows: NDArray[np.int32]) -> None:
+        self._first = first
+        self._unit = unit
+        self._rows = rows
+
+    @classmethod
+    def of(cls, address: U64, shift: NDArray[np.uint8]) -> DenseMap | None:
+        """Return the map of some leaves, None where they are too far apart for one.
+
+        Args:
+            address: where each begins, in order; none reaches into the next.
+            shift: log2 of their sizes.
+        """
+        unit = shift.min()
+        place = address - address[0] >> np.uint64(unit)
+        size = np.int64(1) << (shift[-1] - unit).astype(np.int64)
+        pages = int(place[-1]) + int(size)
+        if pages > SPARSE * address.size:
+            return None
+        rows = np.full(pages + 1, -1, dtype=np.int32)
+        for one in distinct(shift):
+            row = np.flatnonzero(shift == one)
+            page = place[row].astype(np.int64)
+            if one == unit:
+                rows[page] = row
+            else:
+                rows[page[:, None] + np.arange(1 << int(one - unit))] = row[:, None]
+        return cls(address[0], np.uint64(unit), rows)
+
+    def find(self, where: U64) -> NDArray[np.int64]:
+        """Return the row of the leaf that holds each address, or -1."""
+        found = np.empty(where.size, dtype=np.int64)
+        last = np.uint64(self._rows.size - 1)
+        for part in blocks(where.size):
+            page = where[part] - self._first
+            page >>= self._unit
+            np.minimum(page, last, out=page)
+            found[part] = self._rows[page.view(np.int64)]
+        return found
