@@ -10,8 +10,10 @@ from numpy.typing import NDArray
 
 from inspector import pte
 from inspector.kvm.snapshot import Nested
+from inspector.memory.arrays import blocks
 from inspector.memory.base import U64
 from inspector.model.rights import L1State
+from inspector.structures.radix import LeafTable
 
 if TYPE_CHECKING:
     from inspector.checks.view import CheckedVm
@@ -32,10 +34,11 @@ NONE = np.uint64(0)
 class Rights:
     """Per shadow leaf of a nested guest, what it has beyond what it is made of.
 
-    All of it is nothing for a leaf that is not covered; ``l1_state`` is then
-    the code of ``UNKNOWN``.
+    ``covered`` tells which leaves a reachable, live entry leads to.  For the
+    others all the rest is nothing, and ``l1_state`` the code of ``UNKNOWN``.
     """
 
+    covered: NDArray[np.bool_]
     larger: NDArray[np.bool_]
     permissions: U64
     attributes: NDArray[np.bool_]
@@ -53,25 +56,26 @@ class Rights:
 def rights_of(checked: CheckedVm, nested: Nested) -> Rights:
     """Compare every covered shadow leaf of a nested guest with L0's leaves and L1's."""
     shadow, host = nested.shadow, checked.vm.host
+    covered, alike = np.zeros((2, len(shadow)), dtype=np.bool_)
+    largest = np.zeros(len(shadow), dtype=np.uint8)
+    bits = np.zeros(len(shadow), dtype=np.uint64)
     entries = checked.covering(nested)
-    leaf, source = checked.shadow_leaf[entries], checked.host_leaf[entries]
-    covered = np.zeros(len(shadow), dtype=np.bool_)
-    covered[leaf] = True
-
-    largest = np.where(covered, np.uint8(0), shadow.shift)
-    bits = np.where(covered, NONE, shadow.entry)
-    alike = ~covered
-    if leaf.size:
+    for part in blocks(entries.size):
+        leaf = checked.shadow_leaf(nested, entries[part])
+        source = checked.host_leaf(entries[part])
+        covered[leaf] = True
         np.maximum.at(largest, leaf, host.shift[source])
         np.bitwise_or.at(bits, leaf, host.entry[source])
         same = (shadow.entry[leaf] ^ host.entry[source]) & ATTRIBUTES == 0
         alike[leaf[same]] = True
     l1_state, l1_recorded = _ask_l1(checked, nested, covered)
+    beyond = np.where(covered, shadow.entry & ~bits, NONE)
     return Rights(
-        shadow.shift > largest,
-        shadow.entry & ~bits & PERMISSIONS,
-        ~alike,
-        shadow.entry & ~bits & RECORDED,
+        covered,
+        covered & (shadow.shift > largest),
+        beyond & PERMISSIONS,
+        covered & ~alike,
+        beyond & RECORDED,
         l1_state,
         l1_recorded,
     )
@@ -80,36 +84,39 @@ def rights_of(checked: CheckedVm, nested: Nested) -> Rights:
 def _ask_l1(
     checked: CheckedVm, nested: Nested, covered: NDArray[np.bool_]
 ) -> tuple[NDArray[np.int8], U64]:
-    """Compare the covered leaves with L1's table.
+    """Compare the covered leaves with L1's table."""
+    state = np.full(covered.size, _UNKNOWN, dtype=np.int8)
+    recorded = np.zeros(covered.size, dtype=np.uint64)
+    if nested.l1 is not None:
+        leaves = np.flatnonzero(covered)
+        for part in blocks(leaves.size):
+            rows = leaves[part]
+            state[rows], recorded[rows] = _asked(checked.vm.host, nested.shadow, nested.l1, rows)
+    return state, recorded
+
+
+def _asked(
+    host: LeafTable, shadow: LeafTable, l1: LeafTable, rows: NDArray[np.int64]
+) -> tuple[NDArray[np.int8], U64]:
+    """Compare some leaves with L1's table.
 
     Where a part of L1's table or of L0's could not be read, what it does not
     map is not known.
     """
-    shadow, host, l1 = nested.shadow, checked.vm.host, nested.l1
-    state = np.full(len(shadow), _UNKNOWN, dtype=np.int8)
-    recorded = np.zeros(len(shadow), dtype=np.uint64)
-    if l1 is None:
-        return state, recorded
-    rows = np.flatnonzero(covered)
     address, entry = shadow.address[rows], shadow.entry[rows]
     of_l1 = l1.find(address)
-    known = of_l1 >= 0
-    if not l1.has_holes:
-        state[rows[~known]] = _UNMAPPED
-    if not known.all():
-        rows, address, entry, of_l1 = (a[known] for a in (rows, address, entry, of_l1))
-    if not rows.size:
-        return state, recorded
+    unmapped = _UNKNOWN if l1.has_holes else _UNMAPPED
+    if not len(l1):
+        return np.full(rows.size, unmapped, np.int8), np.zeros(rows.size, np.uint64)
     l1_real = l1.translate(of_l1, address)
     behind = host.find(l1_real)
-    behind_l1 = l1.entry[of_l1]
-    agrees = np.full(rows.size, _AGREES, dtype=np.int8)
-    agrees[entry & ~behind_l1 & PERMISSIONS != 0] = _WIDER
-    agrees[shadow.shift[rows] > l1.shift[of_l1]] = _LARGER
+    beyond = entry & ~l1.entry[of_l1]
+    state = np.full(rows.size, _AGREES, dtype=np.int8)
+    state[beyond & PERMISSIONS != 0] = _WIDER
+    state[shadow.shift[rows] > l1.shift[of_l1]] = _LARGER
     if len(host):
         frame = entry & shadow.frame_mask(rows)
-        agrees[host.translate(behind, l1_real) != frame] = _ELSEWHERE
-    agrees[behind < 0] = _UNKNOWN if host.has_holes else _ELSEWHERE
-    state[rows] = agrees
-    recorded[rows] = np.where(agrees == _AGREES, entry & ~behind_l1 & RECORDED, NONE)
-    return state, recorded
+        state[host.translate(behind, l1_real) != frame] = _ELSEWHERE
+    state[behind < 0] = _UNKNOWN if host.has_holes else _ELSEWHERE
+    state[of_l1 < 0] = unmapped
+    return state, np.where(state == _AGREES, beyond & RECORDED, NONE)

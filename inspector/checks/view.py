@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from inspector import encoding
 from inspector.checks.rights import Rights, rights_of
 from inspector.kvm.snapshot import Nested, Rmaps, Vm
-from inspector.memory.arrays import is_in
+from inspector.memory.arrays import blocks, is_in
 from inspector.memory.base import U64, addresses
 from inspector.model.vm import EntryPlace, EntryState, Leaf, LeafJudgement, judge_leaf
 from inspector.structures.radix import LeafTable
@@ -57,9 +57,12 @@ class CheckedVm:
         return self.vm.rmaps
 
     @cached_property
-    def lpid(self) -> U64:
+    def lpid(self) -> NDArray[np.uint16]:
         """L1 LPID of each entry."""
-        return encoding.lpid_of(self.rmaps.word)
+        lpid = np.empty(self.rmaps.word.size, dtype=np.uint16)
+        for part in blocks(lpid.size):
+            lpid[part] = encoding.lpid_of(self.rmaps.word[part])
+        return lpid
 
     @cached_property
     def gpa(self) -> U64:
@@ -81,22 +84,20 @@ class CheckedVm:
         return reachable
 
     @cached_property
-    def host_leaf_of_slot(self) -> NDArray[np.int64]:
+    def _leaf_of_slot(self) -> NDArray[np.int64]:
         """Index of L0's leaf for each slot, -1 where it has none."""
         return self.vm.host.find(self.rmaps.gfn << np.uint64(self.page_shift))
 
-    @cached_property
-    def host_leaf(self) -> NDArray[np.int64]:
-        """Index of L0's leaf for the slot of each entry, -1 where it has none."""
-        return self.host_leaf_of_slot[self.slot_of]
+    def host_leaf(self, rows: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Return the index of L0's leaf for the slot of some entries, -1 where it has none."""
+        return self._leaf_of_slot[self.slot_of[rows]]
 
     @cached_property
     def _by_lpid(self) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         """The entries ordered by LPID, and where among them those of each LPID begin."""
-        lpid = self.lpid.astype(np.uint16)
-        count = np.bincount(lpid, minlength=encoding.MAX_LPID + 1)
-        # sorting numbers of 16 bits does not compare them
-        return np.argsort(lpid, kind="stable"), np.append(0, np.cumsum(count))
+        count = np.bincount(self.lpid, minlength=encoding.MAX_LPID + 1)
+        # numbers of 16 bits are sorted without comparing them
+        return np.argsort(self.lpid, kind="stable"), np.append(0, np.cumsum(count))
 
     def entries_of(self, nested: Nested) -> NDArray[np.int64]:
         """Return the entries with a nested guest's LPID."""
@@ -105,31 +106,29 @@ class CheckedVm:
         order, begin = self._by_lpid
         return order[begin[nested.lpid] : begin[nested.lpid + 1]]
 
-    @cached_property
-    def shadow_leaf(self) -> NDArray[np.int64]:
-        """Index of the shadow leaf of each entry in its guest's table, -1 where it has none."""
-        found = np.full(self.rmaps.word.size, -1, dtype=np.int64)
-        for nested in self.vm.nested:
-            rows = self.entries_of(nested)
-            found[rows] = nested.shadow.find(self.gpa[rows])
-        return found
+    def shadow_leaf(self, nested: Nested, rows: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Return the index of the shadow leaf of some entries of a guest, -1 for none."""
+        return nested.shadow.find(encoding.gpa_of(self.rmaps.word[rows]))
 
     @cached_property
     def state(self) -> NDArray[np.int8]:
         """What each entry leads to, as an index into ``STATES``."""
         state = np.full(self.rmaps.word.size, _NO_GUEST, dtype=np.int8)
-        host = self.vm.host
         for nested in self.vm.nested:
-            rows = self.entries_of(nested)
-            leaf, backing = self.shadow_leaf[rows], self.host_leaf[rows]
-            found = np.where(leaf < 0, np.int8(_NO_LEAF), np.int8(_NO_HOST_PAGE))
-            if len(nested.shadow) and len(host):
-                inside = host.frame_mask(backing)
-                frame = nested.shadow.entry[leaf] & nested.shadow.frame_mask(leaf)
-                same = (frame ^ host.entry[backing]) & inside == 0
-                there = np.where(same, np.int8(_LIVE), np.int8(_MOVED))
-                found = np.where((leaf < 0) | (backing < 0), found, there)
-            state[rows] = found
+            entries = self.entries_of(nested)
+            for part in blocks(entries.size):
+                state[entries[part]] = self._state_of(nested, entries[part])
+        return state
+
+    def _state_of(self, nested: Nested, rows: NDArray[np.int64]) -> NDArray[np.int8]:
+        shadow, host = nested.shadow, self.vm.host
+        leaf, backing = self.shadow_leaf(nested, rows), self.host_leaf(rows)
+        state = np.where(leaf < 0, np.int8(_NO_LEAF), np.int8(_NO_HOST_PAGE))
+        if len(shadow) and len(host):
+            frame = shadow.entry[leaf] & shadow.frame_mask(leaf)
+            same = (frame ^ host.entry[backing]) & host.frame_mask(backing) == 0
+            both = (leaf >= 0) & (backing >= 0)
+            state[both] = np.where(same, np.int8(_LIVE), np.int8(_MOVED))[both]
         return state
 
     @cached_property
@@ -157,7 +156,7 @@ class CheckedVm:
     @cached_property
     def misplaced(self) -> NDArray[np.bool_]:
         """Which live entries are not in the slot of their host leaf's first page."""
-        leaf = self.host_leaf_of_slot
+        leaf = self._leaf_of_slot
         if not len(self.vm.host):
             return self.live
         first = self.vm.host.address[leaf] >> np.uint64(self.page_shift)
@@ -180,12 +179,6 @@ class CheckedVm:
                 high -= 1
             found[low:high] = True
         return found
-
-    def covered(self, nested: Nested) -> NDArray[np.bool_]:
-        """Tell which shadow leaves of a nested guest a reachable, live entry leads to."""
-        covered = np.zeros(len(nested.shadow), dtype=np.bool_)
-        covered[self.shadow_leaf[self.covering(nested)]] = True
-        return covered
 
     def covering(self, nested: Nested) -> NDArray[np.int64]:
         """Return the entries through which L0 finds the leaves of a nested guest."""
@@ -215,8 +208,8 @@ class CheckedVm:
         """Every shadow leaf that no live entry leads to, with the model's word on it."""
         return tuple(
             self.suspect(nested, int(row))
-            for nested in self.vm.nested
-            for row in np.flatnonzero(~self.covered(nested))
+            for nested, rights in zip(self.vm.nested, self.rights, strict=True)
+            for row in np.flatnonzero(~rights.covered)
         )
 
     @cached_property

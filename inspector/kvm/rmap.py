@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from inspector import encoding
 from inspector.errors import MemoryNotReadable
 from inspector.kvm.snapshot import LinkProblem, Memslot, Rmaps
-from inspector.memory.arrays import first_of_each
+from inspector.memory.arrays import first_of_each, joined
 from inspector.memory.base import U64, addresses
 from inspector.memory.recording import RecordingMemory
 from inspector.regions import LINEAR_MAP, LINEAR_SIZE, linear_to_physical
@@ -23,7 +23,8 @@ from inspector.structures.space import KernelSpace
 __all__ = ["NO_RMAPS", "Arrays", "read_arrays", "read_rmaps"]
 
 WORD = 8
-READ_LIMIT = 1 << 24
+READ_LIMIT = 1 << 22
+"""So many bytes of an array are read at once, and stay in the cache until they are gone through."""
 FEW, LONG = 16, 16
 """When so few lists are longer than so many nodes, what they lead to is guessed."""
 RUN = 1 << 16
@@ -52,37 +53,53 @@ class Arrays(NamedTuple):
 def read_rmaps(kernel: KernelSpace, memslots: tuple[Memslot, ...]) -> Rmaps:
     """Read every slot of every memslot of a radix guest."""
     memslot, gfn, where, head, unread = read_arrays(kernel, memslots)
-    word, node, place, slot, problems = _lists(kernel, where, head)
-    start = np.concatenate(([0], np.cumsum(np.bincount(slot, minlength=gfn.size))))
+    single = encoding.is_single(head) != 0
+    slot = np.flatnonzero(~single)
+    lists = _lists(kernel, slot, where[slot], head[slot])
+    length = single.astype(np.int64)
+    length += np.bincount(lists.slot, minlength=head.size)
+    start = np.zeros(head.size + 1, dtype=np.int64)
+    np.cumsum(length, out=start[1:])
+    alone = np.flatnonzero(single)
+    listed = np.flatnonzero(np.repeat(~single, length))
+
+    def merged(of_single: U64, of_list: U64) -> U64:
+        if not slot.size:
+            return of_single
+        both = np.empty(start[-1], dtype=np.uint64)
+        both[start[alone]] = of_single[alone]
+        both[listed] = of_list
+        return both
+
     return Rmaps(
         memslot,
         gfn,
         where,
         head,
-        start.astype(np.int64),
-        word,
-        node,
-        place,
-        tuple(problems),
+        start,
+        merged(head, lists.word),
+        merged(np.zeros(head.size, dtype=np.uint64), lists.node),
+        merged(where, lists.place),
+        tuple(lists.problems),
         tuple(unread),
     )
 
 
 def read_arrays(kernel: KernelSpace, memslots: tuple[Memslot, ...]) -> Arrays:
     """Return the non-zero words of every memslot's array."""
-    parts = [_array(kernel, index, slot) for index, slot in enumerate(memslots) if slot.rmap]
+    parts = [_array(kernel, number, slot) for number, slot in enumerate(memslots) if slot.rmap]
     if not parts:
         return Arrays(_NO_INDEX, _NONE, _NONE, _NONE, [])
     return Arrays(
-        np.concatenate([part.memslot for part in parts]),
-        np.concatenate([part.gfn for part in parts]),
-        np.concatenate([part.where for part in parts]),
-        np.concatenate([part.head for part in parts]),
+        joined([part.memslot for part in parts]),
+        joined([part.gfn for part in parts]),
+        joined([part.where for part in parts]),
+        joined([part.head for part in parts]),
         [gap for part in parts for gap in part.unread],
     )
 
 
-def _array(kernel: KernelSpace, index: int, slot: Memslot) -> Arrays:
+def _array(kernel: KernelSpace, number: int, slot: Memslot) -> Arrays:
     """Return the non-zero words of one memslot's array."""
     page = kernel.page_size
     first = slot.rmap - slot.rmap % page
@@ -98,11 +115,10 @@ def _array(kernel: KernelSpace, index: int, slot: Memslot) -> Arrays:
         )
         records = kernel.read_many(where, page)
         words = records.words(kernel.profile.byte_order).reshape(-1)
-        position = np.flatnonzero(words) + begin * (page // WORD)
-        kept = (position >= skip) & (position < skip + slot.npages)
-        found.append(
-            ((position[kept] - skip).astype(np.uint64), words[np.flatnonzero(words)[kept]])
-        )
+        before = begin * (page // WORD) - skip
+        part = words[max(0, -before) : slot.npages - before]
+        index = np.flatnonzero(part)
+        found.append(((index + max(0, before)).astype(np.uint64), part[index]))
         for lost in np.flatnonzero(~records.present):
             low = max(0, (begin + int(lost)) * (page // WORD) - skip)
             high = min(slot.npages, (begin + int(lost) + 1) * (page // WORD) - skip)
@@ -110,15 +126,13 @@ def _array(kernel: KernelSpace, index: int, slot: Memslot) -> Arrays:
                 unread[-1] = (unread[-1][0], slot.base_gfn + high - unread[-1][0])
             else:
                 unread.append((slot.base_gfn + low, high - low))
-    position64 = np.concatenate([part[0] for part in found]) if found else _NONE
-    head = np.concatenate([part[1] for part in found]) if found else _NONE
-    return Arrays(
-        np.full(head.size, index, dtype=np.int64),
-        addresses(slot.base_gfn) + position64,
-        addresses(slot.rmap) + position64 * np.uint64(WORD),
-        head,
-        unread,
-    )
+    if not found:
+        return Arrays(_NO_INDEX, _NONE, _NONE, _NONE, unread)
+    position, head = (np.concatenate(column) for column in zip(*found, strict=True))
+    where = position * np.uint64(WORD)
+    where += addresses(slot.rmap)
+    position += addresses(slot.base_gfn)
+    return Arrays(np.full(head.size, number, dtype=np.int64), position, where, head, unread)
 
 
 class _Entries(NamedTuple):
@@ -129,8 +143,8 @@ class _Entries(NamedTuple):
     problems: list[LinkProblem]
 
 
-def _lists(kernel: KernelSpace, where: U64, head: U64) -> _Entries:
-    """Follow every slot; return its entries grouped by slot, in list order."""
+def _lists(kernel: KernelSpace, slot: NDArray[np.int64], where: U64, head: U64) -> _Entries:
+    """Follow every slot that is given; return its entries grouped by slot, in list order."""
     layout = kernel.profile.struct("rmap_nested")
     next_offset, word_offset = layout.offset("list.next"), layout.offset("rmap")
     next_column, word_column = next_offset // WORD, word_offset // WORD
@@ -146,7 +160,6 @@ def _lists(kernel: KernelSpace, where: U64, head: U64) -> _Entries:
             for s, p, v in zip(rows, place, link, strict=True)
         )
 
-    slot = np.arange(head.size, dtype=np.int64)
     link = head
     place = where
     anchor = np.zeros(head.size, dtype=np.uint64)

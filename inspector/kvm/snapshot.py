@@ -9,6 +9,7 @@ from __future__ import annotations
 import enum
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import NamedTuple
 
 import numpy as np
@@ -124,12 +125,12 @@ class Rmaps:
     unread: tuple[tuple[int, int], ...] = ()
     """Gaps ``(first gfn, pages)`` of rmap arrays that could not be read."""
 
-    @property
+    @cached_property
     def length(self) -> NDArray[np.int64]:
         """Number of entries of each slot."""
         return np.diff(self.start)
 
-    @property
+    @cached_property
     def slot(self) -> NDArray[np.int64]:
         """The slot each entry belongs to."""
         return np.repeat(np.arange(self.gfn.size), self.length)

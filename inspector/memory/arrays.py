@@ -6,13 +6,13 @@ which takes longer than a live machine stands still.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["blocks", "distinct", "first_of_each", "is_in", "places_in"]
+__all__ = ["blocks", "distinct", "first_of_each", "is_in", "joined", "places_in"]
 
 Number = TypeVar("Number", bound=np.generic)
 
@@ -24,6 +24,12 @@ def blocks(size: int) -> Iterator[slice]:
     """Yield the parts in which long arrays are worked through."""
     for begin in range(0, size, BLOCK):
         yield slice(begin, min(begin + BLOCK, size))
+
+
+def joined(parts: Sequence[NDArray[Number]]) -> NDArray[Number]:
+    """Return arrays one behind the other; one that is not empty by itself is not copied."""
+    filled = [part for part in parts if part.size]
+    return filled[0] if len(filled) == 1 else np.concatenate(filled or parts[:1])
 
 
 def distinct(values: NDArray[Number]) -> NDArray[Number]:

@@ -132,17 +132,22 @@ class SegmentedMemory:
 
     def read_many(self, where: U64, length: int) -> Records:
         """Return ``length`` bytes at each physical address."""
-        data = np.zeros((where.size, length), dtype=np.uint8)
         present = np.zeros(where.size, dtype=np.bool_)
         if not self.starts.size or not where.size:
-            return Records(data, present)
+            return Records(np.zeros((where.size, length), dtype=np.uint8), present)
         index = np.searchsorted(self.starts, where, side="right").astype(np.int64) - 1
         known = index >= 0
         index[~known] = 0
         inside = where - self.starts[index]
         known &= inside < self.sizes[index]
         whole = known & (self.sizes[index] - np.minimum(inside, self.sizes[index]) >= length)
-        self._gather(data, whole, self.offsets[index] + inside, length)
+        offsets = self.offsets[index] + inside
+        if whole.all() and np.all(offsets[1:] - offsets[:-1] == np.uint64(length)):
+            first = int(offsets[0])
+            run = self._buffer[first : first + where.size * length].copy()
+            return Records(run.reshape(where.size, length), whole)
+        data = np.zeros((where.size, length), dtype=np.uint8)
+        self._gather(data, whole, offsets, length)
         present |= whole
         for row in np.flatnonzero(known & ~whole):
             try:

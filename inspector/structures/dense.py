@@ -10,7 +10,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from inspector.memory.arrays import blocks, distinct
+from inspector.memory.arrays import blocks
 from inspector.memory.base import U64
 
 __all__ = ["DenseMap"]
@@ -43,19 +43,18 @@ class DenseMap:
             shift: log2 of their sizes.
         """
         unit = shift.min()
-        place = address - address[0] >> np.uint64(unit)
-        size = np.int64(1) << (shift[-1] - unit).astype(np.int64)
-        pages = int(place[-1]) + int(size)
+        end = int(address[-1]) + (1 << int(shift[-1]))
+        pages = end - int(address[0]) >> int(unit)
         if pages > SPARSE * address.size:
             return None
         rows = np.full(pages + 1, -1, dtype=np.int32)
-        for one in distinct(shift):
-            row = np.flatnonzero(shift == one)
-            page = place[row].astype(np.int64)
-            if one == unit:
-                rows[page] = row
-            else:
-                rows[page[:, None] + np.arange(1 << int(one - unit))] = row[:, None]
+        for part in blocks(address.size):
+            row = np.arange(part.start, part.stop, dtype=np.int32)
+            page = (address[part] - address[0] >> np.uint64(unit)).view(np.int64)
+            rows[page] = row
+            for large in np.flatnonzero(shift[part] != unit):
+                size = 1 << int(shift[part][large] - unit)
+                rows[page[large] : page[large] + size] = row[large]
         return cls(address[0], np.uint64(unit), rows)
 
     def find(self, where: U64) -> NDArray[np.int64]:

@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from inspector import pte
-from inspector.memory.arrays import distinct, first_of_each, is_in
+from inspector.memory.arrays import distinct, first_of_each, is_in, joined
 from inspector.memory.base import ABSENT, U64, AddressSpace, addresses, why_missing
 from inspector.structures.dense import DenseMap
 
@@ -31,8 +31,8 @@ ONE = np.uint64(1)
 ADDRESS_MASK = np.uint64((1 << pte.TREE_BITS) - 1)
 READ_LIMIT = 1 << 21
 """So many bytes of tables are read and taken apart at once: they stay in the cache."""
-MANY = 8
-"""A map of a table pays from one address in so many leaves on."""
+MANY = 1 << 12
+"""For so many addresses a map of a table is made."""
 
 _SIZES = ONE << np.arange(64, dtype=np.uint64)
 _FRAMES = RPN & ~(_SIZES - ONE)
@@ -100,7 +100,8 @@ class LeafTable:
     def translate(self, index: NDArray[np.int64], where: U64) -> U64:
         """Return what some leaves map addresses in them to."""
         inside = _SIZES[self.shift[index]] - ONE
-        return self.entry[index] & RPN & ~inside | where & inside
+        frame: U64 = self.entry[index] & RPN & ~inside
+        return frame | where & inside
 
     @cached_property
     def _dense(self) -> DenseMap | None:
@@ -110,7 +111,7 @@ class LeafTable:
         """Return the index of the leaf that translates each address, or -1."""
         if not len(self):
             return np.full(len(where), -1, dtype=np.int64)
-        if MANY * where.size > len(self) and self._dense is not None:
+        if where.size >= MANY and self._dense is not None:
             return self._dense.find(where)
         index = np.searchsorted(self.address, where, side="right").astype(np.int64) - 1
         inside = where - self.address[index]
@@ -214,7 +215,7 @@ def walk(space: AddressSpace, root: pte.Root) -> LeafTable:
         )
     if not leaves:
         return LeafTable.empty(tuple(problems))
-    address, entry, small, where = (np.concatenate(column) for column in zip(*leaves, strict=True))
+    address, entry, small, where = (joined(column) for column in zip(*leaves, strict=True))
     if np.any(address[1:] < address[:-1]):
         order = np.argsort(address, kind="stable")
         address, entry, small, where = address[order], entry[order], small[order], where[order]

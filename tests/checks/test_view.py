@@ -51,8 +51,8 @@ def compare(vm: Vm, state: VmState) -> Counter[Met]:
 
     view = ModelView(checked)
     suspects = {(s.nested.lpid, s.leaf.address): s for s in checked.suspects}
-    for nested in vm.nested:
-        covered = checked.covered(nested)
+    for nested, rights in zip(vm.nested, checked.rights, strict=True):
+        covered = rights.covered
         leaves = sorted(state.shadows[nested.lpid].leaves.values())
         every = 1 + len(leaves) // VIEWED
         judgements = {leaf: judge_leaf(state, nested.lpid, leaf) for leaf in leaves}

@@ -17,7 +17,7 @@ ID = "rmap-duplicate"
 def find(checked: CheckedVm) -> Iterator[Finding]:
     """Yield entries that the kernel's walk meets twice in one slot."""
     rmaps = checked.rmaps
-    rows = np.flatnonzero(checked.reachable & (rmaps.length[checked.slot_of] > 1))
+    rows = np.flatnonzero(checked.reachable & np.repeat(rmaps.length > 1, rmaps.length))
     key = encoding.identity(rmaps.word[rows])
     slot = checked.slot_of[rows]
     order = np.lexsort((key, slot))

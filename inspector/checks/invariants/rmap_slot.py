@@ -23,7 +23,7 @@ def find(checked: CheckedVm) -> Iterator[Finding]:
         first = misplaced(checked.model, slot.gfn, word)
         assert first is not None
         entry = encoding.decode(word)
-        leaf = int(checked.host_leaf[row])
+        leaf = int(checked.host_leaf(np.array([row]))[0])
         yield Finding(
             ID,
             checked.vm.lpid,

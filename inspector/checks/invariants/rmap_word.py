@@ -10,6 +10,7 @@ from inspector import encoding
 from inspector.checks.base import Evidence, Finding, Invariant, Severity
 from inspector.checks.view import CheckedVm
 from inspector.kvm.snapshot import Part
+from inspector.memory.arrays import blocks
 
 ID = "rmap-word"
 
@@ -17,10 +18,13 @@ ID = "rmap-word"
 def find(checked: CheckedVm) -> Iterator[Finding]:
     """Yield words with reserved bits set or with the single-entry bit in the wrong place."""
     rmaps = checked.rmaps
-    in_node = rmaps.node != 0
-    single = encoding.is_single(rmaps.word) != 0
     zero = np.uint64(encoding.RESERVED_MASK | encoding.GPA_MASK & (1 << checked.page_shift) - 1)
-    for row in np.flatnonzero((rmaps.word & zero != 0) | (single == in_node)):
+    wrong = np.empty(rmaps.word.size, dtype=np.bool_)
+    for part in blocks(wrong.size):
+        words = rmaps.word[part]
+        single = encoding.is_single(words) != 0
+        wrong[part] = (words & zero != 0) | (single == (rmaps.node[part] != 0))
+    for row in np.flatnonzero(wrong):
         word, node = int(rmaps.word[row]), int(rmaps.node[row])
         slot = rmaps[int(checked.slot_of[row])]
         entry = encoding.decode(word)
