@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from inspector import encoding
 from inspector.errors import MemoryNotReadable
 from inspector.kvm.snapshot import LinkProblem, Memslot, Rmaps
-from inspector.memory.arrays import first_of_each, joined
+from inspector.memory.arrays import Growing, first_of_each, joined
 from inspector.memory.base import U64, addresses
 from inspector.memory.recording import RecordingMemory
 from inspector.regions import LINEAR_MAP, LINEAR_SIZE, linear_to_physical
@@ -105,7 +105,7 @@ def _array(kernel: KernelSpace, number: int, slot: Memslot) -> Arrays:
     first = slot.rmap - slot.rmap % page
     skip = (slot.rmap - first) // WORD
     pages = -(-(slot.rmap % page + slot.npages * WORD) // page)
-    found: list[tuple[U64, U64]] = []
+    found = Growing(slot.npages, np.uint64, np.uint64)
     unread: list[tuple[int, int]] = []
     step = max(1, READ_LIMIT // page)
     for begin in range(0, pages, step):
@@ -118,7 +118,7 @@ def _array(kernel: KernelSpace, number: int, slot: Memslot) -> Arrays:
         before = begin * (page // WORD) - skip
         part = words[max(0, -before) : slot.npages - before]
         index = np.flatnonzero(part)
-        found.append(((index + max(0, before)).astype(np.uint64), part[index]))
+        found.append((index + max(0, before)).astype(np.uint64), part[index])
         for lost in np.flatnonzero(~records.present):
             low = max(0, (begin + int(lost)) * (page // WORD) - skip)
             high = min(slot.npages, (begin + int(lost) + 1) * (page // WORD) - skip)
@@ -126,9 +126,7 @@ def _array(kernel: KernelSpace, number: int, slot: Memslot) -> Arrays:
                 unread[-1] = (unread[-1][0], slot.base_gfn + high - unread[-1][0])
             else:
                 unread.append((slot.base_gfn + low, high - low))
-    if not found:
-        return Arrays(_NO_INDEX, _NONE, _NONE, _NONE, unread)
-    position, head = (np.concatenate(column) for column in zip(*found, strict=True))
+    position, head = found.columns
     where = position * np.uint64(WORD)
     where += addresses(slot.rmap)
     position += addresses(slot.base_gfn)

@@ -7,12 +7,12 @@ which takes longer than a live machine stands still.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["blocks", "distinct", "first_of_each", "is_in", "joined", "places_in"]
+__all__ = ["Growing", "blocks", "distinct", "first_of_each", "is_in", "joined", "places_in"]
 
 Number = TypeVar("Number", bound=np.generic)
 
@@ -24,6 +24,31 @@ def blocks(size: int) -> Iterator[slice]:
     """Yield the parts in which long arrays are worked through."""
     for begin in range(0, size, BLOCK):
         yield slice(begin, min(begin + BLOCK, size))
+
+
+class Growing:
+    """Columns of numbers that are filled piece by piece.
+
+    Args:
+        room: as many rows as there may ever be; memory is taken for those that come.
+        types: the type of each column.
+    """
+
+    def __init__(self, room: int, *types: type[np.generic]) -> None:
+        self._columns = [np.empty(room, dtype=kind) for kind in types]
+        self._rows = 0
+
+    def append(self, *pieces: NDArray[Any]) -> None:
+        """Add rows: an array for each column."""
+        end = self._rows + pieces[0].size
+        for column, piece in zip(self._columns, pieces, strict=True):
+            column[self._rows : end] = piece
+        self._rows = end
+
+    @property
+    def columns(self) -> list[NDArray[Any]]:
+        """What has come."""
+        return [column[: self._rows] for column in self._columns]
 
 
 def joined(parts: Sequence[NDArray[Number]]) -> NDArray[Number]:

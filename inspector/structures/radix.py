@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from inspector import pte
-from inspector.memory.arrays import distinct, first_of_each, is_in, joined
+from inspector.memory.arrays import Growing, distinct, first_of_each, is_in, joined
 from inspector.memory.base import ABSENT, U64, AddressSpace, addresses, why_missing
 from inspector.structures.dense import DenseMap
 
@@ -186,6 +186,7 @@ def walk(space: AddressSpace, root: pte.Root) -> LeafTable:
             width = int(one) & 0xFF
             page_shift = (int(one) >> 8) - width
             step = max(1, READ_LIMIT // (8 << width))
+            kept = Growing(rows.size << width, np.uint64, np.uint64, np.uint64)
             for begin in range(0, rows.size, step):
                 part = rows[begin : begin + step]
                 found = _table_entries(space, table[part], base[part], width, page_shift)
@@ -204,10 +205,11 @@ def walk(space: AddressSpace, root: pte.Root) -> LeafTable:
                 next_shift = np.full(on.size, page_shift, dtype=np.uint64)
                 following.append((entry[on] & NEXT, address[on], entry[on] & BITS, next_shift))
                 if on.size or wrong.any():
-                    kept = np.flatnonzero(is_leaf & ~wrong)
-                    address, entry, where = address[kept], entry[kept], where[kept]
-                size = np.full(entry.size, page_shift, dtype=np.uint8)
-                leaves.append((address, entry, size, where))
+                    good = np.flatnonzero(is_leaf & ~wrong)
+                    address, entry, where = address[good], entry[good], where[good]
+                kept.append(address, entry, where)
+            address, entry, where = kept.columns
+            leaves.append((address, entry, np.full(entry.size, page_shift, np.uint8), where))
         if not following:
             break
         table, base, bits, shift = (
