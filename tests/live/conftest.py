@@ -55,7 +55,9 @@ def boot(_own_state: None) -> Iterator[Callable[..., Lab]]:
         def start(scenario: str = "mixed", machine: str = "powernv9", idle: str = "host") -> Lab:
             name = f"{machine}-{scenario}-{idle}"
             if name not in machines:
-                started = Machine.start(scenario=scenario, machine=machine, idle=idle, name=name)
+                started = Machine.start(
+                    scenario=scenario, machine=machine, idle=idle, name=name, radix=True
+                )
                 machines[name] = Lab(stack.enter_context(started))
             return machines[name]
 

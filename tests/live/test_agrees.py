@@ -12,6 +12,9 @@ import pytest
 
 from fixtures.lab.expectation import Expectation
 from fixtures.lab.machine import stopped_times
+from fixtures.lab.opinions.byinspector import state
+from fixtures.lab.opinions.byradix import tables_of
+from fixtures.lab.opinions.compare import compare, shown, shown_by_debugfs
 from fixtures.lab.specified import leaves_read, specified
 from inspector.capture import Capture, write_capture
 from inspector.checks.verdict import Verdict, judge
@@ -40,6 +43,15 @@ def _assert_agrees(snapshot: Snapshot, expected: Expectation) -> None:
         assert slots_of(vm) == words
         assert leaves_of(vm) == leaves
     _assert_specified(snapshot, expected)
+    _assert_as_debugfs_shows(snapshot, expected)
+
+
+def _assert_as_debugfs_shows(snapshot: Snapshot, expected: Expectation) -> None:
+    """Hold L0's and the shadow tables against what L0's kernel itself says of them."""
+    vms = state(snapshot)
+    theirs = tables_of(expected, vms)
+    assert len(theirs) == sum(known.radix for known in expected.vms)
+    assert compare(shown(vms), shown_by_debugfs(theirs)).differences == []
 
 
 def _assert_specified(snapshot: Snapshot, expected: Expectation) -> None:
