@@ -98,15 +98,16 @@ def test_another_word_than_expected_is_an_alarm() -> None:
     where = next(iter(right.slots))
     tally.compare(snapshot, replace(right, slots={**right.slots, where: [1]}))
     tally.compare(snapshot, replace(right, leaves=right.leaves[1:]))
-    tally.compare(snapshot, replace(right, errors=["the kernel said: BUG:"]))
+    tally.compare(snapshot, replace(right, errors=["lpid 1 ended", "the kernel said: BUG:"]))
     tally.compare(replace(snapshot, vms=()), right)
     assert [alarm.split(" ")[2] for alarm in tally.alarms] == [
         "words",
         "leaves",
-        "the",
+        "lpid",
         "words",
         "leaves",
     ]
+    assert tally.columns()["kernel_warned"] == "BUG:"
 
 
 def test_a_row_takes_the_place_of_its_like() -> None:
