@@ -26,7 +26,15 @@ SLOT_ARGUMENT = 1
 """Which argument of an insertion, or of an update of R and C, is the slot."""
 
 _NO_READINGS = frozenset({"n", "cpu", "f", "in", "args", "ret", "slot", "slots"})
-_DAMAGE = (AttributeError, IndexError, KeyError, OverflowError, TypeError, ValueError)
+_DAMAGE = (
+    AttributeError,
+    IndexError,
+    KeyError,
+    OverflowError,
+    RecursionError,
+    TypeError,
+    ValueError,
+)
 
 
 @dataclass(frozen=True)

@@ -7,11 +7,8 @@ for seconds, is taken as one array.
 from __future__ import annotations
 
 import contextlib
-import gzip
 import io
-import lzma
 import struct
-import zlib
 from collections.abc import Iterator
 from functools import cached_property
 from pathlib import Path
@@ -24,6 +21,7 @@ from numpy.typing import NDArray
 from inspector.errors import BadData
 from inspector.memory.arrays import is_in
 from inspector.memory.elfcore import parse_notes
+from inspector.memory.packed import is_packed, unpack
 
 __all__ = ["NT_GNU_BUILD_ID", "ElfFile", "SymbolTable", "build_ids_anywhere", "unpacked"]
 
@@ -39,34 +37,13 @@ def unpacked(path: Path) -> bytes:
     """Return the contents of a file, decompressed if it is xz, zstd or gzip.
 
     Raises:
-        BadData: the file cannot be read or its compression is damaged.
+        BadData: the file cannot be read, is damaged, or unpacks to too much.
     """
     try:
         data = path.read_bytes()
-        if data.startswith(b"\xfd7zXZ\0"):
-            return lzma.decompress(data)
-        if data.startswith(b"\x1f\x8b"):
-            return gzip.decompress(data)
-        if data.startswith(b"\x28\xb5\x2f\xfd"):
-            return _from_zstd(path, data)
     except OSError as error:
         raise BadData(f"cannot read {path}: {error.strerror or error}") from error
-    except (lzma.LZMAError, zlib.error, EOFError) as error:
-        raise BadData(f"{path} is damaged: {error}") from error
-    return data
-
-
-def _from_zstd(path: Path, data: bytes) -> bytes:
-    import zstandard
-
-    frame = zstandard.ZstdDecompressor().decompressobj()
-    try:
-        content: bytes = frame.decompress(data)
-    except zstandard.ZstdError as error:
-        raise BadData(f"{path} is damaged: {error}") from error
-    if not frame.eof:
-        raise BadData(f"{path} is truncated: it ends within its zstd frame")
-    return content
+    return unpack(path, data) if is_packed(data) else data
 
 
 class SymbolTable:

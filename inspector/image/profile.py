@@ -124,6 +124,34 @@ STRUCTS: Mapping[str, tuple[str, ...]] = {
 }
 """Structures and the members that are looked up in every kernel."""
 
+AGGREGATES = frozenset(
+    {
+        "btf.name",
+        "btf_module.list",
+        "kvm.__memslots",
+        "kvm.arch.kvm_nested_guest_idr",
+        "kvm.arch.nested_guests",
+        "kvm.memslots",
+        "kvm.mmu_lock",
+        "kvm.vm_list",
+        "kvm_memory_slot.gfn_node",
+        "kvm_memslots.memslots",
+        "module.list",
+        "module.mem",
+        "module.name",
+        "xa_node.slots",
+    }
+)
+"""Members that are arrays or structures; all others are integers."""
+
+INTEGERS = (1, 2, 4, 8)
+"""Sizes of integers in bytes."""
+
+GATHERED = ("revmap_entry", "rmap_nested")
+"""Structures that are read by the thousand, and as words."""
+GATHERED_LIMIT = 1 << 8
+WORD = 8
+
 OPTIONAL_STRUCTS = frozenset(
     {"btf", "btf_module", "kernel_symbol", "module_memory", "qspinlock", "revmap_entry"}
 )
@@ -215,8 +243,18 @@ class Profile:
         return self.page_size.bit_length() - 1
 
     def struct(self, name: str) -> StructLayout:
-        """Return the layout of a structure."""
-        return self.structs[name]
+        """Return the layout of a structure.
+
+        Raises:
+            TargetNotSupported: this kernel has no such structure.
+        """
+        try:
+            return self.structs[name]
+        except KeyError:
+            raise TargetNotSupported(
+                f"the layout of this kernel was taken without struct {name}; take it again with "
+                "'inspector layout'"
+            ) from None
 
     def to_json(self) -> dict[str, Any]:
         """Return the documented JSON form."""
@@ -315,7 +353,16 @@ class Profile:
             for name, layout in self.structs.items()
             for member, (offset, size) in layout.members.items()
             if not 0 <= offset <= offset + size <= layout.size <= STRUCT_LIMIT
+            or not (size in INTEGERS or f"{name}.{member}" in AGGREGATES)
         ]
+        wrong += [
+            name
+            for name, layout in self.structs.items()
+            if not 0 < layout.size <= STRUCT_LIMIT
+            or (name in GATHERED and (layout.size % WORD or layout.size > GATHERED_LIMIT))
+        ]
+        nodes = self.structs["rmap_nested"].members.items()
+        wrong += [f"rmap_nested.{member}" for member, place in nodes if place[0] % WORD]
         if wrong:
             raise BadData(f"the layout profile has no possible place for {', '.join(wrong)}")
         if self.page_size not in (1 << 12, 1 << 16):

@@ -25,6 +25,8 @@ __all__ = ["NO_RMAPS", "Arrays", "read_arrays", "read_rmaps"]
 WORD = 8
 READ_LIMIT = 1 << 22
 """So many bytes of an array are read at once, and stay in the cache until they are gone through."""
+MISSING_LIMIT = 1 << 26
+"""Bytes of an array; where so many in a row are missing, what is left is taken for missing."""
 FEW, LONG = 16, 16
 """When so few lists are longer than so many nodes, what they lead to is guessed."""
 RUN = 1 << 16
@@ -86,7 +88,11 @@ def read_rmaps(kernel: KernelSpace, memslots: tuple[Memslot, ...]) -> Rmaps:
 
 
 def read_arrays(kernel: KernelSpace, memslots: tuple[Memslot, ...]) -> Arrays:
-    """Return the non-zero words of every memslot's array."""
+    """Return the non-zero words of every memslot's array.
+
+    A memslot can say that it has any number of pages.  Where much of its
+    array is missing, the rest is not looked for, and is unread, too.
+    """
     parts = [_array(kernel, number, slot) for number, slot in enumerate(memslots) if slot.rmap]
     if not parts:
         return Arrays(_NO_INDEX, _NONE, _NONE, _NONE, [])
@@ -103,34 +109,55 @@ def _array(kernel: KernelSpace, number: int, slot: Memslot) -> Arrays:
     """Return the non-zero words of one memslot's array."""
     page = kernel.page_size
     first = slot.rmap - slot.rmap % page
+    per_page = page // WORD
     skip = (slot.rmap - first) // WORD
     pages = -(-(slot.rmap % page + slot.npages * WORD) // page)
     found = Growing(slot.npages, np.uint64, np.uint64)
-    unread: list[tuple[int, int]] = []
+    lost: list[tuple[int, int]] = []
     step = max(1, READ_LIMIT // page)
+    missing = 0
     for begin in range(0, pages, step):
+        if missing >= MISSING_LIMIT:
+            lost.append((begin, pages))
+            break
         count = min(step, pages - begin)
         where = addresses(first) + np.arange(begin, begin + count, dtype=np.uint64) * np.uint64(
             page
         )
         records = kernel.read_many(where, page)
         words = records.words(kernel.profile.byte_order).reshape(-1)
-        before = begin * (page // WORD) - skip
+        before = begin * per_page - skip
         part = words[max(0, -before) : slot.npages - before]
         index = np.flatnonzero(part)
         found.append((index + max(0, before)).astype(np.uint64), part[index])
-        for lost in np.flatnonzero(~records.present):
-            low = max(0, (begin + int(lost)) * (page // WORD) - skip)
-            high = min(slot.npages, (begin + int(lost) + 1) * (page // WORD) - skip)
-            if unread and sum(unread[-1]) == slot.base_gfn + low:
-                unread[-1] = (unread[-1][0], slot.base_gfn + high - unread[-1][0])
-            else:
-                unread.append((slot.base_gfn + low, high - low))
+        missing = 0 if records.present.any() else missing + count * page
+        lost += [(begin + low, begin + high) for low, high in _runs(~records.present)]
     position, head = found.columns
     where = position * np.uint64(WORD)
     where += addresses(slot.rmap)
     position += addresses(slot.base_gfn)
+    unread = _gaps(slot, skip, per_page, lost)
     return Arrays(np.full(head.size, number, dtype=np.int64), position, where, head, unread)
+
+
+def _runs(rows: NDArray[np.bool_]) -> list[tuple[int, int]]:
+    """Return where each run of true rows begins and ends."""
+    edges = np.flatnonzero(np.diff(np.concatenate(([False], rows, [False]))))
+    return list(zip(edges[::2].tolist(), edges[1::2].tolist(), strict=True))
+
+
+def _gaps(
+    slot: Memslot, skip: int, per_page: int, lost: list[tuple[int, int]]
+) -> list[tuple[int, int]]:
+    """Return the gaps ``(first gfn, pages)`` that missing pages of an array make."""
+    gaps: list[tuple[int, int]] = []
+    for begin, end in lost:
+        low = slot.base_gfn + max(0, begin * per_page - skip)
+        high = slot.base_gfn + min(slot.npages, end * per_page - skip)
+        if gaps and sum(gaps[-1]) == low:
+            low = gaps.pop()[0]
+        gaps.append((low, high - low))
+    return gaps
 
 
 class _Entries(NamedTuple):

@@ -14,6 +14,9 @@ from numpy.typing import NDArray
 
 __all__ = ["Growing", "blocks", "distinct", "first_of_each", "is_in", "joined", "places_in"]
 
+FIRST_ROOM = 1 << 20
+"""So many rows have room at once."""
+
 Number = TypeVar("Number", bound=np.generic)
 
 BLOCK = 1 << 16
@@ -30,17 +33,24 @@ class Growing:
     """Columns of numbers that are filled piece by piece.
 
     Args:
-        room: as many rows as there may ever be; memory is taken for those that come.
+        room: as many rows as there are said to be at most.  It may be any
+            number: memory is taken for those that come.
         types: the type of each column.
     """
 
     def __init__(self, room: int, *types: type[np.generic]) -> None:
-        self._columns = [np.empty(room, dtype=kind) for kind in types]
+        self._room = min(room, FIRST_ROOM)
+        self._columns = [np.empty(self._room, dtype=kind) for kind in types]
         self._rows = 0
 
     def append(self, *pieces: NDArray[Any]) -> None:
         """Add rows: an array for each column."""
         end = self._rows + pieces[0].size
+        if end > self._room:
+            self._room = max(end, self._room + self._room // 4)
+            for column in self._columns:
+                # in place, where the allocator can
+                column.resize(self._room, refcheck=False)
         for column, piece in zip(self._columns, pieces, strict=True):
             column[self._rows : end] = piece
         self._rows = end

@@ -1,14 +1,13 @@
 """The bytes of a dump file by their position, however the file is wrapped.
 
-A plain file is mapped, so only what is read is touched.  A zstd frame (this
-tool's captures) is unpacked.  The flattened form of makedumpfile, which is
+A plain file is mapped, so only what is read is touched.  A packed one (this
+tool's captures are zstd frames) is unpacked.  The flattened form of makedumpfile, which is
 for pipes, is a sequence of records that say where in the file their bytes
 belong; an index of the records makes it a file again.
 """
 
 from __future__ import annotations
 
-import io
 import mmap
 import struct
 from array import array
@@ -19,17 +18,12 @@ import numpy as np
 
 from inspector.errors import BadData
 from inspector.memory.base import U64, Bytes, addresses
+from inspector.memory.packed import AGAIN, is_packed, unpack
 from inspector.memory.segments import SegmentedMemory
 
 __all__ = ["AGAIN", "DumpFile", "open_file"]
 
-AGAIN = "copy it again, or take another dump"
-"""What to do with a file that is not whole."""
-
-ZSTD_MAGIC = b"\x28\xb5\x2f\xfd"
-UNPACK_STEP = 1 << 12
-CAPTURE_LIMIT = 1 << 32
-"""A compressed core may unpack to this many bytes; more is taken for a bomb."""
+MAGIC_LENGTH = 6
 
 FLAT_MAGIC = b"makedumpfile\0\0\0\0"
 FLAT_HEADER = 4096
@@ -78,15 +72,13 @@ def open_file(path: Path, *, wrapped: bool = True) -> DumpFile:
     mapped = None
     try:
         with path.open("rb") as file:
-            magic = file.read(4)
+            magic = file.read(MAGIC_LENGTH)
             if not magic:
                 raise BadData(f"{path} is empty; give a dump or a capture of the KVM-HV host")
-            if wrapped and magic == ZSTD_MAGIC:
-                file.seek(0)
-                buffer = np.frombuffer(_decompressed(path, file), dtype=np.uint8)
-            else:
-                mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-                buffer = np.frombuffer(mapped, dtype=np.uint8)
+            mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+            buffer = np.frombuffer(mapped, dtype=np.uint8)
+            if wrapped and is_packed(magic):
+                buffer, mapped = np.frombuffer(unpack(path, buffer.data), dtype=np.uint8), None
     except OSError as error:
         raise BadData(f"cannot open {path}: {error.strerror}; {_remedy(error)}") from error
     except ValueError as error:
@@ -101,27 +93,6 @@ def _remedy(error: OSError) -> str:
     if isinstance(error, PermissionError):
         return "run as a user who may read it"
     return "give the name of a dump or a capture"
-
-
-def _decompressed(path: Path, file: io.BufferedReader) -> bytes:
-    import zstandard
-
-    out = io.BytesIO()
-    frame = zstandard.ZstdDecompressor().decompressobj()
-    try:
-        while piece := file.read(UNPACK_STEP):
-            while piece:
-                if frame.eof:
-                    frame = zstandard.ZstdDecompressor().decompressobj()
-                out.write(frame.decompress(piece))
-                piece = frame.unused_data
-            if out.tell() > CAPTURE_LIMIT:
-                raise BadData(f"{path} unpacks to more than {CAPTURE_LIMIT >> 30} GiB")
-    except zstandard.ZstdError as error:
-        raise BadData(f"{path} is damaged: {error}; {AGAIN}") from error
-    if not frame.eof:
-        raise BadData(f"{path} is truncated: it ends within its zstd frame; {AGAIN}")
-    return out.getvalue()
 
 
 def _unflattened(path: Path, buffer: Bytes, mapped: mmap.mmap | None) -> SegmentedMemory:

@@ -21,6 +21,9 @@ __all__ = ["Block", "RamMap", "large_blocks", "parse_mtree"]
 LARGE = 1 << 26
 """Bytes; no machine for Linux has its memory in blocks that are smaller."""
 
+END_LIMIT = 1 << 60
+"""Physical addresses have fewer bits than this on every POWER."""
+
 _LINE = re.compile(r"^ +([0-9a-f]{16})-([0-9a-f]{16}) \(prio -?\d+, (\w+)\): ")
 _BLOCK = re.compile(
     r"^ *(\S+) +\d+ \w+ +0x[0-9a-f]+ +0x([0-9a-f]+) +0x[0-9a-f]+ +0x([0-9a-f]+) +r[wo]\s*?$", re.M
@@ -84,7 +87,7 @@ def parse_mtree(text: str) -> RamMap:
                 ranges[-1] = (ranges[-1][0], end)
             else:
                 ranges.append((begin, end))
-    if not ranges:
+    if not ranges or not all(begin < end <= END_LIMIT for begin, end in ranges):
         raise TargetNotSupported(
             "'monitor info mtree -f' shows no RAM; the stub must be QEMU's, for a system emulation",
             Step.QEMU,

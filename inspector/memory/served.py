@@ -24,6 +24,8 @@ from inspector.memory.stub import StubMemory
 __all__ = ["SERVED_PREFIX", "open_served"]
 
 SERVED_PREFIX = "served:"
+ANSWER_LIMIT = 1 << 26
+"""Bytes; what is read at once is less."""
 BATCH = 64
 """Ranges in one request: between two of them GDB can see that the user wants it back."""
 
@@ -61,6 +63,8 @@ class _Lender:
             self._stream.write(request.encode() + b"\n")
             self._stream.flush()
             kind, _, length = self._stream.readline().partition(b" ")
+            if length and not 0 <= int(length) <= ANSWER_LIMIT:
+                raise ValueError(f"it announces {int(length)} bytes")
             answer = self._stream.read(int(length)) if length else b""
         except (OSError, ValueError) as error:
             raise TargetNotSupported(f"GDB was asked to {request[:40]}: {error}") from error
@@ -78,6 +82,8 @@ class _Lender:
             batch = ranges[first : first + BATCH]
             numbers = " ".join(f"{address:x} {length:x}" for address, length in batch)
             answer = self.ask(f"read {numbers}")
+            if len(answer) != sum(length for _, length in batch):
+                raise TargetNotSupported("the GDB that lent the machine gave less than was asked")
             begin = 0
             for _, length in batch:
                 pieces.append(answer[begin : begin + length])

@@ -32,12 +32,12 @@ def idr_entries(kernel: KernelSpace, idr: int) -> Iterator[tuple[int, int]]:
     """
     base = kernel.field("idr", idr, "idr_base")
     head = kernel.field("idr", idr, "idr_rt.xa_head")
-    for index, pointer in _entries(kernel, head, 0, None):
+    for index, pointer in _entries(kernel, head, 0, None, set()):
         yield index + base, pointer
 
 
 def _entries(
-    kernel: KernelSpace, entry: int, index: int, above: int | None
+    kernel: KernelSpace, entry: int, index: int, above: int | None, seen: set[int]
 ) -> Iterator[tuple[int, int]]:
     if entry & INTERNAL_MASK != INTERNAL:
         pointer = entry & ~INTERNAL_MASK
@@ -47,6 +47,9 @@ def _entries(
     node = entry & ~INTERNAL_MASK
     if node < RESERVED:
         return
+    if node in seen:
+        raise BadData(f"the xarray meets the node at {node:#x} twice")
+    seen.add(node)
     shift = kernel.field("xa_node", node, "shift")
     if shift % CHUNK_SHIFT or shift >= 64 or (above is not None and shift != above - CHUNK_SHIFT):
         raise BadData(f"the xarray node at {node:#x} has a shift of {shift}, which cannot be here")
@@ -56,4 +59,4 @@ def _entries(
     for i in np.flatnonzero(slots):
         if shift == 0 and int(slots[i]) & INTERNAL_MASK == INTERNAL:
             continue
-        yield from _entries(kernel, int(slots[i]), index + (int(i) << shift), shift)
+        yield from _entries(kernel, int(slots[i]), index + (int(i) << shift), shift, seen)

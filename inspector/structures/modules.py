@@ -123,6 +123,8 @@ def module_symbols(kernel: KernelSpace, module: int) -> SymbolTable:
     names = np.frombuffer(entries, dtype=kernel.profile.byte_order + "u4")[:: SYMBOL_SIZE // 4]
     strtab = kernel.field("mod_kallsyms", kallsyms, "strtab")
     last = int(names.max())
+    if last > MEMORY_LIMIT:
+        raise BadData(f"the module at {module:#x} says that it has {last} bytes of names")
     strings = kernel.read(strtab, last) + _rest_of_string(kernel, strtab + last)
     return SymbolTable(entries, strings, kernel.profile.byte_order)
 

@@ -1,0 +1,105 @@
+"""Files packed with xz, gzip or zstd, unpacked piece by piece, up to a limit.
+
+A few KB can unpack to more than any machine has: what a file says of itself
+is not believed, and what it asks for is not granted beyond the limits.
+"""
+
+from __future__ import annotations
+
+import io
+import lzma
+import zlib
+from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple, Protocol
+
+from inspector.errors import BadData
+
+__all__ = ["AGAIN", "UNPACKED_LIMIT", "is_packed", "unpack"]
+
+AGAIN = "copy it again, or take another dump"
+"""What to do with a file that is not whole."""
+
+UNPACKED_LIMIT = 1 << 32
+"""A file may unpack to this many bytes; more is taken for a bomb."""
+
+STEP = 1 << 12
+"""Bytes that are unpacked at once: a bomb is seen before it takes much more than the limit."""
+DICTIONARY_LIMIT = 1 << 28
+"""Bytes an xz stream may ask for; the strongest preset of xz takes a quarter of it."""
+GZIP_WINDOW = 31
+
+
+class _Stream(Protocol):
+    @property
+    def eof(self) -> bool: ...
+    @property
+    def unused_data(self) -> bytes: ...
+    def decompress(self, data: bytes, /) -> bytes: ...
+
+
+class _Packing(NamedTuple):
+    """How a stream is begun, and what is raised where it is damaged."""
+
+    begin: Callable[[], _Stream]
+    damage: type[Exception]
+
+
+def _xz() -> _Packing:
+    return _Packing(
+        lambda: lzma.LZMADecompressor(lzma.FORMAT_XZ, memlimit=DICTIONARY_LIMIT), lzma.LZMAError
+    )
+
+
+def _gzip() -> _Packing:
+    return _Packing(lambda: zlib.decompressobj(GZIP_WINDOW), zlib.error)
+
+
+def _zstd() -> _Packing:
+    import zstandard
+
+    return _Packing(lambda: zstandard.ZstdDecompressor().decompressobj(), zstandard.ZstdError)
+
+
+_PACKINGS: dict[bytes, Callable[[], _Packing]] = {
+    b"\xfd7zXZ\0": _xz,
+    b"\x1f\x8b": _gzip,
+    b"\x28\xb5\x2f\xfd": _zstd,
+}
+
+
+def is_packed(data: bytes) -> bool:
+    """Say whether a file that begins so is packed in a way that is known."""
+    return data.startswith(tuple(_PACKINGS))
+
+
+def unpack(path: Path, data: bytes | memoryview) -> bytes:
+    """Return what the contents of a packed file unpack to; streams may follow each other.
+
+    Args:
+        path: the file, for messages.
+        data: its contents.
+
+    Raises:
+        BadData: they are damaged or truncated, or unpack to more than the limit.
+    """
+    whole = memoryview(data)
+    packing = next(of for magic, of in _PACKINGS.items() if whole[: len(magic)] == magic)()
+    out = io.BytesIO()
+    stream = packing.begin()
+    try:
+        for begin in range(0, len(whole), STEP):
+            piece = bytes(whole[begin : begin + STEP])
+            while piece:
+                if stream.eof:
+                    stream = packing.begin()
+                out.write(stream.decompress(piece))
+                # zeros may follow a stream
+                piece = stream.unused_data.lstrip(b"\0") if stream.eof else b""
+                if out.tell() > UNPACKED_LIMIT:
+                    raise BadData(f"{path} unpacks to more than {UNPACKED_LIMIT >> 30} GiB")
+    except (packing.damage, EOFError) as error:
+        raise BadData(f"{path} is damaged: {error}; {AGAIN}") from error
+    if not stream.eof:
+        raise BadData(f"{path} is truncated: it ends within what is packed; {AGAIN}")
+    return out.getvalue()

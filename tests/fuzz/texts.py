@@ -1,0 +1,166 @@
+"""Texts: of captures, recordings and expectations, and what GDB, QEMU and a lender say."""
+
+from __future__ import annotations
+
+import functools
+import json
+import random
+import socket
+
+import numpy as np
+
+from fixtures.synthetic import build
+from inspector.capture import NOTE_NAME, Capture, read_capture
+from inspector.image.elf import unpacked
+from inspector.kvm.collect import collect, vm_list
+from inspector.memory import mi
+from inspector.memory.base import addresses
+from inspector.memory.direct import hva_of
+from inspector.memory.elfcore import ElfCore, Note
+from inspector.memory.ram import RamMap, large_blocks, parse_mtree
+from inspector.memory.segments import SegmentedMemory
+from inspector.memory.served import open_served
+from inspector.memory.stores import stored_range
+from inspector.questions.expected import departures, read_expected
+from inspector.recording import read_recording
+from inspector.replay import replay
+from inspector.session import Acquired
+from inspector.structures.space import KernelSpace
+from tests.fixtures import DIRECTORY, description, opened
+from tests.fuzz.mutate import json_tree, text
+from tests.fuzz.target import Target, asked, saved
+from tests.memory.test_ram import MTREE
+
+__all__ = ["TEXTS"]
+
+LINES = 60
+RECORDINGS = DIRECTORY.parent / "recordings"
+STALE = DIRECTORY / "powernv9-stale.core.zst"
+RAMBLOCK = """\
+              Block Name    PSize              Offset               Used              Total                HVA  RO
+            ppc_spapr.ram   64 KiB  0x0000000000000000 0x0000000080000000 0x0000000080000000 0x00007f0000000000 rw
+"""  # noqa: E501
+
+
+@functools.cache
+def _memory() -> SegmentedMemory:
+    return build([]).memory
+
+
+def _notes() -> tuple[bytes, ...]:
+    made = build([])
+    note = {"format": 1, "profile": made.profile.to_json(), "facts": {"taken": "2026"}}
+    return (json.dumps(note).encode(),)
+
+
+def read_note(data: bytes) -> None:
+    """Read a capture with this note."""
+    capture = read_capture(ElfCore(_memory(), (Note(NOTE_NAME, 0, data),)))
+    assert isinstance(capture, Capture)
+    kernel = KernelSpace(capture.memory, capture.profile)
+    collect(kernel, vm_list(kernel))
+
+
+@functools.cache
+def _recordings() -> tuple[bytes, ...]:
+    lines = unpacked(RECORDINGS / "powernv9-random.jsonl.zst").splitlines(keepends=True)
+    return tuple(b"".join([lines[0], *lines[1:LINES][:count]]) for count in (4, 20, LINES))
+
+
+@functools.cache
+def _recorded() -> Acquired:
+    return opened(RECORDINGS / "powernv9-random.core.zst")
+
+
+def follow(data: bytes) -> None:
+    """Replay a recording, and hold it against the capture of its end."""
+    replay(read_recording(saved(data)), _recorded().snapshot)
+
+
+def _line_of_json(data: bytes, chance: random.Random) -> bytes:
+    """Change one line of JSON, or the text."""
+    lines = data.split(b"\n")
+    at = chance.randrange(len(lines))
+    if chance.random() < 0.8:
+        lines[at] = json_tree(lines[at], chance)
+        return b"\n".join(lines)
+    return text(data, chance)
+
+
+def _expectations() -> tuple[bytes, ...]:
+    return (json.dumps(description(STALE)["expected"]).encode(),)
+
+
+def expect(data: bytes) -> None:
+    """Hold a capture against an expectation."""
+    departures(read_expected(saved(data)), opened(STALE).snapshot)
+
+
+def _said_by_qemu() -> tuple[bytes, ...]:
+    rest = ("Host virtual address for 0x0 (ppc.ram) is 0x7f0000000000", "std r9,-8(r4)")
+    return tuple(one.encode() for one in (MTREE, RAMBLOCK, *rest, "stdux r9,r4,r5", "dcbz 0,r3"))
+
+
+def hear_qemu(data: bytes) -> None:
+    """Take a text for each answer of QEMU's monitor, and for an instruction."""
+    said = data.decode("utf-8", "replace")
+    large_blocks(said)
+    stored_range(said, lambda _: 9)
+    asked(hva_of, said)
+    ram = parse_mtree(said)
+    assert isinstance(ram, RamMap)
+    ram.covers(addresses([0, 1 << 32, (1 << 64) - 1]), 16)
+
+
+def _said_by_gdb() -> tuple[bytes, ...]:
+    return (
+        b'7^done,memory=[{begin="0x0",offset="0x0",end="0x4",contents="00112233"}]',
+        b'7^error,msg="Cannot access memory at address 0xbad"',
+        rb'~"FlatView #0\n AS \"memory\", root: system\n"',
+        b'*stopped,reason="signal-received",frame={addr="0x1",args=[]},thread-id="1"',
+        b'=thread-group-added,id="i1"',
+    )
+
+
+def hear_gdb(data: bytes) -> None:
+    """Take a line for a record, for console output, and for the contents of memory."""
+    line = data.replace(b"\n", b"")
+    mi._parsed(line)
+    mi._text(line)
+    asked(mi._contents, line, 0, 4)
+
+
+def _said_by_a_lender() -> tuple[bytes, ...]:
+    served = MTREE.encode()
+    whole = (
+        b"ok %d\n" % len(served)
+        + served
+        + b"ok 3\nGDB"
+        + b"ok 12\n"
+        + bytes(12)
+        + b"ok 10\n"
+        + bytes(10)
+    )
+    return (whole, b"error 4\nlost")
+
+
+def hear_lender(data: bytes) -> None:
+    """Take an input for all that a lender of a machine says."""
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        theirs.setblocking(False)
+        theirs.send(data[: 1 << 15])
+        theirs.shutdown(socket.SHUT_WR)
+        _, memory = open_served(f"served:{ours.fileno()}")
+        memory.read_many(addresses([0, 8]), 4)
+        memory.read_many(np.arange(3, dtype=np.uint64), 8)
+
+
+TEXTS = {
+    "capture": Target(_notes, read_note, json_tree),
+    "recording": Target(_recordings, follow, _line_of_json),
+    "expectation": Target(_expectations, expect, json_tree),
+    "QEMU's monitor": Target(_said_by_qemu, hear_qemu, text),
+    "GDB/MI": Target(_said_by_gdb, hear_gdb, text),
+    "a machine that is lent": Target(_said_by_a_lender, hear_lender, text),
+}
