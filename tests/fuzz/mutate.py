@@ -56,13 +56,12 @@ def binary(known: Callable[[bytes], Iterable[Fields]]) -> Mutator:
         fields = [one for one in known(data) if one.places]
         weights = [min(len(one.places), WEIGHT) for one in fields]
         for _ in range(_changes(chance)):
-            picked = [
-                _field(one, chance) for one in chance.choices(fields, weights, k=2 * bool(fields))
-            ]
-            if picked and _fits(picked[0], changed) and chance.random() < 0.8:
-                _put(changed, picked[0], picked[1], chance)
-            else:
+            if not fields or chance.random() < 0.2:
                 _havoc(changed, chance)
+                continue
+            field, other = (_field(one, chance) for one in chance.choices(fields, weights, k=2))
+            if _fits(field, changed):
+                _put(changed, field, other, chance)
         return bytes(changed)
 
     return mutate

@@ -1,4 +1,4 @@
-"""Texts: of captures, recordings and expectations, and what GDB, QEMU and a lender say."""
+"""Texts: of captures, recordings and expectations, and what QEMU and a lender say."""
 
 from __future__ import annotations
 
@@ -13,7 +13,6 @@ from fixtures.synthetic import build
 from inspector.capture import NOTE_NAME, Capture, read_capture
 from inspector.image.elf import unpacked
 from inspector.kvm.collect import collect, vm_list
-from inspector.memory import mi
 from inspector.memory.base import addresses
 from inspector.memory.direct import hva_of
 from inspector.memory.elfcore import ElfCore, Note
@@ -112,24 +111,6 @@ def hear_qemu(data: bytes) -> None:
     ram.covers(addresses([0, 1 << 32, (1 << 64) - 1]), 16)
 
 
-def _said_by_gdb() -> tuple[bytes, ...]:
-    return (
-        b'7^done,memory=[{begin="0x0",offset="0x0",end="0x4",contents="00112233"}]',
-        b'7^error,msg="Cannot access memory at address 0xbad"',
-        rb'~"FlatView #0\n AS \"memory\", root: system\n"',
-        b'*stopped,reason="signal-received",frame={addr="0x1",args=[]},thread-id="1"',
-        b'=thread-group-added,id="i1"',
-    )
-
-
-def hear_gdb(data: bytes) -> None:
-    """Take a line for a record, for console output, and for the contents of memory."""
-    line = data.replace(b"\n", b"")
-    mi._parsed(line)
-    mi._text(line)
-    asked(mi._contents, line, 0, 4)
-
-
 def _said_by_a_lender() -> tuple[bytes, ...]:
     served = MTREE.encode()
     whole = (
@@ -161,6 +142,5 @@ TEXTS = {
     "recording": Target(_recordings, follow, _line_of_json),
     "expectation": Target(_expectations, expect, json_tree),
     "QEMU's monitor": Target(_said_by_qemu, hear_qemu, text),
-    "GDB/MI": Target(_said_by_gdb, hear_gdb, text),
     "a machine that is lent": Target(_said_by_a_lender, hear_lender, text),
 }

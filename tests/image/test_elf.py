@@ -15,6 +15,8 @@ from hypothesis import strategies as st
 
 from inspector.errors import BadData
 from inspector.image.elf import ElfFile, SymbolTable, build_id_in, unpacked
+from inspector.memory import packed
+from inspector.memory.dump import open_dump
 from tests.elfwriter import build_id_note, elf_file, function_table, symbol_table
 
 STRINGS = b"\0driver_modules\0linux_banner\0twice\0elsewhere\0"
@@ -175,6 +177,28 @@ def test_damaged_packed_files(tmp_path: Path, pack: Packer) -> None:
             unpacked(saved(tmp_path, changed))
         except BadData:
             continue
+
+
+@pytest.mark.parametrize("pack", PACKERS, ids=["xz", "gz", "zst"])
+def test_what_unpacks_to_too_much(
+    tmp_path: Path, pack: Packer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(packed, "UNPACKED_LIMIT", 1 << 20)
+    path = saved(tmp_path, pack(bytes(1 << 20)))
+    assert unpacked(path) == bytes(1 << 20)
+    for bomb in (pack(bytes((1 << 20) + 1)), pack(bytes(1 << 20)) + pack(b"x")):
+        for use in (unpacked, open_dump):
+            with pytest.raises(BadData, match="unpacks to more than"):
+                use(saved(tmp_path, bomb))
+
+
+def test_an_xz_stream_that_asks_for_too_much_memory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = saved(tmp_path, lzma.compress(kernel()))
+    monkeypatch.setattr(packed, "DICTIONARY_LIMIT", 1 << 16)
+    with pytest.raises(BadData, match=r"damaged: Memory usage limit"):
+        unpacked(path)
 
 
 def test_files_that_cannot_be_read(tmp_path: Path) -> None:

@@ -71,6 +71,19 @@ def member(place: Any) -> str:
     return json.dumps(raw)
 
 
+def struct(name: str, size: int, **members: list[int]) -> str:
+    raw = PROFILE.to_json()
+    layout = raw["structs"].setdefault(name, {"members": {}})
+    layout["size"] = size
+    layout["members"] |= members
+    return json.dumps(raw)
+
+
+def test_a_structure_that_a_profile_lacks() -> None:
+    with pytest.raises(TargetNotSupported, match="without struct kernel_symbol"):
+        PROFILE.struct("kernel_symbol")
+
+
 @pytest.mark.parametrize(
     "text",
     [
@@ -105,6 +118,13 @@ def member(place: Any) -> str:
         member([-8, 8]),
         member([0, 1 << 40]),
         member([1020, 8]),
+        member([40, 3]),
+        member([40, 0]),
+        struct("rmap_nested", size=24, rmap=[12, 8]),
+        struct("rmap_nested", size=20),
+        struct("rmap_nested", size=1 << 16),
+        struct("revmap_entry", size=1 << 16),
+        struct("module_memory", size=0),
     ],
 )
 def test_a_damaged_profile_is_bad_data(text: str | bytes) -> None:

@@ -207,6 +207,40 @@ def test_unreadable_pages_in_a_row_are_one_gap() -> None:
     assert read_rmaps(array.kernel, (beyond,)).unread == ((0x100 + 512, 5 * 512),)
 
 
+@pytest.mark.parametrize("rmap_array", [0xC008_7000_0000_0000, 0xC000_7000_0000_0000])
+def test_an_array_of_any_size_that_is_not_there(rmap_array: int) -> None:
+    """The largest memslot there can be costs no more than the limit, and the next one is read."""
+    array = Array.of({0: -2}, [])
+    pages = (1 << 31) - 1
+    absurd = Memslot(0, 0, 1 << 32, pages, 0, 0, rmap_array)
+    record = Counting(array.kernel.memory)
+    found = read_rmaps(KernelSpace(record, array.kernel.profile), (absurd, array.memslot))
+    assert found.unread == ((1 << 32, pages),)
+    assert found.gfn.tolist() == [array.memslot.base_gfn]
+    assert record.asked <= rmap.MISSING_LIMIT // PAGE + 3 * rmap.READ_LIMIT // PAGE
+
+
+def test_what_lies_behind_a_hole_is_read() -> None:
+    """A hole of one batch is not yet the end of an array."""
+    batch = 16 * PAGE // 8
+    array = Array.of({2 * batch: -2}, [])
+    with mock.patch.object(rmap, "READ_LIMIT", 16 * PAGE):
+        before = Memslot(0, 0, 0, 3 * batch + 1, 0, 0, array.memslot.rmap - 16 * PAGE)
+        found = read_rmaps(array.kernel, (before,))
+    assert found.gfn.tolist() == [3 * batch]
+    assert found.unread == ((0, batch),)
+
+
+class Counting(RecordingMemory):
+    """Counts the records that are asked for."""
+
+    asked = 0
+
+    def read_many(self, where: U64, length: int) -> Records:
+        self.asked += where.size
+        return super().read_many(where, length)
+
+
 def test_no_memslot_and_no_array_are_no_slots() -> None:
     array = Array.of({}, [])
     assert len(read_rmaps(array.kernel, ())) == 0

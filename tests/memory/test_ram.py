@@ -56,7 +56,14 @@ def test_carriage_returns_do_not_matter() -> None:
 
 @pytest.mark.parametrize(
     "text",
-    ["", "unknown command: 'info mtree -f'\n", MTREE.replace("ram)", "i/o)"), MTREE[:420]],
+    [
+        "",
+        "unknown command: 'info mtree -f'\n",
+        MTREE.replace("ram)", "i/o)"),
+        MTREE[:420],
+        MTREE.replace("000000017fffffff", "ffffffffffffffff"),
+        MTREE.replace("000000017fffffff", "00000000ffffffff"),
+    ],
 )
 def test_text_without_ram_is_refused(text: str) -> None:
     with pytest.raises(TargetNotSupported, match="no RAM"):

@@ -90,6 +90,9 @@ def test_many_ranges_are_asked_for_in_batches() -> None:
     [
         (lambda numbers: b"error 9\nno target", "GDB could not read 100 8: no target"),
         (lambda numbers: b"ok many\n", "GDB was asked to read 100 8"),
+        (lambda numbers: b"ok 1000000000000\n", "announces 1000000000000 bytes"),
+        (lambda numbers: b"ok -1\n", "announces -1 bytes"),
+        (lambda numbers: b"ok 5\nshort", "gave less than was asked"),
         (None, "the GDB that lent the machine took it back"),
     ],
 )

@@ -112,6 +112,20 @@ def test_reserved_ids_and_markers_are_passed_over() -> None:
     assert list(idr_entries(space(kernel), where)) == [(3, LINEAR | 0x5000)]
 
 
+def test_an_idr_whose_nodes_are_shared_ends() -> None:
+    """A few nodes that all lead to the next one would have more entries than memory."""
+    kernel = Kernel(4096, "<")
+    below = 0
+    for height in range(8):
+        node = kernel.new("xa_node", shift=6 * height)
+        for i in range(64):
+            kernel.store(node + 40 + 8 * i, below | 2 if below else LINEAR | 4096)
+        below = node
+    where = idr(kernel, below | 2)
+    with pytest.raises(BadData, match="twice"):
+        list(idr_entries(space(kernel), where))
+
+
 def node_of(head: int) -> int:
     return head & ~3
 
@@ -151,6 +165,16 @@ def test_modules_and_their_symbols() -> None:
     symbols = module_symbols(kernel, found["kvm"])
     assert symbols.values("vm_list") == [image.vm_list]
     assert symbols.values("kvm") == []
+
+
+def test_names_beyond_any_module_are_refused() -> None:
+    kernel = Kernel(4096, "<")
+    symtab = kernel.kmalloc(48)
+    kernel.store(symtab + 24, 0xFFFF_FFF0, 4)
+    kallsyms = kernel.new("mod_kallsyms", num_symtab=2, symtab=symtab, strtab=symtab)
+    module = kernel.new("module", kallsyms=kallsyms)
+    with pytest.raises(BadData, match="4294967280 bytes of names"):
+        module_symbols(space(kernel), module)
 
 
 @pytest.mark.parametrize("count", [0, 1 << 21, 0xFFFF_FFFF])

@@ -1,0 +1,99 @@
+"""A short campaign that is the same every time, and what the harness itself would miss."""
+
+from __future__ import annotations
+
+import itertools
+import random
+from collections.abc import Iterator
+
+import numpy as np
+import pytest
+
+from inspector.errors import BadData
+from tests.fuzz.campaign import plain
+from tests.fuzz.mutate import Fields, binary, json_tree, text
+from tests.fuzz.target import Target
+from tests.fuzz.targets import TARGETS
+from tests.fuzz.trial import SECONDS, Trial, memory_limit
+
+EXECUTIONS = 60
+
+
+@pytest.mark.parametrize("name", TARGETS)
+def test_nothing_but_errors_of_the_inspector_comes_out(name: str) -> None:
+    target = TARGETS[name]
+    trial = Trial(target.run, target.allowed)
+    with memory_limit():
+        for data in itertools.islice(plain(target, seed=1), EXECUTIONS):
+            trial(data)
+    assert trial.failures == {}
+    assert trial.runs == EXECUTIONS
+
+
+@pytest.mark.parametrize("mutate", [binary(lambda data: [Fields((0, 4), 4, "<")]), json_tree, text])
+def test_the_same_randomness_gives_the_same_input(mutate: object) -> None:
+    assert callable(mutate)
+    data = b'{"a": [1, 2, "three"], "b": {"c": null}}'
+    made = {mutate(data, random.Random(seed)) for seed in range(40)}
+    assert len(made) > 20
+    assert made == {mutate(data, random.Random(seed)) for seed in range(40)}
+
+
+@pytest.mark.parametrize("name", TARGETS)
+def test_inputs_of_any_length_can_be_changed(name: str) -> None:
+    mutate = TARGETS[name].mutate
+    for length in range(40):
+        assert isinstance(mutate(bytes(length), random.Random(length)), bytes)
+
+
+def tried(run: object) -> Trial:
+    assert callable(run)
+    trial = Trial(run)
+    with memory_limit():
+        trial(b"")
+        trial(b"")
+    return trial
+
+
+def kinds(trial: Trial) -> set[str]:
+    return {kind.split()[0] for kind in trial.failures}
+
+
+def test_what_is_an_error_of_the_inspector_is_no_failure() -> None:
+    def refuse(data: bytes) -> None:
+        raise BadData("no")
+
+    trial = tried(refuse)
+    assert (trial.runs, trial.refused, trial.failed) == (2, 2, 0)
+
+
+def test_another_error_is_a_failure_and_its_input_kept() -> None:
+    def stumble(data: bytes) -> int:
+        return data[0]
+
+    trial = tried(stumble)
+    assert trial.failed == 2
+    assert trial.failures == {"IndexError at the target itself": b""}
+
+
+def test_absurd_sizes_are_failures() -> None:
+    assert kinds(tried(lambda data: np.zeros(1 << 40, dtype=np.uint8))) == {"MemoryError"}
+    assert kinds(tried(lambda data: bytearray(1 << 28))) == {"TooMuchMemoryError"}
+
+
+def test_a_hang_is_a_failure(monkeypatch: pytest.MonkeyPatch) -> None:
+    def spin(data: bytes) -> None:
+        for _ in itertools.count():
+            pass
+
+    assert SECONDS > 1
+    monkeypatch.setattr("tests.fuzz.trial.SECONDS", 0.02)
+    assert kinds(tried(spin)) == {"Hang"}
+
+
+def test_inputs_are_changed_further() -> None:
+    def longer(data: bytes, chance: random.Random) -> bytes:
+        return data + b"x"
+
+    made: Iterator[bytes] = plain(Target(lambda: [b""], print, longer), seed=1)
+    assert max(map(len, itertools.islice(made, 300))) > 2
