@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
+from fixtures.lab import promise
 from fixtures.lab.packets import FORBIDDEN, REFUSED, counted, kind_of
 from fixtures.lab.promise import KEYS, Notes, Promise, read_all, read_notes
 from fixtures.lab.promises import STATEMENTS, TITLES, page
@@ -84,3 +87,14 @@ def test_the_records_that_are_there_can_be_read() -> None:
     assert set(read_notes()) <= set(KEYS)
     for record in read_all():
         assert record.runs > 0
+
+
+def test_a_record_keeps_the_rows_of_other_runs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(promise, "DIRECTORY", tmp_path)
+    for what, failed in (("one", 1), ("two", 0), ("one", 0)):
+        row = {"what": what, "runs": 5, "failed": failed}
+        promise.join("long-runs", "name", "how", "lab name", [row])
+    (record,) = read_all(tmp_path)
+    assert [(row["what"], row["failed"]) for row in record.rows] == [("one", 0), ("two", 0)]
