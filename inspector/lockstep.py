@@ -87,6 +87,11 @@ def trace(
     with attached(target, options) as machine:
         if machine.replays:
             raise TargetNotSupported(f"{target} replays a recording; use 'inspector history'")
+        if machine.stays:
+            raise TargetNotSupported(
+                f"the machine at {target} stood still when it was found, so there are no calls to "
+                f"follow; 'inspector resume {target}' lets it go on"
+            )
         progress("finding the kernel")
         known = describe_kernel(machine.memory, options.sources, pause=machine.for_reading)
         kernel = KernelSpace(machine.memory, known.profile)

@@ -50,13 +50,17 @@ Progress = Callable[[str], None]
 
 @dataclass(frozen=True)
 class Options:
-    """How to open a target: what describes its kernel, and the way bytes are read."""
+    """How to open a target: what describes its kernel, and the way bytes are read.
+
+    ``stands`` says that a live machine stands still and shall stay so.
+    """
 
     kernel: Path | None = None
     modules: Path | None = None
     read_path: str = "auto"
     layout: Path | None = None
     debug_file: Path | None = None
+    stands: bool = False
 
     @property
     def sources(self) -> Sources:
@@ -197,7 +201,7 @@ def attached(target: str, options: Options) -> LiveMachine:
         TargetNotSupported: it is none, or it cannot be attached to.
     """
     host, port = address_of(target)
-    return LiveMachine(host, port, options.read_path)
+    return LiveMachine(host, port, options.read_path, options.stands)
 
 
 def address_of(target: str) -> tuple[str, int]:

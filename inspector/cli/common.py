@@ -42,7 +42,8 @@ def progress() -> contextlib.AbstractContextManager[Callable[[str], None]]:
 def options_of(target: Target) -> Options:
     """Return how to open a target."""
     return Options(
-        target.kernel, target.modules, target.read_path, target.layout, target.debug_file
+        *(target.kernel, target.modules, target.read_path, target.layout, target.debug_file),
+        target.stopped,
     )
 
 

@@ -28,6 +28,7 @@ class Target(NamedTuple):
     layout: Path | None
     debug_file: Path | None
     read_path: str
+    stopped: bool
 
 
 class Word(click.ParamType):  # type: ignore[type-arg, unused-ignore]
@@ -100,6 +101,12 @@ def target_options(command: Command) -> Command:
             default="auto",
             show_default=True,
             help="how to read a live machine: through GDB, or directly from the QEMU process",
+        ),
+        click.option(
+            "--stopped",
+            is_flag=True,
+            help="the machine stands still and shall stay so; needed only where its QEMU cannot "
+            "be seen from here",
         ),
     )
     for decorator in reversed(decorators):

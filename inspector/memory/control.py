@@ -45,7 +45,7 @@ class Control:
             timeout: seconds to wait for a stop.
         """
         machine = self._machine
-        machine.leave_physical()
+        machine.forget()
         try:
             machine.gdb.resume()
             machine.gdb.wait_stopped(timeout)
@@ -66,8 +66,6 @@ class Control:
         Raises:
             TargetNotSupported: the stub has no watchpoints.
         """
-        machine = self._machine
-        machine.leave_physical()
         placed: list[tuple[int, int]] = []
         try:
             for place in places:
@@ -79,7 +77,6 @@ class Control:
                     )
             yield
         finally:
-            machine.leave_physical()
             for place in placed:
                 with contextlib.suppress(InspectorError):
                     self._watchpoint("z", *place)
@@ -97,7 +94,6 @@ class Control:
         placed: set[str] = set()
 
         def place(address: int) -> Callable[[], None]:
-            machine.leave_physical()
             answer = machine.gdb.command(f"-break-insert -h *{address:#x}").payload
             number = str(answer["bkpt"]["number"])
             placed.add(number)
@@ -113,7 +109,6 @@ class Control:
             yield place
         finally:
             with contextlib.suppress(InspectorError):
-                machine.leave_physical()
                 if placed:
                     machine.gdb.command(f"-break-delete {' '.join(sorted(placed))}")
 
@@ -134,7 +129,6 @@ class Control:
         Raises:
             GdbError: nothing is there in that context.
         """
-        self._machine.leave_physical()
         answer = self._machine.gdb.command(
             f"-data-disassemble -s {address:#x} -e {address + INSTRUCTION:#x} -- 2"
         ).payload

@@ -1,12 +1,13 @@
 """A running QEMU machine, attached to through GDB.
 
-GDB is always the one that stops the machine and lets it go on.  Bytes come
-through it too, in the stub's physical mode, or straight from the QEMU
-process where that is on this host and may be read.
+GDB is the one that stops the machine and lets it go on.  Bytes come over its
+connection, read by the relay in the stub's physical mode, or straight from
+the QEMU process where that is on this host and may be read.
 
-The machine is let go on right after attaching.  A read outside ``stopped()``
-is allowed: straight from the process it does not stop the machine, through
-GDB it stops it for just that read.
+The machine is let go on right after attaching, unless it stood still before:
+then it stands still to the end.  A read outside ``stopped()`` is allowed:
+straight from the process it does not stop the machine, over GDB's connection
+it stops it for just that read.
 """
 
 from __future__ import annotations
@@ -22,19 +23,22 @@ from types import TracebackType
 import numpy as np
 
 from inspector.errors import InspectorError, MemoryNotReadable, Step, TargetNotSupported
+from inspector.memory import relay
+from inspector.memory.activity import Activity
 from inspector.memory.base import addresses
 from inspector.memory.direct import DirectMemory, hva_of, is_taken, process_behind
-from inspector.memory.mi import GdbError, GdbProcess, GdbSilent
+from inspector.memory.lender import Lost
+from inspector.memory.mi import GdbError, GdbProcess
 from inspector.memory.ram import RamMap, large_blocks, parse_mtree
+from inspector.memory.relayed import Relay
 from inspector.memory.stub import StubMemory
 
 __all__ = ["LiveMachine"]
 
-CONNECT_TIMEOUT = 10.0
+CONNECT_TIMEOUT = 2 * relay.SILENT
 PROBE_LENGTH = 1 << 12
 REMOTE_TIMEOUT = 30
 POWER = "powerpc:common64"
-REPLAYING = "Replaying execution"
 
 
 class LiveMachine:
@@ -44,9 +48,12 @@ class LiveMachine:
         host: where QEMU's stub listens.
         port: its TCP port.
         read_path: ``"auto"``, ``"gdb"`` or ``"direct"``.
+        stands: whether the machine is known to stand still.  If not, it is
+            looked at, where its QEMU is a process of this host.
 
-    A machine that replays a recording is not let go on: it is left standing
-    where it was found, and ``replays`` is true.
+    ``stays`` says that the machine is not let go on, since it stood still
+    when it was found.  One that replays a recording always does, and
+    ``replays`` is true then.
 
     ``stops`` holds the length in seconds of every time the machine stood
     still for this session, as seen from here (so it is an upper bound).
@@ -56,17 +63,14 @@ class LiveMachine:
             64-bit POWER machine, or the forced read path is not possible.
     """
 
-    def __init__(self, host: str, port: int, read_path: str = "auto") -> None:
+    def __init__(self, host: str, port: int, read_path: str = "auto", stands: bool = False) -> None:
         self.host, self.port = host, port
         self.stops: list[float] = []
         self.read_path = ""
         self.replays = False
+        self.stays = stands
         self._stop_began = 0.0
         self._depth = 0
-        self._attached = False
-        self._going = False
-        """Whether the machine was certainly let go on, and not interrupted since."""
-        self._physical = False
         if _is_local(host) and is_taken(port):
             # A connection left waiting would be served later, and stop the machine for nobody.
             raise TargetNotSupported(
@@ -74,11 +78,15 @@ class LiveMachine:
                 "time; end that one first",
                 Step.PORT,
             )
-        self._process = process_behind(port) if read_path != "gdb" and _is_local(host) else None
+        self._process = process_behind(port) if _is_local(host) else None
+        activity = Activity(self._process) if self._process is not None and not stands else None
         self.gdb = GdbProcess()
+        self._relay = Relay(host, port)
         try:
+            self.stays = stands or (activity is not None and activity.stands())
             self._attach()
             self._ram = self._one_block() or parse_mtree(self.monitor("info mtree -f"))
+            self._over_stub = StubMemory(self.read_physical, self._ram)
             self.memory: StubMemory | DirectMemory = self._choose(read_path)
             self._resume()
         except BaseException:
@@ -102,29 +110,23 @@ class LiveMachine:
         return sum(self.stops)
 
     def close(self) -> None:
-        """Put physical mode back, let the machine go on and detach; never raises.
+        """Leave the machine as it was found; signals wait until this is done.
 
-        A machine that runs is in virtual mode and has nothing of GDB's in it,
-        so the connection is cut: to detach GDB would have to stop it again.
-        Signals wait until this is done: it must not be interrupted a second time.
+        Raises:
+            TargetNotSupported: it could not be let go on.
         """
         before = signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGINT, signal.SIGTERM))
         try:
-            if self._going:
-                self.gdb.kill()
-            elif self._attached:
-                with contextlib.suppress(InspectorError):
-                    if self.gdb.running:
-                        self.interrupt()
-                with contextlib.suppress(InspectorError):
-                    self.leave_physical()
-                with contextlib.suppress(InspectorError):
-                    self.gdb.command("-target-disconnect" if self.replays else "-target-detach")
-                    self._note_resumed()
-            self._attached = self._going = False
+            left = self._relay.close()
+            self._note_resumed()
             self.gdb.close()
         finally:
             signal.pthread_sigmask(signal.SIG_SETMASK, before)
+        if not left:
+            raise TargetNotSupported(
+                f"the machine at {self.host}:{self.port} could not be let go on, since its stub "
+                f"does not answer; 'inspector resume gdb:{self.host}:{self.port}' does it"
+            )
 
     @contextlib.contextmanager
     def stopped(self) -> Iterator[None]:
@@ -137,7 +139,6 @@ class LiveMachine:
         finally:
             self._depth -= 1
             if self._depth == 0:
-                self.leave_physical()
                 self._resume()
 
     def for_reading(self) -> contextlib.AbstractContextManager[None]:
@@ -150,79 +151,85 @@ class LiveMachine:
         return self.stopped()
 
     def read_physical(self, ranges: list[tuple[int, int]]) -> list[bytes]:
-        """Read ranges of physical memory through GDB, in one stop."""
+        """Read ranges of physical memory over GDB's connection, in one stop."""
         with self.stopped():
-            if not self._physical:
-                self._physical = True
-                self.packet("Qqemu.PhyMemMode:1")
-            return self.gdb.read_ranges(ranges)
+            return self._relay.read_ranges(ranges)
 
     def interrupt(self) -> None:
         """Stop the machine at once and wait until it stands still."""
         self.gdb.command("-exec-interrupt")
         self.gdb.wait_stopped()
 
+    def forget(self) -> None:
+        """Keep nothing that was read: the machine goes on, or is taken elsewhere."""
+        self._over_stub.forget()
+
     def monitor(self, text: str) -> str:
         """Run a command of QEMU's monitor and return what it printed."""
-        return self.gdb.console(f"monitor {text}")
+        return self._relay.monitor(text)
 
     def packet(self, text: str) -> str:
         """Send a packet of the remote protocol and return the answer."""
-        answer = self.gdb.console(f"maintenance packet {text}")
-        return answer.rpartition('received: "')[2].partition('"')[0]
-
-    def leave_physical(self) -> None:
-        """Put the stub back into virtual mode, if it is in physical mode."""
-        if self._physical:
-            self.packet("Qqemu.PhyMemMode:0")
-            self._physical = False
+        return self._relay.packet(text)
 
     def _attach(self) -> None:
-        place = f"{self.host}:{self.port}"
-        for setting in ("mi-async on", "tcp auto-retry off", "confirm off", "width 0"):
+        for setting in (
+            *("mi-async on", "confirm off", "width 0"),
+            f"remotetimeout {REMOTE_TIMEOUT}",
+        ):
             self.gdb.command(f"-gdb-set {setting}")
+        if self.stays:
+            self._relay.stands()
         self._stop_began = time.perf_counter()
-        # Set first: after a Ctrl-C in between, close() must detach.
-        self._attached = True
         try:
-            self.gdb.command(f"-target-select remote {place}", CONNECT_TIMEOUT)
-        except GdbSilent as error:
-            raise TargetNotSupported(
-                f"{place} takes the connection and says nothing: it is no GDB stub, or another "
-                "client is attached to it (QEMU serves one at a time; end that one first)",
-                Step.PORT,
-            ) from error
+            self.gdb.command(f"-target-select remote {self._relay.socket_name}", CONNECT_TIMEOUT)
+            status, replay = self._relay.about()
+        except Lost as error:
+            raise self._not_attached(error.said) from error
         except GdbError as error:
-            if not _is_known(self.host):
-                raise TargetNotSupported(
-                    f"cannot attach to {place}: there is no host '{self.host}'; give gdb:HOST:PORT "
-                    "with a name or an address that is reachable from here",
-                    Step.PORT,
-                ) from error
+            try:
+                self._relay.about()
+            except Lost as lost:
+                raise self._not_attached(lost.said) from error
+            raise
+        self.replays = relay.REPLAYING in replay
+        self.stays = self.stays or self.replays or status != relay.PAUSED
+        architecture = self.gdb.console("show architecture")
+        if POWER not in architecture:
             raise TargetNotSupported(
-                f"cannot attach to a GDB stub at {place}: {str(error).split(': ', 1)[-1]} "
-                "Start QEMU with '-gdb tcp:127.0.0.1:PORT', and see that no other GDB is attached",
-                Step.PORT,
-            ) from error
-        self.gdb.command(f"-gdb-set remotetimeout {REMOTE_TIMEOUT}")
-        mode = self.packet("qqemu.PhyMemMode")
-        if mode not in ("0", "1"):
-            raise TargetNotSupported(
+                f"the machine at {self.host}:{self.port} is not a 64-bit POWER machine: "
+                f"{architecture.strip()} "
+                "Attach to the QEMU (qemu-system-ppc64) that runs the KVM-HV host",
+                Step.POWER,
+            )
+
+    def _not_attached(self, said: str) -> TargetNotSupported:
+        """Say why the relay is not connected to the stub, from its own word for it."""
+        place = f"{self.host}:{self.port}"
+        what, _, reason = said.partition(" ")
+        if what == relay.FOREIGN:
+            return TargetNotSupported(
                 f"the stub at {place} has no physical mode, so it is not QEMU's (or older than "
                 "4.1); give the port that QEMU was started with ('-gdb tcp:127.0.0.1:PORT')",
                 Step.QEMU,
             )
-        # A client that was killed may have left the stub in physical mode; nobody means to.
-        self._physical = mode == "1"
-        self.leave_physical()
-        self.replays = REPLAYING in self.monitor("info replay")
-        architecture = self.gdb.console("show architecture")
-        if POWER not in architecture:
-            raise TargetNotSupported(
-                f"the machine at {place} is not a 64-bit POWER machine: {architecture.strip()} "
-                "Attach to the QEMU (qemu-system-ppc64) that runs the KVM-HV host",
-                Step.POWER,
+        if what == relay.SILENCE:
+            return TargetNotSupported(
+                f"{place} takes the connection and says nothing: it is no GDB stub, or another "
+                "client is attached to it (QEMU serves one at a time; end that one first)",
+                Step.PORT,
             )
+        if what == relay.UNREACHED and not _is_known(self.host):
+            return TargetNotSupported(
+                f"cannot attach to {place}: there is no host '{self.host}'; give gdb:HOST:PORT "
+                "with a name or an address that is reachable from here",
+                Step.PORT,
+            )
+        return TargetNotSupported(
+            f"cannot attach to a GDB stub at {place}: {reason}. "
+            "Start QEMU with '-gdb tcp:127.0.0.1:PORT', and see that no other GDB is attached",
+            Step.PORT,
+        )
 
     def _one_block(self) -> RamMap | None:
         """Return the map of a machine whose memory is one block that begins at 0, None for others.
@@ -244,21 +251,20 @@ class LiveMachine:
         return hva_of(self.monitor(f"gpa2hva {address:#x}"))
 
     def _choose(self, read_path: str) -> StubMemory | DirectMemory:
-        through_gdb = StubMemory(self.read_physical, self._ram)
         if read_path == "gdb":
             self.read_path = "GDB's remote protocol"
-            return through_gdb
+            return self._over_stub
         try:
-            direct = self._direct(through_gdb)
+            direct = self._direct()
         except InspectorError as error:
             if read_path == "direct":
                 raise
             self.read_path = f"GDB's remote protocol ({error})"
-            return through_gdb
+            return self._over_stub
         self.read_path = f"the memory of QEMU process {direct.pid}"
         return direct
 
-    def _direct(self, through_gdb: StubMemory) -> DirectMemory:
+    def _direct(self) -> DirectMemory:
         """Open the direct path and prove that it shows the same memory as the stub."""
         if not _is_local(self.host):
             raise TargetNotSupported(f"{self.host} is not this host")
@@ -274,8 +280,7 @@ class LiveMachine:
         length = int(min(PROBE_LENGTH, self._ram.sizes.min()))
         self._depth += 1
         try:
-            expected = through_gdb.read_many(where, length)
-            self.leave_physical()
+            expected = self._over_stub.read_many(where, length)
         finally:
             self._depth -= 1
         try:
@@ -290,21 +295,20 @@ class LiveMachine:
         return direct
 
     def _interrupt(self) -> None:
-        if self.replays:
+        if self.stays:
             return
-        self._going = False
         self._stop_began = time.perf_counter()
         self.interrupt()
 
     def _resume(self) -> None:
-        if self.replays:
+        self.forget()
+        if self.stays:
             return
         self.gdb.resume()
-        self._going = True
         self._note_resumed()
 
     def _note_resumed(self) -> None:
-        if self._stop_began and not self.replays:
+        if self._stop_began and not self.stays:
             self.stops.append(time.perf_counter() - self._stop_began)
             self._stop_began = 0.0
 

@@ -3,9 +3,6 @@
 pygdbmi starts nothing here and waits for nothing: its ``write`` pauses for
 0.2 s after each command and does not match tokens, so commands go out with a
 token of their own and output is read until the record with that token.
-Results are parsed by pygdbmi, except memory contents, which are cut out of
-the line directly (parsing 4 MiB of them takes 0.4 s), and so is printed text:
-the machine stands still while QEMU's monitor prints its hundred lines.
 """
 
 from __future__ import annotations
@@ -16,27 +13,25 @@ import select
 import shutil
 import subprocess
 import time
-from collections.abc import Iterable
 from typing import Any, NamedTuple
 
 from pygdbmi.gdbmiparser import parse_response
 from pygdbmi.IoManager import IoManager
 
-from inspector.errors import MemoryNotReadable, Step, TargetNotSupported
+from inspector.errors import Step, TargetNotSupported
 
 __all__ = ["GdbError", "GdbProcess", "GdbSilent", "Result"]
 
 CANDIDATES = ("gdb-multiarch", "gdb")
 START = (
     *("--nx", "--quiet", "--interpreter=mi3", "-iex", "set auto-load off"),
+    *("-iex", "set debuginfod enabled off"),
     # GDB 13 may abort when its target goes away; no core file is left in the user's directory
     *("-iex", "maintenance set internal-error corefile no"),
     *("-iex", "maintenance set internal-error quit yes"),
 )
 TIMEOUT = 30.0
 STREAMS = (b'~"', b'@"', b'&"')
-WINDOW = 64
-"""Commands under way at once: few enough that neither pipe fills up while both sides write."""
 
 
 class GdbError(TargetNotSupported):
@@ -139,52 +134,14 @@ class GdbProcess:
         if self._ended:
             raise TargetNotSupported("the machine's QEMU has ended, or closed the connection")
 
-    def read_ranges(self, ranges: Iterable[tuple[int, int]]) -> list[bytes]:
-        """Read ``(address, length)`` ranges, many commands under way at once.
-
-        Raises:
-            MemoryNotReadable: GDB could not read one of them whole.
-        """
-        wanted = list(ranges)
-        first = self._token + 1
-        found: list[bytes | None] = [None] * len(wanted)
-        sent = done = 0
-        while done < len(wanted):
-            while sent < len(wanted) and sent - done < WINDOW:
-                address, length = wanted[sent]
-                self._send(f"-data-read-memory-bytes {address:#x} {length}")
-                sent += 1
-            line = self._line(TIMEOUT, "memory read")
-            head = line[: line.find(b"^")]
-            if not head.isdigit() or int(head) < first:
-                self._note_state(line)
-                continue
-            index = int(head) - first
-            found[index] = _contents(line, *wanted[index])
-            done += 1
-        return [piece for piece in found if piece is not None]
-
-    def kill(self) -> None:
-        """End GDB without its doing anything more; ``close`` comes after it."""
+    def close(self) -> None:
+        """End GDB, without its doing anything more; never raises."""
         self._process.kill()
         self._process.wait()
-
-    def close(self) -> None:
-        """End GDB; never raises."""
-        try:
-            if self._process.poll() is None:
-                with contextlib.suppress(TargetNotSupported, OSError, ValueError):
-                    self._send("-gdb-exit")
-                try:
-                    self._process.wait(2)
-                except subprocess.TimeoutExpired:
-                    self._process.kill()
-                    self._process.wait()
-        finally:
-            for pipe in (self._process.stdin, self._process.stdout):
-                with contextlib.suppress(OSError):
-                    if pipe is not None:
-                        pipe.close()
+        for pipe in (self._process.stdin, self._process.stdout):
+            with contextlib.suppress(OSError):
+                if pipe is not None:
+                    pipe.close()
 
     def _send(self, text: str) -> int:
         self._token += 1
@@ -235,16 +192,3 @@ def _parsed(line: bytes) -> dict[str, Any] | None:
 def _text(line: bytes) -> str:
     """Return what a line of console, target or log output says."""
     return line[2:-1].decode("unicode_escape", "replace")
-
-
-def _contents(line: bytes, address: int, length: int) -> bytes:
-    marker = b'contents="'
-    begin = line.find(marker) + len(marker)
-    if begin < len(marker):
-        record = parse_response(line.decode("utf-8", "replace"))
-        reason = (record.get("payload") or {}).get("msg", "GDB gave no contents")
-        raise MemoryNotReadable(address, length, str(reason))
-    data = bytes.fromhex(line[begin : line.find(b'"', begin)].decode("ascii"))
-    if len(data) != length:
-        raise MemoryNotReadable(address, length, f"GDB returned {len(data)} bytes")
-    return data

@@ -13,12 +13,11 @@ import time
 
 from inspector.errors import TargetNotSupported
 from inspector.memory.control import Control
-from inspector.memory.live import REMOTE_TIMEOUT, LiveMachine
+from inspector.memory.live import LiveMachine
 
 __all__ = ["Replay", "ReplayStuck"]
 
 REWIND_PAUSES = (0.1, 0.2, 0.4, 0.8, 1.6, 3.2, 6.4)
-REWIND_REMOTE_TIMEOUT = 2
 SLICE = 4.0
 """Seconds after which a replay is stopped to see whether it gets on."""
 IDLE_SLICES = 2
@@ -67,7 +66,7 @@ class Replay:
         Raises:
             TargetNotSupported: QEMU cannot, or does not come to rest there.
         """
-        self._machine.leave_physical()
+        self._machine.forget()
         problem = self._machine.monitor("replay_seek 0").strip()
         if problem:
             raise TargetNotSupported(
@@ -79,18 +78,14 @@ class Replay:
     def settle(self) -> None:
         """Wait until the replay stands still after it was taken back.
 
-        QEMU then runs for a moment without telling GDB, and loses the first
-        byte that GDB sends meanwhile; GDB sends a packet again after a time.
+        QEMU then runs for a moment without telling GDB.
 
         Raises:
             TargetNotSupported: it does not come to rest.
         """
-        gdb = self._machine.gdb
-        gdb.command(f"-gdb-set remotetimeout {REWIND_REMOTE_TIMEOUT}")
         for pause in REWIND_PAUSES:
             time.sleep(pause)
             if "paused" in self._status():
-                gdb.command(f"-gdb-set remotetimeout {REMOTE_TIMEOUT}")
                 return
         raise TargetNotSupported(
             "the replay does not come to rest at its beginning; QEMU's powernv machines are known "
@@ -99,7 +94,6 @@ class Replay:
 
     def stop_at(self, count: int) -> None:
         """Have the replay stop at an instruction count, which must lie ahead."""
-        self._machine.leave_physical()
         problem = self._machine.monitor(f"replay_break {count}").strip()
         if problem:
             raise TargetNotSupported(f"QEMU cannot stop the replay at {count}: {problem}")

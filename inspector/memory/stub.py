@@ -1,19 +1,28 @@
-"""Physical memory that QEMU's stub is asked for, range by range; records are joined first."""
+"""Physical memory that QEMU's stub is asked for, range by range; records are joined first.
+
+An answer costs much the same for eight bytes and for two thousand, so a few
+records are read with what is around them, which is kept as long as the
+machine stands still: tables and structures are read again and again.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 
 import numpy as np
+from numpy.typing import NDArray
 
-from inspector.memory.base import U64, Records, read_one
+from inspector.memory.base import U64, Bytes, Records, read_one
 from inspector.memory.ram import RamMap
 from inspector.memory.ranges import merged
 from inspector.memory.segments import SegmentedMemory
 
 __all__ = ["ReadRanges", "StubMemory"]
 
-MERGE_GAP = 1 << 11
+PACKET = 1 << 11
+FEW = 16
+"""Records that are looked for in what was kept; more are read as they are."""
+MERGE_GAP = PACKET
 """Records closer than one packet of QEMU's stub are read as one range."""
 RANGE_LIMIT = 1 << 17
 
@@ -34,6 +43,11 @@ class StubMemory:
     def __init__(self, read_ranges: ReadRanges, ram: RamMap) -> None:
         self._read_ranges = read_ranges
         self._ram = ram
+        self._kept: dict[int, bytes] = {}
+
+    def forget(self) -> None:
+        """Keep nothing any longer: the machine goes on."""
+        self._kept.clear()
 
     def read(self, address: int, length: int) -> bytes:
         """Return ``length`` bytes at a physical address."""
@@ -45,6 +59,8 @@ class StubMemory:
         starts = where[present]
         if not starts.size:
             return Records(np.zeros((where.size, length), np.uint8), present)
+        if starts.size <= FEW and length <= PACKET:
+            return Records(self._small(where, present, length), present)
         ranges = merged(starts, np.full(starts.size, length, np.uint64), MERGE_GAP)
         pieces = [
             (begin, min(RANGE_LIMIT, low + size - begin))
@@ -56,3 +72,24 @@ class StubMemory:
         data = found.read_many(where, length).data
         data[~present] = 0
         return Records(data, present)
+
+    def _small(self, where: U64, present: NDArray[np.bool_], length: int) -> Bytes:
+        """Return a few records, in whole packets; what is not RAM is zeros."""
+        wanted = [(i, int(where[i])) for i in np.flatnonzero(present)]
+        blocks = {
+            block
+            for _, begin in wanted
+            for block in range(begin & -PACKET, begin + length, PACKET)
+            if block not in self._kept
+        }
+        if blocks:
+            order = sorted(blocks)
+            self._kept.update(
+                zip(order, self._read_ranges([(block, PACKET) for block in order]), strict=True)
+            )
+        data = np.zeros((where.size, length), dtype=np.uint8)
+        for row, begin in wanted:
+            first = begin & -PACKET
+            held = b"".join(self._kept[at] for at in range(first, begin + length, PACKET))
+            data[row] = np.frombuffer(held, np.uint8, length, begin - first)
+        return data

@@ -57,7 +57,7 @@ class Machine:
             self.count = 0
         return ""
 
-    def leave_physical(self) -> None:
+    def forget(self) -> None:
         pass
 
     def interrupt(self) -> None:

@@ -1,0 +1,130 @@
+"""The inspector's end of the relay, which stands between GDB and QEMU's stub."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import socket
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+from inspector.errors import MemoryNotReadable, Step, TargetNotSupported
+from inspector.memory import relay
+from inspector.memory.lender import Lender, Refused
+
+__all__ = ["Relay"]
+
+PROGRAM = Path(relay.__file__)
+BATCH = 1 << 12
+"""Ranges in one request; the relay has many packets under way at once."""
+FAREWELL = 12.0
+"""Seconds in which a relay leaves the machine, or cannot."""
+
+
+class Relay:
+    """A relay that was just started; it connects to the stub when GDB connects to it.
+
+    Args:
+        host: where QEMU's stub listens.
+        port: its TCP port.
+        resume: connect at once, without a GDB, and let the machine go on at
+            the end, however it was found.
+    """
+
+    def __init__(self, host: str, port: int, resume: bool = False) -> None:
+        ours, theirs = socket.socketpair()
+        listener, self.socket_name = (None, "") if resume else _listening()
+        kept = [end.fileno() for end in (theirs, listener) if end is not None]
+        try:
+            self._process = subprocess.Popen(
+                [
+                    *(sys.executable, "-I", "-S", str(PROGRAM), host, str(port)),
+                    str(theirs.fileno()),
+                    str(listener.fileno() if listener is not None else -1),
+                    self.socket_name,
+                    relay.RESUME if resume else "",
+                ],
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.DEVNULL,
+                stderr=subprocess.DEVNULL,
+                pass_fds=kept,
+                start_new_session=True,
+            )
+        finally:
+            theirs.close()
+            if listener is not None:
+                listener.close()
+        self._lender = Lender(ours, BATCH)
+
+    def stands(self) -> None:
+        """Say that the machine stands still and shall stay so; only before GDB connects."""
+        self._lender.tell(relay.STANDS)
+
+    def about(self) -> tuple[str, str]:
+        """Return QEMU's answers to ``info status`` and ``info replay`` when it was connected to.
+
+        Raises:
+            Lost: it is not; what was said begins with what is the matter.
+        """
+        status, _, replay = self._lender.ask("about").decode().partition(relay.SEPARATOR)
+        return status, replay
+
+    def packet(self, text: str) -> str:
+        """Send a packet of the remote protocol and return the answer."""
+        return self._lender.ask(f"packet {text}").decode("ascii", "replace")
+
+    def monitor(self, text: str) -> str:
+        """Run a command of QEMU's monitor and return what it printed."""
+        return self._lender.ask(f"monitor {text}").decode("utf-8", "replace")
+
+    def read_ranges(self, ranges: list[tuple[int, int]]) -> list[bytes]:
+        """Return the bytes of ranges of RAM.
+
+        Raises:
+            MemoryNotReadable: one of them cannot be read.
+        """
+        try:
+            return self._lender.read_ranges(ranges)
+        except Refused as error:
+            address, _, rest = error.said.partition(" ")
+            length, _, reason = rest.partition(" ")
+            try:
+                place = int(address, 16), int(length, 16)
+            except ValueError:
+                raise error from None
+            raise MemoryNotReadable(*place, reason) from error
+
+    def close(self) -> bool:
+        """Have the machine left as it was found; false if that was not possible."""
+        self._lender.close()
+        try:
+            return self._process.wait(FAREWELL) != relay.STUCK
+        except subprocess.TimeoutExpired:
+            return False
+
+
+def _listening() -> tuple[socket.socket, str]:
+    """Return a socket in a folder that nobody else may enter, and its name.
+
+    Raises:
+        TargetNotSupported: there is no place for it.
+    """
+    folder = ""
+    listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    try:
+        folder = tempfile.mkdtemp(prefix="inspector-")
+        name = os.path.join(folder, "gdb")
+        listener.bind(name)
+        listener.listen(1)
+    except OSError as error:
+        listener.close()
+        with contextlib.suppress(OSError):
+            os.rmdir(folder)
+        raise TargetNotSupported(
+            f"cannot make a socket for GDB in {folder or 'a folder for temporary files'}: {error}; "
+            "set TMPDIR to a folder with a short name that can be written to",
+            Step.GDB,
+        ) from error
+    return listener, name

@@ -1,0 +1,283 @@
+"""The relay as a process of its own, between a stub and a GDB that are made up."""
+
+from __future__ import annotations
+
+import socket
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from inspector.errors import MemoryNotReadable
+from inspector.memory import relay
+from inspector.memory.lender import Lost, Refused
+from inspector.memory.relay import Incoming, framed
+from inspector.memory.relayed import Relay
+
+CONTENTS = bytes(i * 7 % 251 for i in range(1 << 20))
+HOLE = 0xBAD000
+
+
+class Stub:
+    """A stub that serves one client and keeps a list of what it was sent."""
+
+    def __init__(self, status: str = "VM status: paused\r\n", serving: bool = True) -> None:
+        self._listener = socket.create_server(("127.0.0.1", 0))
+        self.port = self._listener.getsockname()[1]
+        self.status = status
+        self.packets: list[str] = []
+        self.physical = self.attached = False
+        self._thread = threading.Thread(target=self._serve, daemon=True)
+        if serving:
+            self._thread.start()
+
+    def serve_late(self) -> None:
+        """Come to the client that has waited."""
+        self._thread.start()
+
+    def ended(self) -> list[str]:
+        """Wait until the client is gone and return the packets it sent."""
+        self._thread.join(10)
+        assert not self._thread.is_alive()
+        return self.packets
+
+    def _serve(self) -> None:
+        end, _ = self._listener.accept()
+        incoming = Incoming(end)
+        while incoming.fill():
+            while (packet := incoming.packet()) is not None:
+                self.packets.append(packet.decode())
+                for answer in self._answers(packet.decode()):
+                    end.sendall(framed(answer.encode()))
+        end.close()
+
+    def _answers(self, packet: str) -> list[str]:
+        if packet.startswith("qRcmd,"):
+            command = bytes.fromhex(packet[6:]).decode()
+            said = {"info status": self.status, "info replay": "Normal execution\r\n"}
+            text = said.get(command, f"did {command}")
+            return [*("O" + piece.encode().hex() for piece in (text[:4], text[4:])), "OK"]
+        if packet.startswith("Qqemu.PhyMemMode:"):
+            self.physical = packet.endswith("1")
+            return ["OK"]
+        if packet == "qqemu.PhyMemMode":
+            return [str(int(self.physical))]
+        if packet.startswith("m"):
+            address, length = (int(word, 16) for word in packet[1:].split(","))
+            assert self.physical
+            return ["E14" if address >= HOLE else CONTENTS[address : address + length].hex()]
+        if packet == "?":
+            return ["T05thread:01;"]
+        if packet == "\3":
+            return ["T02thread:01;"]
+        return [] if packet.startswith("vCont;c") else ["OK"]
+
+
+class Gdb:
+    """What GDB would send, and is sent."""
+
+    def __init__(self, name: str) -> None:
+        self._end = socket.socket(socket.AF_UNIX)
+        self._end.connect(name)
+        self._incoming = Incoming(self._end)
+
+    def send(self, packet: bytes) -> None:
+        """Send a packet."""
+        self._end.sendall(framed(packet))
+
+    def ask(self, packet: bytes) -> bytes:
+        """Send a packet and return the answer."""
+        self.send(packet)
+        return self.answer()
+
+    def answer(self) -> bytes:
+        """Return the next answer."""
+        while (packet := self._incoming.packet()) is None:
+            assert self._incoming.fill(), "the relay has closed the connection"
+        return packet
+
+    def interrupt(self) -> None:
+        """Ask the machine to stop."""
+        self._end.sendall(b"\3")
+
+    def end(self) -> None:
+        """Go away."""
+        self._end.close()
+
+
+Begun = tuple[Relay, Gdb]
+
+
+@pytest.fixture
+def begin() -> Iterator[Callable[[Stub], Begun]]:
+    begun: list[Begun] = []
+
+    def start(stub: Stub) -> Begun:
+        started = Relay("127.0.0.1", stub.port)
+        begun.append((started, Gdb(started.socket_name)))
+        return begun[-1]
+
+    yield start
+    for each, gdb in begun:
+        gdb.end()
+        each.close()
+
+
+def test_memory_is_read_in_order_many_packets_at_once(begin: Callable[[Stub], Begun]) -> None:
+    stub = Stub()
+    asked, _ = begin(stub)
+    ranges = [(i * 5000 % 900_000, 1 + i * 37 % 6000) for i in range(300)]
+    assert asked.read_ranges(ranges) == [CONTENTS[a : a + n] for a, n in ranges]
+    assert asked.read_ranges([]) == []
+    assert asked.about() == ("VM status: paused", "Normal execution\r\n")
+    assert not stub.physical
+    with pytest.raises(MemoryNotReadable, match="0xbad000: the stub answered E14"):
+        asked.read_ranges([(16, 4000), (HOLE, 3000), (8, 8)])
+    assert not stub.physical
+    assert asked.read_ranges([(16, 3)]) == [CONTENTS[16:19]]
+    assert max(len(packet) for packet in stub.packets) < 80
+
+
+def test_what_writes_does_not_reach_the_stub(begin: Callable[[Stub], Begun]) -> None:
+    stub = Stub()
+    asked, gdb = begin(stub)
+    assert gdb.ask(b"?") == b"T05thread:01;"
+    for packet in (b"M0,1:00", b"X0,1:\0", b"G00", b"P1=00", b"Z0,c0,4"):
+        assert gdb.ask(packet) == b"E01"
+    for packet in (b"k", b"vKill;1", b"vFlashErase:0,1", b"qRcmd,71756974", b"QNonStop:1", b"R00"):
+        assert gdb.ask(packet) == b""
+    assert gdb.ask(b"qXfer:memory-map:write:0:00") == b""
+    assert gdb.ask(b"Qqemu.PhyMemMode:1") == b""
+    assert gdb.ask(b"g") == b"OK"
+    for text in ("quit", "info status\n", "gpa2hva 0x0; quit", "pmemsave 0 1 /tmp/x"):
+        with pytest.raises((Refused, Lost)):
+            asked.monitor(text)
+    assert asked.monitor("gpa2hva 0x10") == "did gpa2hva 0x10"
+    with pytest.raises(Refused, match="none of what may be asked"):
+        asked.packet("M0,1:00")
+    asked.close()
+    sent = stub.ended()
+    assert not [packet for packet in sent if packet[:1] in "MXGPkvR" or "Z0" in packet]
+
+
+def test_the_machine_goes_on_when_the_inspector_goes(begin: Callable[[Stub], Begun]) -> None:
+    stub = Stub()
+    asked, gdb = begin(stub)
+    gdb.ask(b"?")
+    asked.packet("Z2,c000,8")
+    assert gdb.ask(b"Z1,c0,4") == b"OK"
+    assert asked.close()
+    assert sorted(stub.ended()[-3:]) == ["D", "z1,c0,4", "z2,c000,8"]
+
+
+def test_the_machine_goes_on_when_gdb_goes(begin: Callable[[Stub], Begun]) -> None:
+    stub = Stub()
+    asked, gdb = begin(stub)
+    gdb.ask(b"?")
+    gdb.end()
+    assert stub.ended()[-1] == "D"
+    with pytest.raises(Lost, match="GDB has ended"):
+        asked.read_ranges([(0, 8)])
+
+
+def test_a_running_machine_is_not_stopped_to_leave_it(begin: Callable[[Stub], Begun]) -> None:
+    stub = Stub()
+    asked, gdb = begin(stub)
+    gdb.ask(b"?")
+    gdb.send(b"vCont;c:p1.-1")
+    with pytest.raises(Refused, match="runs"):
+        asked.read_ranges([(0, 8)])
+    gdb.interrupt()
+    assert gdb.answer() == b"T02thread:01;"
+    assert asked.read_ranges([(0, 8)]) == [CONTENTS[:8]]
+    gdb.send(b"vCont;c:p1.-1")
+    with pytest.raises(Refused, match="runs"):
+        asked.monitor("info status")
+    assert asked.close()
+    assert stub.ended()[-1] == "vCont;c:p1.-1"
+
+
+def test_breakpoints_are_taken_out_of_a_running_machine(begin: Callable[[Stub], Begun]) -> None:
+    stub = Stub()
+    asked, gdb = begin(stub)
+    gdb.ask(b"Z1,c0,4")
+    gdb.send(b"vCont;c:p1.-1")
+    with pytest.raises(Refused, match="runs"):
+        asked.packet("?")
+    assert asked.close()
+    assert stub.ended()[-3:] == ["\3", "z1,c0,4", "D"]
+
+
+@pytest.mark.parametrize("known", [True, False])
+def test_what_stood_still_stands_still(known: bool) -> None:
+    stub = Stub("VM status: paused\r\n" if known else "VM status: paused (prelaunch)\r\n")
+    asked = Relay("127.0.0.1", stub.port)
+    if known:
+        asked.stands()
+    gdb = Gdb(asked.socket_name)
+    assert gdb.ask(b"?") == b"T05thread:01;"
+    assert asked.read_ranges([(0, 8)]) == [CONTENTS[:8]]
+    assert asked.close()
+    assert "D" not in stub.ended()
+    assert stub.packets[-1] == "Qqemu.PhyMemMode:0"
+
+
+def test_a_machine_is_let_go_on_however_it_was_found() -> None:
+    stub = Stub("VM status: paused (prelaunch)\r\n")
+    stub.physical = True
+    asked = Relay("127.0.0.1", stub.port, resume=True)
+    assert asked.about()[0] == "VM status: paused (prelaunch)"
+    assert asked.close()
+    assert stub.ended()[-1] == "D"
+    assert not stub.physical
+
+
+def test_nobody_listens() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = server.getsockname()[1]
+    asked = Relay("127.0.0.1", port, resume=True)
+    with pytest.raises(Lost, match="unreached Connection refused"):
+        asked.about()
+    assert asked.close()
+
+
+def test_a_connection_that_is_served_late_lets_the_machine_go_on(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    quick = tmp_path / "relay.py"
+    quick.write_text(Path(relay.__file__).read_text().replace("SILENT = 10.0", "SILENT = 0.2"))
+    monkeypatch.setattr("inspector.memory.relayed.PROGRAM", quick)
+    stub = Stub(serving=False)
+    asked = Relay("127.0.0.1", stub.port, resume=True)
+    with pytest.raises(Lost, match="silence"):
+        asked.about()
+    assert asked.close()
+    stub.serve_late()
+    assert stub.ended()[-2:] == ["D", "D;1"]
+
+
+def test_packets_are_logged(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    log = tmp_path / "packets"
+    monkeypatch.setenv(relay.LOG, str(log))
+    stub = Stub()
+    asked = Relay("127.0.0.1", stub.port)
+    gdb = Gdb(asked.socket_name)
+    assert gdb.ask(b"M0,1:00") == b"E01"
+    asked.read_ranges([(0, 4096)])
+    asked.close()
+    stub.ended()
+    lines = [line.split(" ", 2)[1:] for line in log.read_text().splitlines()]
+    assert ["!", "M0,1:00"] in lines
+    assert [text for sign, text in lines if sign == ">"] == stub.packets
+    assert max(len(text) for _, text in lines) <= 96
+    assert log.stat().st_mode & 0o777 == 0o600
+
+
+def test_nothing_is_left_of_the_socket() -> None:
+    stub = Stub()
+    asked = Relay("127.0.0.1", stub.port)
+    folder = Path(asked.socket_name).parent
+    assert folder.stat().st_mode & 0o777 == 0o700
+    asked.close()
+    assert not folder.exists()
