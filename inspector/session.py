@@ -75,6 +75,7 @@ class Origin:
     ``stopped_seconds`` and ``stops`` say how long, and how often, a live
     machine stood still; ``attempts`` how often it was copied until no
     ``mmu_lock`` was held and nothing lacking.  ``facts`` are those that a capture carries.
+    ``stands`` says that it stood still when it was found, and still does.
     ``layout`` says what described the kernel, and ``rejected`` which other
     kernels were met on the way and why they are not the host's.
     """
@@ -87,6 +88,7 @@ class Origin:
     facts: dict[str, str] | None = None
     layout: str = ""
     rejected: tuple[str, ...] = ()
+    stands: bool = False
 
 
 @dataclass(frozen=True)
@@ -234,5 +236,6 @@ def inspected(machine: LiveMachine, target: str, options: Options, progress: Pro
         moment.attempts,
         layout=known.source,
         rejected=known.rejected,
+        stands=machine.stays,
     )
     return Acquired(moment.snapshot, known.profile, origin, lambda: moment.memory)

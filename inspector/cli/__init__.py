@@ -41,6 +41,7 @@ COMMANDS = {
     "lookup": "Show how a page, an rmap word or a kernel address is mapped, both ways.",
     "replay": "Follow recorded calls with the model.",
     "report": "Write one self-contained HTML page of a check.",
+    "resume": "Let a live machine go on that was left standing.",
     "rmap": "List the rmap slots with their entries.",
     "trace": "Follow a live machine with the model, call by call.",
     "vms": "List the VMs with their memslots and nested guests.",

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import click
 from click.shell_completion import CompletionItem
 
-__all__ = ["JSON_HELP", "Target", "Word", "json_option", "target_options"]
+__all__ = ["JSON_HELP", "Target", "TargetName", "Word", "json_option", "target_options"]
 
 
 JSON_HELP = "print JSON instead of text"

@@ -33,7 +33,7 @@ from inspector.memory.ram import RamMap, large_blocks, parse_mtree
 from inspector.memory.relayed import Relay
 from inspector.memory.stub import StubMemory
 
-__all__ = ["LiveMachine"]
+__all__ = ["LiveMachine", "resumed"]
 
 CONNECT_TIMEOUT = 2 * relay.SILENT
 PROBE_LENGTH = 1 << 12
@@ -71,13 +71,7 @@ class LiveMachine:
         self.stays = stands
         self._stop_began = 0.0
         self._depth = 0
-        if _is_local(host) and is_taken(port):
-            # A connection left waiting would be served later, and stop the machine for nobody.
-            raise TargetNotSupported(
-                f"another client is attached to {host}:{port}, and QEMU's stub serves one at a "
-                "time; end that one first",
-                Step.PORT,
-            )
+        _see_that_it_is_free(host, port)
         self._process = process_behind(port) if _is_local(host) else None
         activity = Activity(self._process) if self._process is not None and not stands else None
         self.gdb = GdbProcess()
@@ -123,10 +117,7 @@ class LiveMachine:
         finally:
             signal.pthread_sigmask(signal.SIG_SETMASK, before)
         if not left:
-            raise TargetNotSupported(
-                f"the machine at {self.host}:{self.port} could not be let go on, since its stub "
-                f"does not answer; 'inspector resume gdb:{self.host}:{self.port}' does it"
-            )
+            raise _stuck(self.host, self.port)
 
     @contextlib.contextmanager
     def stopped(self) -> Iterator[None]:
@@ -185,12 +176,12 @@ class LiveMachine:
             self.gdb.command(f"-target-select remote {self._relay.socket_name}", CONNECT_TIMEOUT)
             status, replay = self._relay.about()
         except Lost as error:
-            raise self._not_attached(error.said) from error
+            raise _not_attached(self.host, self.port, error.said) from error
         except GdbError as error:
             try:
                 self._relay.about()
             except Lost as lost:
-                raise self._not_attached(lost.said) from error
+                raise _not_attached(self.host, self.port, lost.said) from error
             raise
         self.replays = relay.REPLAYING in replay
         self.stays = self.stays or self.replays or status != relay.PAUSED
@@ -202,34 +193,6 @@ class LiveMachine:
                 "Attach to the QEMU (qemu-system-ppc64) that runs the KVM-HV host",
                 Step.POWER,
             )
-
-    def _not_attached(self, said: str) -> TargetNotSupported:
-        """Say why the relay is not connected to the stub, from its own word for it."""
-        place = f"{self.host}:{self.port}"
-        what, _, reason = said.partition(" ")
-        if what == relay.FOREIGN:
-            return TargetNotSupported(
-                f"the stub at {place} has no physical mode, so it is not QEMU's (or older than "
-                "4.1); give the port that QEMU was started with ('-gdb tcp:127.0.0.1:PORT')",
-                Step.QEMU,
-            )
-        if what == relay.SILENCE:
-            return TargetNotSupported(
-                f"{place} takes the connection and says nothing: it is no GDB stub, or another "
-                "client is attached to it (QEMU serves one at a time; end that one first)",
-                Step.PORT,
-            )
-        if what == relay.UNREACHED and not _is_known(self.host):
-            return TargetNotSupported(
-                f"cannot attach to {place}: there is no host '{self.host}'; give gdb:HOST:PORT "
-                "with a name or an address that is reachable from here",
-                Step.PORT,
-            )
-        return TargetNotSupported(
-            f"cannot attach to a GDB stub at {place}: {reason}. "
-            "Start QEMU with '-gdb tcp:127.0.0.1:PORT', and see that no other GDB is attached",
-            Step.PORT,
-        )
 
     def _one_block(self) -> RamMap | None:
         """Return the map of a machine whose memory is one block that begins at 0, None for others.
@@ -311,6 +274,74 @@ class LiveMachine:
         if self._stop_began and not self.stays:
             self.stops.append(time.perf_counter() - self._stop_began)
             self._stop_began = 0.0
+
+
+def resumed(host: str, port: int) -> str:
+    """Let a machine go on, however it was found; returns what QEMU said of its state before.
+
+    Raises:
+        TargetNotSupported: it cannot be connected to, or does not go on.
+    """
+    _see_that_it_is_free(host, port)
+    relay_to = Relay(host, port, resume=True)
+    try:
+        found, _ = relay_to.about()
+    except Lost as error:
+        raise _not_attached(host, port, error.said) from error
+    finally:
+        left = relay_to.close()
+    if not left:
+        raise _stuck(host, port)
+    return found
+
+
+def _stuck(host: str, port: int) -> TargetNotSupported:
+    return TargetNotSupported(
+        f"the machine at {host}:{port} could not be let go on, since its stub does not answer; "
+        f"'inspector resume gdb:{host}:{port}' does it when it can be reached"
+    )
+
+
+def _not_attached(host: str, port: int, said: str) -> TargetNotSupported:
+    """Say why a relay is not connected to a stub, from its own word for it."""
+    place = f"{host}:{port}"
+    what, _, reason = said.partition(" ")
+    if what == relay.FOREIGN:
+        return TargetNotSupported(
+            f"the stub at {place} has no physical mode, so it is not QEMU's (or older than "
+            "4.1); give the port that QEMU was started with ('-gdb tcp:127.0.0.1:PORT')",
+            Step.QEMU,
+        )
+    if what == relay.SILENCE:
+        return TargetNotSupported(
+            f"{place} takes the connection and says nothing: it is no GDB stub, or another "
+            "client is attached to it (QEMU serves one at a time; end that one first)",
+            Step.PORT,
+        )
+    if what == relay.UNREACHED and not _is_known(host):
+        return TargetNotSupported(
+            f"cannot attach to {place}: there is no host '{host}'; give gdb:HOST:PORT "
+            "with a name or an address that is reachable from here",
+            Step.PORT,
+        )
+    return TargetNotSupported(
+        f"cannot attach to a GDB stub at {place}: {reason}. "
+        "Start QEMU with '-gdb tcp:127.0.0.1:PORT', and see that no other GDB is attached",
+        Step.PORT,
+    )
+
+
+def _see_that_it_is_free(host: str, port: int) -> None:
+    """Refuse a stub of this host that serves another client.
+
+    A connection left waiting would be served later, and stop the machine for nobody.
+    """
+    if _is_local(host) and is_taken(port):
+        raise TargetNotSupported(
+            f"another client is attached to {host}:{port}, and QEMU's stub serves one at a "
+            "time; end that one first",
+            Step.PORT,
+        )
 
 
 def _is_known(host: str) -> bool:

@@ -324,9 +324,12 @@ class Stub:
             raise Lost("the stub does not let the machine go on")
 
     def farewell(self) -> None:
-        """Have a stub that serves another client let the machine go on when it comes to us."""
+        """Have a stub that serves another client let the machine go on when it comes to us.
+
+        It must not be asked twice to detach: QEMU ends at the second time.
+        """
         with contextlib.suppress(OSError):
-            self.end.sendall(framed(b"D") + framed(b"D;1"))
+            self.end.sendall(framed(b"qSupported:multiprocess+") + framed(b"D;1"))
 
 
 class Relay:
@@ -486,13 +489,17 @@ def _connected(
     listener: socket.socket, control: socket.socket, found: str
 ) -> tuple[socket.socket | None, str]:
     """Wait until GDB connects; how the machine was found may be said before."""
+    ends = [listener, control]
     while True:
-        ready, _, _ = select.select([listener, control], [], [])
+        ready, _, _ = select.select(ends, [], [])
         if control in ready:
-            said = control.recv(len(STANDS))
+            said = control.recv(len(STANDS), socket.MSG_PEEK)
             if not said:
                 return None, found
-            found = said.decode()
+            if said == STANDS.encode():
+                found = control.recv(len(STANDS)).decode()
+            else:
+                ends = [listener]
         elif listener in ready:
             return listener.accept()[0], found
 

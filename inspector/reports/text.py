@@ -50,7 +50,9 @@ def opened(snapshot: Snapshot, origin: Origin) -> Iterator[str]:
     yield f"read from {origin.read_path}"
     if origin.layout:
         yield f"kernel described by {origin.layout}"
-    if origin.stopped_seconds is not None:
+    if origin.stands:
+        yield "the machine stood still when it was found, and was left so"
+    elif origin.stopped_seconds is not None:
         tries = f", {origin.attempts} tries for a whole copy" if origin.attempts > 1 else ""
         yield (
             f"machine stopped for {origin.stopped_seconds * 1000:.1f} ms "

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
 import random
 import signal
 import subprocess
@@ -16,7 +18,7 @@ from fixtures.lab.stub import Stub
 from inspector.checks.verdict import Verdict, judge
 from inspector.image.elf import ElfFile
 from inspector.session import Options, acquire
-from tests.live.tools import Lab, leaves_of, slots_of, vm_at
+from tests.live.tools import Lab, document, inspector, leaves_of, slots_of, vm_at
 
 MSR_HV = 1 << 60
 MSR_NUMBER = 65
@@ -108,3 +110,43 @@ def test_no_history_of_a_machine_that_was_not_recorded(boot: Callable[..., Lab])
     assert done.returncode == 3
     assert "lab record" in done.stderr
     lab.assert_untouched()
+
+
+@pytest.mark.parametrize("read_path", ["direct", "gdb"])
+def test_a_machine_that_was_stopped_stays_so(boot: Callable[..., Lab], read_path: str) -> None:
+    lab = boot("no-nested")
+    lab.machine.qmp.execute("stop")
+    try:
+        done = lab.run("check", "--read-path", read_path)
+        assert done.returncode == 0, done.stderr
+        assert "was left so" in done.stdout
+        assert lab.status() == "paused"
+    finally:
+        done = inspector("resume", lab.target, "--json")
+    assert document(done)["found"] == "VM status: paused"
+    lab.assert_untouched()
+
+
+@pytest.mark.parametrize("read_path", ["direct", "gdb"])
+def test_killed_at_a_random_moment(boot: Callable[..., Lab], read_path: str) -> None:
+    """Whichever of the tool and its GDB is killed, or both, the machine goes on."""
+    lab = boot("mixed")
+    chance = random.Random(read_path)
+    command = [sys.executable, "-m", "inspector", "check", lab.target, *lab.files]
+    for round_ in range(9):
+        running = subprocess.Popen(
+            [*command, "--read-path", read_path],
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        time.sleep(chance.uniform(0.4, 1.6))
+        children = Path(f"/proc/{running.pid}/task/{running.pid}/children").read_text().split()
+        gdbs = [int(pid) for pid in children if b"gdb" in Path(f"/proc/{pid}/comm").read_bytes()]
+        victims = [running.pid, *gdbs] if round_ % 3 == 2 else gdbs if round_ % 3 else [running.pid]
+        for pid in victims:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+        _, errors = running.communicate(timeout=30)
+        assert "Traceback" not in errors
+        lab.assert_untouched()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import socket
 import threading
 from collections.abc import Callable, Iterator
@@ -49,7 +50,8 @@ class Stub:
             while (packet := incoming.packet()) is not None:
                 self.packets.append(packet.decode())
                 for answer in self._answers(packet.decode()):
-                    end.sendall(framed(answer.encode()))
+                    with contextlib.suppress(OSError):
+                        end.sendall(framed(answer.encode()))
         end.close()
 
     def _answers(self, packet: str) -> list[str]:
@@ -150,8 +152,8 @@ def test_what_writes_does_not_reach_the_stub(begin: Callable[[Stub], Begun]) -> 
     assert gdb.ask(b"qXfer:memory-map:write:0:00") == b""
     assert gdb.ask(b"Qqemu.PhyMemMode:1") == b""
     assert gdb.ask(b"g") == b"OK"
-    for text in ("quit", "info status\n", "gpa2hva 0x0; quit", "pmemsave 0 1 /tmp/x"):
-        with pytest.raises((Refused, Lost)):
+    for text in ("quit", "info status; quit", "gpa2hva 0x0; quit", "pmemsave 0 1 /tmp/x"):
+        with pytest.raises(Refused):
             asked.monitor(text)
     assert asked.monitor("gpa2hva 0x10") == "did gpa2hva 0x10"
     with pytest.raises(Refused, match="none of what may be asked"):
@@ -254,7 +256,7 @@ def test_a_connection_that_is_served_late_lets_the_machine_go_on(
         asked.about()
     assert asked.close()
     stub.serve_late()
-    assert stub.ended()[-2:] == ["D", "D;1"]
+    assert stub.ended()[-2:] == ["qSupported:multiprocess+", "D;1"]
 
 
 def test_packets_are_logged(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -1,0 +1,27 @@
+"""``inspector resume``."""
+
+from __future__ import annotations
+
+import click
+
+from inspector.cli.common import print_json
+from inspector.cli.options import TargetName, json_option
+from inspector.memory.live import resumed
+from inspector.session import address_of
+
+__all__ = ["command"]
+
+
+@click.command()
+@click.argument("target", type=TargetName())
+@json_option
+def command(target: str, as_json: bool) -> None:
+    """Let a live machine go on that was left standing, in virtual mode and without breakpoints.
+
+    It does so whoever has stopped the machine.
+    """
+    found = resumed(*address_of(target))
+    if as_json:
+        print_json({"schema": "inspector.resume/1", "target": target, "found": found})
+    else:
+        click.echo(f"{target} goes on; QEMU said of it when it was stopped for this: {found}")
