@@ -160,7 +160,7 @@ class Log:
     def note(self, sign: str, packet: bytes) -> None:
         """Add a line."""
         if self._file is not None:
-            text = packet[:LOGGED].decode("ascii", "backslashreplace")
+            text = packet[:LOGGED].decode("latin-1").encode("unicode_escape").decode()
             os.write(self._file, f"{time.monotonic():.6f} {sign} {text}\n".encode())
 
 
