@@ -8,7 +8,7 @@ import click
 
 from inspector.api import save
 from inspector.cli.common import open_target, print_json
-from inspector.cli.options import Target, json_option, target_options
+from inspector.cli.options import Target, json_option, output_option, target_options
 from inspector.reports.jsonform import target_json
 
 __all__ = ["command"]
@@ -27,13 +27,7 @@ def _facts(notes: tuple[str, ...]) -> dict[str, str]:
 @click.command()
 @target_options
 @json_option
-@click.option(
-    "-o",
-    "--output",
-    required=True,
-    type=click.Path(path_type=Path, dir_okay=False),
-    help="the file to write",
-)
+@output_option
 @click.option(
     "--note", "notes", multiple=True, metavar="KEY=VALUE", help="a fact of origin to keep with it"
 )

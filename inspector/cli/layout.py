@@ -7,7 +7,7 @@ from pathlib import Path
 import click
 
 from inspector.cli.common import describe_target, print_json
-from inspector.cli.options import Target, json_option, target_options
+from inspector.cli.options import Target, json_option, output_option, target_options
 from inspector.image.cache import encoded
 from inspector.storage import write_aside
 
@@ -17,13 +17,7 @@ __all__ = ["command"]
 @click.command()
 @target_options
 @json_option
-@click.option(
-    "-o",
-    "--output",
-    required=True,
-    type=click.Path(path_type=Path, dir_okay=False),
-    help="the file to write",
-)
+@output_option
 def command(target: Target, as_json: bool, output: Path) -> None:
     """Save a layout profile: all that is needed of the target's kernel.
 

@@ -10,7 +10,15 @@ from typing import Any, NamedTuple
 import click
 from click.shell_completion import CompletionItem
 
-__all__ = ["JSON_HELP", "Target", "TargetName", "Word", "json_option", "target_options"]
+__all__ = [
+    "JSON_HELP",
+    "Target",
+    "TargetName",
+    "Word",
+    "json_option",
+    "output_option",
+    "target_options",
+]
 
 
 JSON_HELP = "print JSON instead of text"
@@ -117,3 +125,14 @@ def target_options(command: Command) -> Command:
 def json_option(command: Command) -> Command:
     """Add ``--json``."""
     return click.option("--json", "as_json", is_flag=True, help=JSON_HELP)(command)
+
+
+def output_option(command: Command) -> Command:
+    """Add ``--output``, which must be given."""
+    return click.option(
+        "-o",
+        "--output",
+        required=True,
+        type=click.Path(path_type=Path, dir_okay=False),
+        help="the file to write",
+    )(command)

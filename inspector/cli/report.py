@@ -10,7 +10,7 @@ import click
 from inspector.checks.verdict import Judgement, judge
 from inspector.cli.check import EXIT_CODES
 from inspector.cli.common import open_target, print_json
-from inspector.cli.options import Target, json_option, target_options
+from inspector.cli.options import Target, json_option, output_option, target_options
 from inspector.errors import InspectorError
 from inspector.plugins import REPORTS, plugins
 from inspector.reports.figures import figures_of
@@ -49,13 +49,7 @@ def _by_plugin(name: str, form: Any, acquired: Acquired, judgement: Judgement) -
 @click.command()
 @target_options
 @json_option
-@click.option(
-    "-o",
-    "--output",
-    required=True,
-    type=click.Path(path_type=Path, dir_okay=False),
-    help="the file to write",
-)
+@output_option
 @click.option(
     "--form", default=PAGE, show_default=True, help="the page, or a form that a plug-in offers"
 )

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import enum
+from collections.abc import Sized
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Generic, NamedTuple, Protocol, TypeVar
 
 from inspector.kvm.snapshot import HashSlot, Vm
 from inspector.model.vm import EntryState, Leaf
 
 __all__ = [
     "Change",
+    "Compared",
     "Difference",
     "FieldChange",
     "HashChange",
@@ -146,11 +148,26 @@ class VmDifference:
         )
 
 
-@dataclass(frozen=True)
-class Difference:
-    """What is different between two states; ``notes`` concern the host as a whole."""
+class ComparedVm(Protocol):
+    """One VM of a comparison."""
 
-    vms: tuple[VmDifference, ...]
+    @property
+    def same(self) -> bool:
+        """Whether nothing is different, as far as can be compared."""
+
+    @property
+    def unknown(self) -> Sized:
+        """What could not be compared."""
+
+
+V = TypeVar("V", bound=ComparedVm, covariant=True)
+
+
+@dataclass(frozen=True)
+class Compared(Generic[V]):
+    """What came of a comparison, VM by VM; ``notes`` concern the host as a whole."""
+
+    vms: tuple[V, ...]
     notes: tuple[str, ...] = ()
 
     @property
@@ -162,3 +179,7 @@ class Difference:
     def whole(self) -> bool:
         """Whether all could be compared."""
         return not self.notes and not any(vm.unknown for vm in self.vms)
+
+
+class Difference(Compared[VmDifference]):
+    """What is different between two states."""

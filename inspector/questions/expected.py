@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +26,7 @@ import numpy as np
 from inspector.errors import BadData
 from inspector.kvm.snapshot import Part, Rmaps, Snapshot, Vm
 from inspector.memory.base import addresses
-from inspector.questions.changes import SlotChange
+from inspector.questions.changes import Compared, SlotChange
 from inspector.questions.difference import slot_changes
 
 __all__ = ["Departure", "Departures", "Expected", "ExpectedVm", "departures", "read_expected"]
@@ -76,22 +76,10 @@ class Departure:
 
 
 @dataclass(frozen=True)
-class Departures:
+class Departures(Compared[Departure]):
     """Where a host is not as expected."""
 
-    expected: Expected
-    vms: tuple[Departure, ...]
-    notes: tuple[str, ...] = ()
-
-    @property
-    def same(self) -> bool:
-        """Whether all is as expected, as far as can be compared."""
-        return all(vm.same for vm in self.vms)
-
-    @property
-    def whole(self) -> bool:
-        """Whether all could be compared."""
-        return not self.notes and not any(vm.unknown for vm in self.vms)
+    expected: Expected = field(kw_only=True)
 
 
 def read_expected(path: Path) -> Expected:
@@ -158,7 +146,7 @@ def departures(expected: Expected, snapshot: Snapshot) -> Departures:
             found.append(Departure(wanted, None))
     found += [Departure(None, vm) for vm in left]
     return Departures(
-        expected, tuple(found), tuple(f"not read: {gap.text}" for gap in snapshot.gaps)
+        tuple(found), tuple(f"not read: {gap.text}" for gap in snapshot.gaps), expected=expected
     )
 
 
