@@ -1,4 +1,4 @@
-"""Stops at random moments: what is an alarm, and how the rows of the record come together."""
+"""Stops at random moments: what is an alarm, and what is planned."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import pytest
 from fixtures.lab import machine
 from fixtures.lab.activities import ACTIVITIES
 from fixtures.lab.expectation import Expectation, Leaf, Memslot
-from fixtures.lab.stops import PLAN, merged
+from fixtures.lab.stops import PLAN
 from fixtures.lab.tally import NOTHING_HALF_DONE, Tally
 from inspector.checks.verdict import judge
 from inspector.kvm.snapshot import Gap, Part, Snapshot
@@ -110,18 +110,8 @@ def test_another_word_than_expected_is_an_alarm() -> None:
     assert tally.columns()["kernel_warned"] == "BUG:"
 
 
-def test_a_row_takes_the_place_of_its_like() -> None:
-    rows = [{"what": place.what, "runs": 1, "failed": 0} for place in PLAN[1:4]]
-    first = {"what": PLAN[0].what, "runs": 2, "failed": 0}
-    again = {"what": PLAN[2].what, "runs": 3, "failed": 0}
-    other = {"what": "something else", "runs": 4, "failed": 0}
-    for row in (first, again, other):
-        rows = merged(rows, row)
-    assert [row["runs"] for row in rows] == [2, 1, 3, 1, 4]
-    assert len({place.what for place in PLAN}) == len(PLAN)
-
-
 def test_the_plan_has_every_activity_and_a_thousand_stops() -> None:
+    assert len({place.what for place in PLAN}) == len(PLAN)
     kernels = {place.kernel for place in PLAN}
     assert {"6.12-4k", "6.12-64k", "sid-4k"} <= kernels
     assert {place.activity for place in PLAN} == set(ACTIVITIES)
