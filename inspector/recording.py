@@ -121,4 +121,9 @@ def _words(items: list[str | None]) -> SlotWords:
 
 
 def _word(item: str | None) -> int | None:
-    return None if item is None else int(item, 16)
+    if item is None:
+        return None
+    word = int(item, 16)
+    if not 0 <= word < 1 << 64:
+        raise ValueError(f"{item} is no word of 64 bits")
+    return word

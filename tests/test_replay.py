@@ -179,6 +179,8 @@ def test_the_last_line_may_be_half_written(tmp_path: Path) -> None:
         "{}",
         '{"n":1}',
         "[" * 100_000,
+        '{"n":1,"ret":"0x10000000000000000"}',
+        '{"n":1,"ret":"-0x1"}',
         '{"n":1,"f":"kvmhv_insert_nest_rmap","args":["x"]}',
         '{"n":1,"f":"kvmhv_insert_nest_rmap","args":["0x1","0x2","0x3"]}',
         '{"n":1,"f":"kvmhv_remove_nest_rmap_range","args":["0x1"],"slots":[[]]}',
@@ -191,6 +193,29 @@ def test_a_damaged_line_is_named(tmp_path: Path, line: str) -> None:
     with pytest.raises(BadData, match=r"line 2 of the recording|lacks a word") as caught:
         replayed(path)
     assert str(path) in str(caught.value)
+
+
+@pytest.mark.parametrize("part", ["array", "range", "page"])
+def test_absurd_sizes_cost_nothing(tmp_path: Path, part: str) -> None:
+    """Whatever a call says of sizes, only slots that are known are gone through."""
+    most, vm, rmap = hex((1 << 64) - 4096), "0xc000000032e88000", "0xc008000000240000"
+    array = {"third_rmap": rmap, "third_base_gfn": "0x0", "third_npages": most}
+    commit = {"n": 1, "f": "kvmppc_core_commit_memory_region_hv", "args": [vm]} | array
+    commit["fourth_rmap"] = None
+    free = {"n": 2, "f": "kvmppc_core_free_memslot_hv", "args": ["0x0"], "rmap": rmap}
+    remove = {"n": 2, "f": "kvmhv_remove_nest_rmap_range", "args": [vm, "0x0", "0x0", "0x0", most]}
+    unmap = {"n": 2, "f": "kvmppc_unmap_pte", "args": [vm, "0x0", "0x0", most, "0x0", "0x1"]}
+    calls: dict[str, list[Row]] = {
+        "array": [commit, free],
+        "range": [remove | {"base_gfn": "0x0", "rmap": rmap, "slots": []}],
+        "page": [unmap | {"host_lpid": "0x1", "pte": "0x0"}],
+    }
+    path = write(tmp_path / "absurd.jsonl", [rows()[0], *calls[part]])
+    if part == "page":
+        with pytest.raises(BadData, match="a page of 2"):
+            replayed(path)
+    else:
+        assert not replayed(path).same
 
 
 @pytest.mark.parametrize(

@@ -16,7 +16,7 @@ VECTOR = 16
 """The most that any other store writes; a shorter one then seems to reach further."""
 BLOCK = 128
 """Bytes that dcbz sets to zero, on every POWER since 4."""
-_DISPLACED = re.compile(r"(st\w+) +\w+,(-?\d+)\((r\d+)\)")
+_DISPLACED = re.compile(r"(st\w+) +\w+,(-?\d{1,6})\((r\d+)\)")
 _INDEXED = re.compile(r"((?:st|dcbz)\w*\.?) +(?:\w+,)?(r\d+|0),(r\d+)")
 
 

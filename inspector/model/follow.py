@@ -14,7 +14,7 @@ of its array is followed too.
 from __future__ import annotations
 
 from bisect import bisect_right
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass, field
 
 from inspector import encoding, pte
@@ -29,6 +29,7 @@ from inspector.model.vm import Leaf, Table
 __all__ = ["SAME_LEAF", "Follower", "Vm"]
 
 WORD = 8
+WORD_MASK = (1 << 64) - 1
 SAME_LEAF = pte.VALID | pte.LEAF | pte.RPN_MASK
 """The bits of a leaf that say where it leads; hardware sets R and C on its own."""
 
@@ -193,7 +194,7 @@ class Follower:
     def _drop_array(self, address: int) -> None:
         array = self.arrays.pop(address, None)
         if array is not None:
-            for place in range(address, address + WORD * array.npages, WORD):
+            for place in _places(address, array.npages, self.slots.keys()):
                 self._empty(place)
             self._order = sorted(self.arrays)
 
@@ -290,8 +291,8 @@ class Follower:
         mask = pte.RPN_MASK & -size
         gone: set[tuple[int, int]] = set()
         first = (gpa >> self.page_shift) - base_gfn
-        for index in range(first, first + (size >> self.page_shift)):
-            place = rmap + WORD * index & (1 << 64) - 1
+        known = self.slots.keys() | event.slots.keys()
+        for place in _places(rmap + WORD * first, size >> self.page_shift, known):
             if place not in event.slots and self.words(place) != (0,):
                 raise _Diverged("the slot before the call", self.words(place), (0,), place)
             for word in self._empty(place):
@@ -378,6 +379,8 @@ class Follower:
     def _unmapped(self, call: Call) -> tuple[int, int, int]:
         """Return entry, address and size of the leaf that kvmppc_unmap_pte clears."""
         gpa, shift = call.arguments[2:4]
+        if shift > pte.TREE_BITS:
+            raise ValueError(f"a page of 2^{shift} bytes")
         (raw,) = _known(call, "pte")
         return _entry(raw), gpa, 1 << (shift or self.page_shift)
 
@@ -505,6 +508,14 @@ def _known(event: Call | Return, *names: str) -> tuple[int, ...]:
             raise _Diverged(f"the word '{name}'", "readable", "not readable")
         found.append(value)
     return tuple(found)
+
+
+def _places(first: int, count: int, known: Set[int]) -> list[int]:
+    """Return the places of the slots from one on, whatever their number, that are known ones."""
+    if count <= len(known):
+        return [place for i in range(count) if (place := first + WORD * i & WORD_MASK) in known]
+    steps = sorted((place - first & WORD_MASK, place) for place in known)
+    return [place for step, place in steps if step % WORD == 0 and step // WORD < count]
 
 
 def _entry(raw: int) -> int:

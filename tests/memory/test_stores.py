@@ -32,7 +32,9 @@ def test_every_form(text: str, expected: tuple[int, int]) -> None:
     assert stored_range(text, REGISTERS.__getitem__) == expected
 
 
-@pytest.mark.parametrize("text", ["ld r9,0(r4)", "bl 0xc000", "mtdec r3", ".long 0x0", ""])
+@pytest.mark.parametrize(
+    "text", ["ld r9,0(r4)", "bl 0xc000", "mtdec r3", ".long 0x0", "", f"std r9,{'9' * 5000}(r4)"]
+)
 def test_what_is_no_store(text: str) -> None:
     assert stored_range(text, REGISTERS.__getitem__) is None
 
