@@ -35,6 +35,8 @@ from inspector.memory.stub import StubMemory
 
 __all__ = ["LiveMachine", "resumed"]
 
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+"""Those that wait until a machine is left."""
 CONNECT_TIMEOUT = 2 * relay.SILENT
 PROBE_LENGTH = 1 << 12
 REMOTE_TIMEOUT = 30
@@ -109,7 +111,7 @@ class LiveMachine:
         Raises:
             TargetNotSupported: it could not be let go on.
         """
-        before = signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGINT, signal.SIGTERM))
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
         try:
             left = self._relay.close()
             self._note_resumed()

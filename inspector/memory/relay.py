@@ -161,7 +161,9 @@ class Log:
         """Add a line."""
         if self._file is not None:
             text = packet[:LOGGED].decode("latin-1").encode("unicode_escape").decode()
-            os.write(self._file, f"{time.monotonic():.6f} {sign} {text}\n".encode())
+            # a disk that is full is no reason to leave the machine standing
+            with contextlib.suppress(OSError):
+                os.write(self._file, f"{time.monotonic():.6f} {sign} {text}\n".encode())
 
 
 class Stub:
@@ -466,7 +468,7 @@ def main() -> int:
     relay = Relay(stub, gdb, control)
     try:
         stands = relay.begin(found)
-    except (Lost, Refused) as error:
+    except Exception as error:  # whatever it is, the machine is not left standing for it
         stub.farewell()
         what = {Silent: SILENCE, Refused: FOREIGN}.get(type(error), UNREACHED)
         _tell(control, f"{what} {error}")
@@ -474,7 +476,7 @@ def main() -> int:
     try:
         relay.serve()
         problem = "GDB has ended"
-    except Lost as error:
+    except Exception as error:  # the same
         problem = str(error)
     try:
         stub.leave(stands)
