@@ -7,6 +7,8 @@ from pathlib import Path
 import pytest
 
 from fixtures.lab import promise
+from fixtures.lab.endings import COMMANDS, ENDINGS
+from fixtures.lab.interruptions import Outcome, cells, rows
 from fixtures.lab.packets import FORBIDDEN, REFUSED, counted, kind_of
 from fixtures.lab.promise import KEYS, Notes, Promise, read_all, read_notes
 from fixtures.lab.promises import STATEMENTS, TITLES, page
@@ -64,6 +66,23 @@ def test_only_what_went_to_the_stub_counts() -> None:
     assert counts.total() == 3
     assert counts[REFUSED] == 1
     assert list(examples.values()) == ["M0,1:00"]
+
+
+def test_every_way_to_end_is_tried_before_any_is_again() -> None:
+    every = {(command, ending.what) for ending in ENDINGS for command in ending.only}
+    count = sum(len(ending.only) * len(ending.read_paths) for ending in ENDINGS)
+    tried = list(cells(2 * count, seed=1))
+    assert {(one.command, one.ending.what) for one in tried[:count]} == every
+    assert len(set(tried[:count])) == count
+    assert not any(one.ending.boots for one in tried[count:])
+    assert set(COMMANDS) == {one.command for one in cells(100, 1, ["SIGINT"])}
+
+
+def test_a_run_with_faults_is_a_failure() -> None:
+    fine = Outcome("check", "gdb", "SIGTERM", in_time=True, attached=True, seconds=0.5)
+    bad = Outcome("rmap", "gdb", "SIGTERM", faults=["the machine is paused"])
+    (row,) = rows([fine, bad])
+    assert (row["runs"], row["failed"], row["commands"], row["while attached"]) == (2, 1, 2, 1)
 
 
 def test_the_page_has_every_promise_and_what_failed() -> None:
