@@ -28,6 +28,7 @@ from fixtures.lab.promises import STATEMENTS, TITLES, page
         "qRcmd," + b"migrate file:/x".hex(),
         "qRcmd," + b"info mtree; stop".hex(),
         "QTinit",
+        "cc000000000001000",
         "qRcmd,zz",
     ],
 )

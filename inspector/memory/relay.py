@@ -57,10 +57,11 @@ LOGGED = 96
 """Bytes of a packet that a log shows."""
 
 PASSES = re.compile(
-    rb"[?gpmHTcsD]|vCont|vMustReplyEmpty|z|Z[1-4]"
+    rb"[?gpmHTD]|[cs]$|vCont|vMustReplyEmpty|z|Z[1-4]"
     rb"|q(?!Rcmd)(?!Xfer:[^:]*:write)|Qqemu\.PhyMemMode:0$"
 )
-"""Packets that read, stop, go on, or set what stops; software breakpoints (Z0) are writes."""
+"""Packets that read, stop, go on, or set what stops; software breakpoints (Z0) are writes, and so
+is going on at another address."""
 COMMANDS = re.compile(r"info [\w -]+|gpa2hva 0x[0-9a-f]+|replay_(seek|break) \d+")
 """Commands of the monitor that may be given; none of them names a file."""
 RUNS = re.compile(rb"c|s|vCont;[cCsS]")

@@ -147,7 +147,15 @@ def test_what_writes_does_not_reach_the_stub(begin: Callable[[Stub], Begun]) -> 
     assert gdb.ask(b"?") == b"T05thread:01;"
     for packet in (b"M0,1:00", b"X0,1:\0", b"G00", b"P1=00", b"Z0,c0,4"):
         assert gdb.ask(packet) == b"E01"
-    for packet in (b"k", b"vKill;1", b"vFlashErase:0,1", b"qRcmd,71756974", b"QNonStop:1", b"R00"):
+    for packet in (
+        b"k",
+        b"vKill;1",
+        b"vFlashErase:0,1",
+        b"qRcmd,71756974",
+        b"QNonStop:1",
+        b"R00",
+        b"c10",
+    ):
         assert gdb.ask(packet) == b""
     assert gdb.ask(b"qXfer:memory-map:write:0:00") == b""
     assert gdb.ask(b"Qqemu.PhyMemMode:1") == b""
