@@ -8,6 +8,7 @@ import importlib.util
 import json
 import os
 import platform
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -16,12 +17,14 @@ import numpy as np
 
 import inspector
 from fixtures.lab import linuxstack, machine, packages
-from tests.bench import live, offline, start
+from tests.bench import guest, live, offline, start
 from tests.bench.measure import Row
 from tests.bench.report import page, table
 
 SCHEMA = "inspector.bench/1"
-PARTS = ("start", "live", "scale", "dumps")
+PARTS = ("start", "live", "guest", "lists", "dumps", "scale")
+OFTEN = 3
+"""Large images are checked so many times at most."""
 PAGE = Path(inspector.__file__).parent / "manual" / "performance.md"
 
 
@@ -31,8 +34,15 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--only", choices=PARTS, action="append", help="only these rows")
     parser.add_argument("--repeat", type=int, default=5, help="take the best of so many")
     parser.add_argument("--machine", help="a running stack of `lab linux`; booted if not given")
-    parser.add_argument("--dump", type=Path, action="append", default=[], help="a dump to open")
-    parser.add_argument("--gib", type=int, nargs="+", default=[1, 4, 16, 64], help="L1 memory")
+    parser.add_argument(
+        "--dump",
+        type=Path,
+        action="append",
+        default=[],
+        help="a dump to open, in place of those that are made",
+    )
+    parser.add_argument("--scratch", type=Path, help="where dumps are made: 15 GiB for a while")
+    parser.add_argument("--gib", type=int, nargs="+", default=[1, 8, 64], help="L1 memory")
     parser.add_argument("--json", type=Path, help="write the figures to this file")
     parser.add_argument("--page", action="store_true", help=f"write {PAGE.name} in the manual")
     parser.add_argument(
@@ -82,21 +92,37 @@ def _rows(options: argparse.Namespace) -> Iterator[Row]:
     wanted = options.only or PARTS
     if "start" in wanted:
         yield from start.rows(options.repeat)
-    if "live" in wanted:
-        with contextlib.ExitStack() as stack:
-            try:
-                if options.machine:
-                    running = machine.load(options.machine)
-                else:
-                    running = stack.enter_context(linuxstack.start())
-            except packages.LabError as error:
-                print(f"no live machine: {error}")
-            else:
-                yield from live.rows(running, options.repeat)
+    with contextlib.ExitStack() as stack:
+        folder = Path(stack.enter_context(tempfile.TemporaryDirectory(dir=options.scratch)))
+        files = {path.name: path for path in options.dump}
+        try:
+            if {"live", "guest"} & set(wanted) or ("dumps" in wanted and not files):
+                linux = _linux(options, stack)
+                if "live" in wanted:
+                    yield from live.rows(linux, options.repeat)
+                if "guest" in wanted:
+                    with guest.working(linux):
+                        yield guest.row(linux, "Linux in L0, L1 and L2")
+                if "dumps" in wanted and not files:
+                    files = offline.dumped(linux, folder)
+            if "lists" in wanted:
+                with machine.Machine.start(scenario="lists", idle="work", wait=600) as lists:
+                    yield from live.lists_rows(lists, options.repeat)
+            if "guest" in wanted:
+                with machine.Machine.start(scenario="mixed", idle="work") as small:
+                    yield guest.row(small, "the exerciser's machine")
+        except packages.LabError as error:
+            print(f"no live machine: {error}")
+        if "dumps" in wanted:
+            yield from offline.dump_rows(files, options.repeat)
     if "scale" in wanted and importlib.util.find_spec(offline.SCALE):
-        yield from offline.scale_rows(tuple(options.gib))
-    if "dumps" in wanted:
-        yield from offline.dump_rows(options.dump)
+        yield from offline.scale_rows(tuple(options.gib), min(options.repeat, OFTEN))
+
+
+def _linux(options: argparse.Namespace, stack: contextlib.ExitStack) -> machine.Machine:
+    if options.machine:
+        return machine.load(options.machine)
+    return stack.enter_context(linuxstack.start())
 
 
 if __name__ == "__main__":

@@ -13,6 +13,8 @@ import numpy as np
 from fixtures.lab import packages
 from fixtures.lab.machine import Machine, stopped_times
 from fixtures.lab.stub import Stub
+from inspector.checks.verdict import NODE_SIZE, counts_of
+from inspector.checks.view import CheckedVm
 from inspector.image.cache import directory
 from inspector.memory.direct import hva_of, process_behind
 from inspector.memory.mi import GdbProcess
@@ -20,9 +22,10 @@ from inspector.memory.segments import SegmentedMemory
 from inspector.session import Options, acquire
 from tests.bench.measure import Row, best, run
 
-__all__ = ["rows"]
+__all__ = ["lists_rows", "rows"]
 
 PAGE = 1 << 12
+WORD = 8
 PACKET = 1 << 11
 """Bytes of memory in the largest packet that QEMU's stub takes."""
 DEBUG_FILES = ("vmlinux", "kvm", "kvm-hv")
@@ -36,6 +39,45 @@ def rows(machine: Machine, repeat: int) -> Iterator[Row]:
     yield _direct(machine, memory, repeat)
     yield _through_gdb(machine, memory, repeat)
     yield from _process(machine, acquired.profile.vmcoreinfo, repeat)
+
+
+def lists_rows(machine: Machine, repeat: int) -> Iterator[Row]:
+    """Measure on a machine with many entries, most of them in long lists."""
+    run("-m", "inspector", "check", machine.target)
+    taken = best(repeat, lambda: run("-m", "inspector", "check", machine.target))
+    acquired = acquire(machine.target, Options())
+    counts = [
+        counts_of(CheckedVm(vm, acquired.snapshot.page_shift)) for vm in acquired.snapshot.vms
+    ]
+    one = max(counts, key=lambda count: count.entries)
+    longest = ", ".join(str(entries) for _, entries in one.longest_lists)
+    yield Row(
+        f"{one.entries:,} entries, made by the exerciser: check",
+        taken,
+        "s",
+        "one NumPy pass over the same bytes",
+        best(repeat, lambda: _scanned(acquired.memory)),
+        goal=1.5,
+        parts={
+            "python with numpy and click": best(repeat, lambda: run("-c", "import numpy, click"))
+        },
+        note=f"{one.lists:,} lists, the longest of {longest}: so many the next insertion walks; "
+        f"{one.nodes:,} nodes, {one.nodes * NODE_SIZE >> 10} KiB of kernel memory "
+        f"in {one.node_pages} pages; {int(acquired.memory.sizes.sum()) / 1e6:.1f} MB read; "
+        f"stopped for {1000 * (acquired.origin.stopped_seconds or 0):.0f} ms",
+    )
+
+
+def _scanned(memory: SegmentedMemory) -> float:
+    """Return how long NumPy takes to count the bytes' words that are not zero."""
+    data = [
+        np.frombuffer(memory.read(start, size & -WORD), dtype=np.uint64)
+        for start, size in zip(memory.starts.tolist(), memory.sizes.tolist(), strict=True)
+    ]
+    words = np.concatenate(data)
+    began = time.perf_counter()
+    np.count_nonzero(words)
+    return time.perf_counter() - began
 
 
 def _stood_still(machine: Machine) -> float:

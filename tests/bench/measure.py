@@ -20,7 +20,8 @@ class Row:
     ``value`` is in ``unit``, and so is ``bound``, which was taken in the same
     run and is described by ``peer``.  ``at_most`` is the goal for their ratio
     and ``goal`` the goal for the value itself, None where there is none.
-    ``parts`` says what the time is made of, in ``unit``.
+    ``parts`` says what the time is made of, in ``unit``, and ``why`` what
+    stands in the way where the goal is missed.
     """
 
     name: str
@@ -32,6 +33,7 @@ class Row:
     goal: float | None = None
     parts: dict[str, float] = field(default_factory=dict)
     note: str = ""
+    why: str = ""
 
     @property
     def ratio(self) -> float | None:
@@ -53,7 +55,7 @@ class Row:
     @classmethod
     def from_json(cls, raw: dict[str, Any]) -> Row:
         """Return the row that ``to_json`` described."""
-        return cls(**{name.name: raw[name.name] for name in fields(cls)})
+        return cls(**{name.name: raw[name.name] for name in fields(cls) if name.name in raw})
 
     def to_json(self) -> dict[str, Any]:
         """Return the row as JSON takes it."""

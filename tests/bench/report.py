@@ -42,6 +42,13 @@ def page(document: dict[str, Any], rows: Sequence[Row]) -> Iterator[str]:
     yield ""
     yield from _made_of(rows, "* ")
     yield ""
+    missed = [row for row in rows if row.met is False]
+    if missed:
+        yield "## What is missed"
+        yield ""
+        for row in missed:
+            yield f"* {row.name}: {row.why or 'for no reason that is known'}."
+        yield ""
     yield from NOTES.strip().splitlines()
 
 

@@ -1,0 +1,101 @@
+"""What watching costs the guest: the work it gets done in a time, with and without.
+
+A worker in L0 prints a line for each piece of work.  Times with and without
+``inspector watch`` take turns on the same machine.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+from fixtures.lab import linuxstack
+from fixtures.lab.machine import Machine
+from tests.bench.measure import Row
+
+__all__ = ["row", "working"]
+
+RATE = 10
+SECONDS = 5.0
+PAIRS = 6
+LINE = b"LAB WORK"
+SETTLE = 0.5
+
+LOOP = "i=0; while [ $i -lt 5000 ]; do i=$((i+1)); done; echo LAB WORK"
+BEGIN = f"(while :; do {LOOP}; done) >/dev/console 2>&1 & echo $! >/run/work.pid"
+END = "kill $(cat /run/work.pid)"
+
+
+@contextlib.contextmanager
+def working(machine: Machine) -> Iterator[None]:
+    """Have L0 of a Linux stack work."""
+    linuxstack.command(machine, BEGIN)
+    try:
+        yield
+    finally:
+        linuxstack.command(machine, END)
+
+
+@dataclass
+class _Seen:
+    """What ``inspector watch`` said of its samples, in ms, and in how many seconds."""
+
+    seconds: float = 0.0
+    stopped: list[float] = field(default_factory=list)
+    took: list[float] = field(default_factory=list)
+
+
+def row(machine: Machine, name: str) -> Row:
+    """Measure on a machine whose L0 works."""
+    lost, seen = [], _Seen()
+    for _ in range(PAIRS):
+        without = _work(machine)
+        lost.append(100 * (1 - _watched(machine, seen) / without))
+    stopped = sum(seen.stopped) / 1000
+    return Row(
+        f"work the guest loses to watching {RATE} times a second, {name}",
+        statistics.median(lost),
+        "%",
+        goal=5,
+        parts={"the machine stood still": 100 * stopped / seen.seconds},
+        note=f"the median of {PAIRS} pairs of {SECONDS:g} s, {min(lost):.1f} to {max(lost):.1f} %; "
+        f"{len(seen.stopped) / seen.seconds:.1f} samples a second, each with a stop of "
+        f"{statistics.median(seen.stopped):.1f} ms and taken in "
+        f"{statistics.median(seen.took):.0f} ms",
+        why="the rest is the processor time of watching, where QEMU has no processor to itself, "
+        "and translated code that QEMU has to find again after a stop",
+    )
+
+
+def _work(machine: Machine) -> float:
+    """Return the pieces of work done in a second."""
+    time.sleep(SETTLE)
+    began, before = time.perf_counter(), _lines(machine)
+    time.sleep(SECONDS)
+    done = _lines(machine) - before
+    return done / (time.perf_counter() - began)
+
+
+def _lines(machine: Machine) -> int:
+    return machine.console_path.read_bytes().count(LINE)
+
+
+def _watched(machine: Machine, seen: _Seen) -> float:
+    """Return the same while the machine is watched."""
+    command = [sys.executable, "-m", "inspector", "watch", machine.target, "--jsonl"]
+    command += ["--rate", str(RATE), "--seconds", str(SECONDS + 3 * SETTLE)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as watching:
+        assert watching.stdout is not None
+        watching.stdout.readline()
+        done = _work(machine)
+        samples = [json.loads(line) for line in watching.stdout]
+    seen.seconds += samples[-1]["seconds"]
+    seen.stopped += [sample["stopped_ms"] for sample in samples]
+    seen.took += [sample["took_ms"] for sample in samples]
+    return done
