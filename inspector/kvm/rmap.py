@@ -137,7 +137,8 @@ def _array(kernel: KernelSpace, number: int, slot: Memslot) -> Arrays:
     where += addresses(slot.rmap)
     position += addresses(slot.base_gfn)
     unread = _gaps(slot, skip, per_page, lost)
-    return Arrays(np.full(head.size, number, dtype=np.int64), position, where, head, unread)
+    memslot = np.broadcast_to(np.int64(number), head.shape)
+    return Arrays(memslot, position, where, head, unread)
 
 
 def _runs(rows: NDArray[np.bool_]) -> list[tuple[int, int]]:

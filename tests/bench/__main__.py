@@ -9,7 +9,8 @@ import json
 import os
 import platform
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ import numpy as np
 
 import inspector
 from fixtures.lab import linuxstack, machine, packages
+from fixtures.lab.machine import Machine
 from tests.bench import guest, live, offline, start
 from tests.bench.measure import Row
 from tests.bench.report import page, table
@@ -92,37 +94,51 @@ def _rows(options: argparse.Namespace) -> Iterator[Row]:
     wanted = options.only or PARTS
     if "start" in wanted:
         yield from start.rows(options.repeat)
-    with contextlib.ExitStack() as stack:
-        folder = Path(stack.enter_context(tempfile.TemporaryDirectory(dir=options.scratch)))
-        files = {path.name: path for path in options.dump}
-        try:
-            if {"live", "guest"} & set(wanted) or ("dumps" in wanted and not files):
-                linux = _linux(options, stack)
-                if "live" in wanted:
+    files = {path.name: path for path in options.dump}
+    with tempfile.TemporaryDirectory(dir=options.scratch) as folder:
+        if {"live", "guest"} & set(wanted) or ("dumps" in wanted and not files):
+            with _machine(lambda: _linux(options)) as linux:
+                if linux and "live" in wanted:
                     yield from live.rows(linux, options.repeat)
-                if "guest" in wanted:
+                if linux and "guest" in wanted:
                     with guest.working(linux):
                         yield guest.row(linux, "Linux in L0, L1 and L2")
-                if "dumps" in wanted and not files:
-                    files = offline.dumped(linux, folder)
-            if "lists" in wanted:
-                with machine.Machine.start(scenario="lists", idle="work", wait=600) as lists:
-                    yield from live.lists_rows(lists, options.repeat)
-            if "guest" in wanted:
-                with machine.Machine.start(scenario="mixed", idle="work") as small:
+                if linux and "dumps" in wanted and not files:
+                    files = offline.dumped(linux, Path(folder))
+        if "guest" in wanted:
+            with _machine(lambda: _exerciser("mixed")) as small:
+                if small:
                     yield guest.row(small, "the exerciser's machine")
-        except packages.LabError as error:
-            print(f"no live machine: {error}")
+        if "lists" in wanted:
+            with _machine(lambda: _exerciser("lists")) as lists:
+                if lists:
+                    yield from live.lists_rows(lists, options.repeat)
         if "dumps" in wanted:
-            yield from offline.dump_rows(files, options.repeat)
+            yield from offline.dump_rows(files, min(options.repeat, OFTEN))
     if "scale" in wanted and importlib.util.find_spec(offline.SCALE):
         yield from offline.scale_rows(tuple(options.gib), min(options.repeat, OFTEN))
 
 
-def _linux(options: argparse.Namespace, stack: contextlib.ExitStack) -> machine.Machine:
+@contextlib.contextmanager
+def _machine(start: Callable[[], AbstractContextManager[Machine]]) -> Iterator[Machine | None]:
+    """Give a machine, or None and say why where there cannot be one."""
+    with contextlib.ExitStack() as stack:
+        given = None
+        try:
+            given = stack.enter_context(start())
+        except packages.LabError as error:
+            print(f"  no machine: {error}", flush=True)
+        yield given
+
+
+def _linux(options: argparse.Namespace) -> AbstractContextManager[Machine]:
     if options.machine:
-        return machine.load(options.machine)
-    return stack.enter_context(linuxstack.start())
+        return contextlib.nullcontext(machine.load(options.machine))
+    return linuxstack.start()
+
+
+def _exerciser(scenario: str) -> Machine:
+    return Machine.start(scenario=scenario, idle="work", name=f"bench-{scenario}", wait=600)
 
 
 if __name__ == "__main__":

@@ -9,8 +9,8 @@ import numpy as np
 from inspector.checks.base import Evidence, Finding, Invariant, Severity
 from inspector.checks.view import CheckedVm
 from inspector.kvm.snapshot import Part, Vm
-from inspector.memory.arrays import distinct, is_in
-from inspector.memory.base import U64
+from inspector.memory.arrays import blocks, distinct, is_in
+from inspector.memory.base import U64, addresses
 from inspector.structures.radix import LeafTable
 
 ID = "table-shared"
@@ -50,10 +50,13 @@ def find(checked: CheckedVm) -> Iterator[Finding]:
 
 def _pages(table: LeafTable) -> U64:
     """Return the pieces of memory a table's leaves are in, whole runs of leaves once."""
-    pieces = table.where >> TABLE_SHIFT
-    first = np.ones(pieces.size, dtype=np.bool_)
-    np.not_equal(pieces[1:], pieces[:-1], out=first[1:])
-    return distinct(pieces[first])
+    found = [addresses([])]
+    for part in blocks(len(table)):
+        pieces = table.where[part] >> TABLE_SHIFT
+        first = np.ones(pieces.size, dtype=np.bool_)
+        np.not_equal(pieces[1:], pieces[:-1], out=first[1:])
+        found.append(pieces[first])
+    return distinct(np.concatenate(found))
 
 
 def _in_twice(pages: list[U64]) -> U64:
