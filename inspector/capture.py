@@ -6,7 +6,11 @@ file.  Outside, the file is one zstd frame.
 
 The note is JSON (``CAPTURE_FORMAT`` 1)::
 
-    {"format": 1, "profile": {...}, "facts": {"taken": "...", ...}}
+    {"format": 1, "profile": {...}, "facts": {"taken": "...", ...}, "ram": [[0, 4294967296]]}
+
+``ram`` has the address and the bytes of every range in which the machine has
+memory.  Where it lacks, nothing tells memory that is not there from memory
+that was not read.
 """
 
 from __future__ import annotations
@@ -14,10 +18,13 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from inspector.errors import BadData
 from inspector.image.profile import Profile
+from inspector.memory.base import addresses
 from inspector.memory.elfcore import ElfCore, Note, write_core
+from inspector.memory.ranges import Ranges
 from inspector.memory.segments import SegmentedMemory
 from inspector.storage import write_aside
 
@@ -55,9 +62,22 @@ def read_capture(core: ElfCore) -> Capture | None:
             )
         facts = {str(key): str(value) for key, value in raw["facts"].items()}
         profile = json.dumps(raw["profile"])
-    except (AttributeError, KeyError, RecursionError, TypeError, ValueError) as error:
+        ram = _ranges(raw["ram"]) if "ram" in raw else None
+    except (
+        AttributeError,
+        KeyError,
+        OverflowError,
+        RecursionError,
+        TypeError,
+        ValueError,
+    ) as error:
         raise BadData(f"the capture's own note is damaged: {error!r}") from error
-    return Capture(core.memory, Profile.from_json(profile), facts)
+    return Capture(core.memory.within(ram), Profile.from_json(profile), facts)
+
+
+def _ranges(rows: list[list[int]]) -> Ranges:
+    starts, sizes = zip(*rows, strict=True) if rows else ((), ())
+    return Ranges(addresses(starts), addresses(sizes))
 
 
 def write_capture(path: Path, capture: Capture) -> int:
@@ -78,11 +98,14 @@ def write_capture(path: Path, capture: Capture) -> int:
 
 def core_of(capture: Capture) -> bytes:
     """Return a capture as an ELF core, which opens as it is too."""
-    note = {
+    note: dict[str, Any] = {
         "format": CAPTURE_FORMAT,
         "profile": capture.profile.to_json(),
         "facts": capture.facts,
     }
+    ram = capture.memory.ram
+    if ram is not None:
+        note["ram"] = list(zip(ram.starts.tolist(), ram.sizes.tolist(), strict=True))
     return write_core(
         capture.memory,
         (

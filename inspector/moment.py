@@ -21,7 +21,6 @@ from inspector.errors import InspectorError
 from inspector.image.profile import Profile
 from inspector.kvm.collect import collect, held_locks, vm_list
 from inspector.kvm.snapshot import Snapshot
-from inspector.memory.base import AddressSpace
 from inspector.memory.direct import DirectMemory
 from inspector.memory.live import LiveMachine
 from inspector.memory.overlay import Overlay
@@ -122,7 +121,7 @@ def _copied(machine: LiveMachine, memory: DirectMemory, profile: Profile, noted:
     raise AssertionError
 
 
-def _seen(memory: AddressSpace, profile: Profile, vms: int | None) -> RecordingMemory:
+def _seen(memory: DirectMemory, profile: Profile, vms: int | None) -> RecordingMemory:
     """Walk while the machine runs; what is half way through a change leads anywhere."""
     record = RecordingMemory(memory)
     with contextlib.suppress(InspectorError):

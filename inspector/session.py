@@ -172,13 +172,15 @@ def _file(target: str, options: Options, progress: Progress) -> Acquired:
     with _what_lacks_is_said(dump):
         known, capture = _kernel_of_dump(dump, options, progress)
         progress("decoding")
-        snapshot = _walked(dump.memory, known.profile)
+        # of memory that lacks, a core says less than the capture in it
+        memory = dump.memory if capture is None else capture.memory
+        snapshot = _walked(memory, known.profile)
     facts = capture.facts if capture else None
     kind = dump.kind if capture is None else "a capture"
     origin = Origin(target, kind, facts=facts, layout=known.source, rejected=known.rejected)
 
     def walked_again() -> SegmentedMemory:
-        recorder = RecordingMemory(dump.memory)
+        recorder = RecordingMemory(memory)
         _walked(recorder, known.profile)
         return recorder.freeze()
 

@@ -44,7 +44,7 @@ def patch(memory: SegmentedMemory, address: int, data: bytes) -> SegmentedMemory
         inside = address - start
         if inside >= 0 and inside + len(data) <= len(content):
             pieces[i] = (start, content[:inside] + data + content[inside + len(data) :])
-            return of_segments(pieces)
+            return of_segments(pieces).within(memory.ram)
     raise ValueError(f"{address:#x} is not in the memory")
 
 
@@ -55,4 +55,5 @@ def without(memory: SegmentedMemory, address: int, length: int) -> SegmentedMemo
         cut = max(0, min(len(content), address - start))
         rest = max(0, min(len(content), address + length - start))
         pieces += [(start, content[:cut]), (start + rest, content[rest:])]
-    return of_segments((start, content) for start, content in pieces if content)
+    rest_of_it = ((start, content) for start, content in pieces if content)
+    return of_segments(rest_of_it).within(memory.ram)

@@ -14,6 +14,7 @@ from inspector.errors import InspectorError
 from inspector.kvm.collect import collect, vm_list
 from inspector.kvm.snapshot import Snapshot
 from inspector.memory.recording import RecordingMemory
+from inspector.regions import LINEAR_MAP
 from inspector.reports.jsonform import check_json, rmap_lines, vms_json
 from inspector.reports.text import check_report, rmap_report, vms_report
 from inspector.session import Acquired, Origin
@@ -107,9 +108,29 @@ def test_a_missing_list_node_is_told_apart_from_a_bad_word() -> None:
     node = int(mutant.slot(3).nodes[1])
     memory = without(mutant.memory, mutant.kernel.physical(node), 16)
     kernel = KernelSpace(memory, mutant.profile)
-    (vm,) = collect(kernel, vm_list(kernel)).vms
+    snapshot = collect(kernel, vm_list(kernel))
+    (vm,) = snapshot.vms
     assert [(problem.kind, problem.link) for problem in vm.rmaps.problems] == [("unreadable", node)]
     assert np.count_nonzero(vm.rmaps.node == np.uint64(node)) == 0
+    judgement = judge(snapshot)
+    assert judgement.verdict is Verdict.INCONCLUSIVE
+    assert not judgement.findings
+    (told,) = [item.gap.text for item in judgement.vms[0].not_judged if "list" in item.invariant.id]
+    assert f"{node:#x}" in told
+
+
+@pytest.mark.parametrize("known", [True, False])
+def test_a_link_to_where_no_memory_is(known: bool) -> None:
+    """It is wrong where the target says where it has memory; otherwise it may be missing."""
+    mutant = Mutant(DIRECTORY / "powernv9-mixed.core.zst")
+    assert mutant.memory.ram is not None
+    link = LINEAR_MAP + (1 << 46)
+    mutant.write(mutant.slot(3).where, link)
+    memory = mutant.memory if known else mutant.memory.within(None)
+    kernel = KernelSpace(memory, mutant.profile)
+    judgement = judge(collect(kernel, vm_list(kernel)))
+    assert judgement.verdict is (Verdict.VIOLATIONS if known else Verdict.INCONCLUSIVE)
+    assert {"rmap-list"} <= {finding.invariant for finding in judgement.findings} or not known
 
 
 def test_a_guest_that_no_entry_can_name_is_told() -> None:

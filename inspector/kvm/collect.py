@@ -41,6 +41,8 @@ from inspector.structures.space import GuestSpace, KernelSpace
 __all__ = ["collect", "held_locks", "vm_list"]
 
 QSPINLOCK_LOCKED = 0x1
+NAMED = 8
+"""So many of the missing nodes are named."""
 MEMSLOT_PAGES = (1 << 31) - 1
 """The most that a memslot may have (``KVM_MEM_MAX_NR_PAGES``)."""
 
@@ -177,6 +179,7 @@ def _vm(kernel: KernelSpace, address: int, partition: _Partition) -> Vm:
     own = partition.entry(kernel, lpid, gaps) if radix else None
     gaps += _table_gaps("L0's table", host, Part.HOST)
     gaps += _rmap_gaps(rmaps, Part.RMAPS)
+    gaps += _list_gaps(rmaps)
     return Vm(
         address=address,
         lpid=lpid,
@@ -214,6 +217,22 @@ def _rmap_gaps(rmaps: Rmaps | HashRmaps, part: Part | None) -> list[Gap]:
         Gap(f"rmap array: {pages} slots from gfn {first:#x} are not readable", part)
         for first, pages in rmaps.unread
     ]
+
+
+def _list_gaps(rmaps: Rmaps) -> Iterator[Gap]:
+    """Yield a gap for each reason why nodes are missing, with some of their addresses."""
+    by_reason: dict[str, list[str]] = {}
+    for problem in rmaps.problems:
+        if problem.missing:
+            node = f"{problem.link:#x} (gfn {int(rmaps.gfn[problem.slot]):#x})"
+            by_reason.setdefault(problem.why, []).append(node)
+    for why, nodes in by_reason.items():
+        some = ", ".join(nodes[:NAMED]) + (", ..." if len(nodes) > NAMED else "")
+        yield Gap(
+            f"rmap lists: {len(nodes)} break off at nodes that are not readable, "
+            f"at kernel address {some}: {why}",
+            Part.RMAPS,
+        )
 
 
 def _table_gaps(name: str, table: LeafTable, part: Part) -> list[Gap]:

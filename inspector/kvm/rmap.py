@@ -15,7 +15,7 @@ from inspector import encoding
 from inspector.errors import MemoryNotReadable
 from inspector.kvm.snapshot import LinkProblem, Memslot, Rmaps
 from inspector.memory.arrays import Growing, first_of_each, joined
-from inspector.memory.base import U64, addresses
+from inspector.memory.base import ABSENT, U64, addresses, why_missing
 from inspector.memory.recording import RecordingMemory
 from inspector.regions import LINEAR_MAP, LINEAR_SIZE, linear_to_physical
 from inspector.structures.space import KernelSpace
@@ -223,7 +223,10 @@ def _lists(kernel: KernelSpace, slot: NDArray[np.int64], where: U64, head: U64) 
             good = _unbroken(good, owner, rows[:, next_column] == np.append(node[1:], 0))
         first = np.searchsorted(owner, np.arange(slot.size))
         lost = ~good[first]
-        stop(slot[lost], "unreadable", place[lost], link[lost])
+        for row in np.flatnonzero(lost):
+            why = why_missing(kernel, int(link[row]), layout.size)
+            kind = "nowhere" if why == ABSENT else "unreadable"
+            problems.append(LinkProblem(int(slot[row]), kind, int(place[row]), int(link[row]), why))
         words.append(rows[good, word_column])
         nodes.append(node[good])
         places.append(node[good] + np.uint64(word_offset))

@@ -79,14 +79,21 @@ class LinkProblem:
 
     ``slot`` indexes the slots of the VM, ``place`` is the address of the
     word that holds the bad ``link``, and ``kind`` is one of ``"pointer"``
-    (not an address of the linear map), ``"unreadable"``, ``"cycle"`` and
-    ``"end"`` (the list ends without an entry).
+    (not an address of the linear map), ``"nowhere"`` (the machine has no
+    memory there), ``"unreadable"`` (it may have, but the bytes are missing:
+    ``why``), ``"cycle"`` and ``"end"`` (the list ends without an entry).
     """
 
     slot: int
     kind: str
     place: int
     link: int
+    why: str = ""
+
+    @property
+    def missing(self) -> bool:
+        """Whether bytes were not readable, rather than readable and wrong."""
+        return self.kind == "unreadable"
 
 
 @dataclass(frozen=True)

@@ -8,19 +8,24 @@ stacked on the other, so a walker does not care which one it walks in.
 
 from __future__ import annotations
 
-from typing import NamedTuple, Protocol
+from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from inspector.errors import MemoryNotReadable
 
+if TYPE_CHECKING:
+    from inspector.memory.ranges import Ranges
+
 __all__ = [
     "ABSENT",
     "LEFT_OUT",
+    "NOT_THERE",
     "U64",
     "AddressSpace",
     "Bytes",
+    "PhysicalMemory",
     "Records",
     "addresses",
     "integer",
@@ -30,7 +35,10 @@ __all__ = [
 ]
 
 ABSENT = "not in the target"
+"""The reason why bytes are missing where the target is known to have no memory."""
 LEFT_OUT = "left out of the dump"
+NOT_THERE = "not in the dump"
+"""The reason where nothing tells whether there is memory."""
 
 U64 = NDArray[np.uint64]
 Bytes = NDArray[np.uint8]
@@ -68,6 +76,14 @@ class AddressSpace(Protocol):
 
     def read_many(self, where: U64, length: int) -> Records:
         """Return ``length`` bytes at each address, missing ones marked."""
+
+
+class PhysicalMemory(AddressSpace, Protocol):
+    """The memory of a machine, or what there is of it."""
+
+    @property
+    def ram(self) -> Ranges | None:
+        """Where the machine has memory, None where that is not known."""
 
 
 def integer(data: bytes, byte_order: str) -> int:

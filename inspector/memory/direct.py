@@ -50,6 +50,11 @@ class DirectMemory:
         self._ram = ram
         self._hva = hva
 
+    @property
+    def ram(self) -> Ranges:
+        """Where the machine has memory."""
+        return Ranges(self._ram.starts, self._ram.sizes)
+
     def read(self, address: int, length: int) -> bytes:
         """Return ``length`` bytes at a physical address."""
         return read_one(self, address, length)

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from inspector.errors import BadData
-from inspector.memory.base import AddressSpace
+from inspector.memory.base import PhysicalMemory
 from inspector.memory.dumpfile import DumpFile, open_file
 from inspector.memory.elfcore import ELF_MAGIC, ElfCore, Note, read_core
 from inspector.memory.kdump import KDUMP_MAGIC, Layout, read_kdump
@@ -35,7 +35,7 @@ class Dump:
     ``lacks`` says what of a split dump is in files that were not given.
     """
 
-    memory: AddressSpace
+    memory: PhysicalMemory
     kind: str
     notes: tuple[Note, ...] = ()
     dump_level: int | None = None

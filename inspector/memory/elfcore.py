@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from inspector.errors import BadData, MemoryNotReadable
 from inspector.memory.base import U64, addresses
 from inspector.memory.dumpfile import AGAIN, DumpFile, open_file
+from inspector.memory.ranges import Ranges
 from inspector.memory.segments import SegmentedMemory
 from inspector.regions import LINEAR_MAP, LINEAR_SIZE
 
@@ -146,9 +147,11 @@ def _memory(file: DumpFile, loads: NDArray[np.void]) -> SegmentedMemory:
             f"end beyond the end of the file; {AGAIN}"
         )
     less = whole > sizes
+    # a gap between segments may be one in the dump as well as one in the machine
+    ram = Ranges(addresses([0]), addresses([np.max(starts + whole, initial=0)]))
     left_out = ((starts + sizes)[less], (whole - sizes)[less]) if less.any() else None
     some = sizes > 0
-    return file.contents.view(starts[some], sizes[some], offsets[some], left_out)
+    return file.contents.view(starts[some], sizes[some], offsets[some], left_out).within(ram)
 
 
 def _physical(loads: NDArray[np.void]) -> tuple[U64, NDArray[np.bool_]]:

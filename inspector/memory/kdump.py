@@ -13,6 +13,7 @@ from __future__ import annotations
 import struct
 from collections import OrderedDict
 from dataclasses import dataclass
+from functools import cached_property
 from typing import NamedTuple
 
 import numpy as np
@@ -24,6 +25,7 @@ from inspector.memory.base import ABSENT, LEFT_OUT, U64, Bytes, Records, address
 from inspector.memory.compression import PageDamaged
 from inspector.memory.dumpfile import AGAIN, DumpFile
 from inspector.memory.elfcore import Note, parse_notes
+from inspector.memory.ranges import Ranges
 
 __all__ = ["KDUMP_MAGIC", "Kdump", "KdumpMemory", "read_kdump"]
 
@@ -231,6 +233,26 @@ class KdumpMemory:
         self._damaged: dict[int, str] = {}
         level = layout.level
         self._excluded = f"excluded by makedumpfile's dump level {level}" if level else LEFT_OUT
+
+    @cached_property
+    def ram(self) -> Ranges:
+        """Where the machine has memory, as the first bitmap says."""
+        layout = self._layout
+        edges = [addresses([])]
+        before = np.zeros(1, dtype=np.uint8)
+        length = -(-layout.pages // 8)
+        for begin in range(0, length, SCAN_STEP):
+            step = min(SCAN_STEP, length - begin)
+            packed = _part(self._file, layout.memory_bits + begin, step, "bitmap", SCAN_STEP)
+            bits = np.unpackbits(np.frombuffer(packed, dtype=np.uint8), bitorder="little")
+            bits = bits[: layout.pages - 8 * begin]
+            changed = np.flatnonzero(np.diff(bits, prepend=before))
+            edges.append(addresses(changed) + np.uint64(8 * begin))
+            before = bits[-1:]
+        if before[0]:
+            edges.append(addresses([layout.pages]))
+        places = np.concatenate(edges) * np.uint64(layout.page_size)
+        return Ranges(places[::2], places[1::2] - places[::2])
 
     def read(self, address: int, length: int) -> bytes:
         """Return ``length`` bytes at a physical address."""

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from inspector.memory.base import U64, AddressSpace, Records, read_one
+from inspector.memory.base import U64, PhysicalMemory, Records, read_one
+from inspector.memory.ranges import Ranges
 from inspector.memory.segments import SegmentedMemory
 
 __all__ = ["Overlay"]
@@ -19,10 +20,15 @@ class Overlay:
 
     name = "physical"
 
-    def __init__(self, copy: SegmentedMemory, below: AddressSpace) -> None:
+    def __init__(self, copy: SegmentedMemory, below: PhysicalMemory) -> None:
         self._copy = copy
         self._below = below
         self.missed = False
+
+    @property
+    def ram(self) -> Ranges | None:
+        """Where the machine has memory."""
+        return self._below.ram
 
     def read(self, address: int, length: int) -> bytes:
         """Return ``length`` bytes at a physical address."""

@@ -27,6 +27,13 @@ class Ranges(NamedTuple):
         """Bytes in all ranges."""
         return int(self.sizes.sum(dtype=np.uint64))
 
+    def hold(self, address: int) -> bool:
+        """Say whether an address is in one of the ranges."""
+        return any(
+            start <= address < start + size
+            for start, size in zip(self.starts.tolist(), self.sizes.tolist(), strict=True)
+        )
+
     def widened(self, unit: int) -> Ranges:
         """Return the ranges rounded out to whole units; ``unit`` is a power of two."""
         inside = np.uint64(unit - 1)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from inspector.memory.base import U64, AddressSpace, Bytes, Records, addresses
+from inspector.memory.base import U64, AddressSpace, Bytes, PhysicalMemory, Records, addresses
 from inspector.memory.ranges import Ranges, merged
 from inspector.memory.segments import SegmentedMemory
 
@@ -22,7 +22,7 @@ LONG = 1 << 10
 class RecordingMemory:
     """A physical memory that passes reads on and keeps what came back."""
 
-    def __init__(self, inner: AddressSpace) -> None:
+    def __init__(self, inner: PhysicalMemory) -> None:
         self.name = inner.name
         self._inner = inner
         self._where: list[U64] = []
@@ -44,6 +44,11 @@ class RecordingMemory:
             self._where.append(where)
             self._data.append(data)
         return records
+
+    @property
+    def ram(self) -> Ranges | None:
+        """Where the machine has memory, None where that is not known."""
+        return self._inner.ram
 
     @property
     def unrecorded(self) -> AddressSpace:
@@ -81,7 +86,7 @@ class RecordingMemory:
             else:
                 buffer[into[:, None] + np.arange(length)] = data
         buffer.setflags(write=False)
-        return SegmentedMemory.of_ranges(buffer, ranges)
+        return SegmentedMemory.of_ranges(buffer, ranges, self.ram)
 
     def _records(self) -> tuple[U64, U64]:
         if not self._where:

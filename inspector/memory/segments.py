@@ -15,6 +15,7 @@ from inspector.errors import MemoryNotReadable
 from inspector.memory.base import (
     ABSENT,
     LEFT_OUT,
+    NOT_THERE,
     U64,
     Bytes,
     Records,
@@ -39,6 +40,7 @@ class SegmentedMemory:
         offsets: where it begins in ``buffer``.
         left_out: start and size of ranges that are known to be memory, but
             whose bytes are not in ``buffer``.
+        ram: where the machine has memory at all, None where that is not known.
 
     Segments may come in any order.  Where two overlap, the one that starts
     first wins, as in QEMU's own reader of its dumps.  Adjacent segments are
@@ -54,6 +56,7 @@ class SegmentedMemory:
         sizes: U64,
         offsets: U64,
         left_out: tuple[U64, U64] | None = None,
+        ram: Ranges | None = None,
     ) -> None:
         order = np.argsort(starts, kind="stable")
         starts, sizes, offsets = starts[order], sizes[order], offsets[order]
@@ -67,11 +70,18 @@ class SegmentedMemory:
         self.offsets = (offsets + overlap)[keep]
         self._ends = self.starts + self.sizes
         self._left_out = left_out
+        self.ram = ram
 
     @classmethod
-    def of_ranges(cls, buffer: Bytes, ranges: Ranges) -> SegmentedMemory:
+    def of_ranges(cls, buffer: Bytes, ranges: Ranges, ram: Ranges | None = None) -> SegmentedMemory:
         """Return the memory of ranges whose bytes lie in a buffer one after the other."""
-        return cls(buffer, ranges.starts, ranges.sizes, ranges.places)
+        return cls(buffer, ranges.starts, ranges.sizes, ranges.places, ram=ram)
+
+    def within(self, ram: Ranges | None) -> SegmentedMemory:
+        """Return the same of a machine that has its memory there, None where that is not known."""
+        return SegmentedMemory(
+            self._buffer, self.starts, self.sizes, self.offsets, self._left_out, ram
+        )
 
     @property
     def end(self) -> int:
@@ -128,7 +138,9 @@ class SegmentedMemory:
             starts, sizes = self._left_out
             if np.any(np.uint64(address) - starts < sizes):
                 return LEFT_OUT
-        return ABSENT
+        if self.ram is None:
+            return NOT_THERE if is_address(address) else ABSENT
+        return NOT_THERE if self.ram.hold(address) else ABSENT
 
     def read_many(self, where: U64, length: int) -> Records:
         """Return ``length`` bytes at each physical address."""

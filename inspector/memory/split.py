@@ -26,6 +26,7 @@ class SplitMemory:
     """The physical memory in the files of a split dump, each the owner of a range of pages."""
 
     name = "physical"
+    ram = None
 
     def __init__(self, parts: Sequence[Kdump]) -> None:
         self._parts: list[KdumpMemory] = [part.memory for part in parts]

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from inspector.memory.base import U64, Bytes, Records, read_one
 from inspector.memory.ram import RamMap
-from inspector.memory.ranges import merged
+from inspector.memory.ranges import Ranges, merged
 from inspector.memory.segments import SegmentedMemory
 
 __all__ = ["ReadRanges", "StubMemory"]
@@ -48,6 +48,11 @@ class StubMemory:
     def forget(self) -> None:
         """Keep nothing any longer: the machine goes on."""
         self._kept.clear()
+
+    @property
+    def ram(self) -> Ranges:
+        """Where the machine has memory."""
+        return Ranges(self._ram.starts, self._ram.sizes)
 
     def read(self, address: int, length: int) -> bytes:
         """Return ``length`` bytes at a physical address."""

@@ -153,7 +153,7 @@ def test_findings_are_what_the_model_finds(state: VmState) -> None:
 
 def test_every_kind_of_link_problem_is_told() -> None:
     vm = snapshot_vm(GOOD)
-    for kind in ("pointer", "unreadable", "cycle", "end"):
+    for kind in ("pointer", "nowhere", "cycle", "end"):
         problem = LinkProblem(0, kind, 0xC000_0000_0000_1000, 0x1234)
         (finding,) = judged(replace(vm, rmaps=replace(vm.rmaps, problems=(problem,)))).findings
         assert finding.invariant == "rmap-list"

@@ -139,6 +139,7 @@ class _OtherPages:
     def __init__(self, memory: SegmentedMemory, changed: random.Random) -> None:
         self._memory = memory
         self._changed = changed
+        self.ram = memory.ram
 
     def read(self, address: int, length: int) -> bytes:
         words = np.frombuffer(self._memory.read(address, length), dtype="<u8").copy()

@@ -90,6 +90,21 @@ def test_what_is_missing_is_told_apart(tmp_path: Path) -> None:
     assert not found.data[~found.present].any()
 
 
+@pytest.mark.parametrize(
+    ("pages", "expected"), [((4, 6), [(4, 7)]), ((0, 5, 15), [(0, 1), (5, 6), (15, 16)])]
+)
+def test_where_the_machine_has_memory(
+    tmp_path: Path, pages: tuple[int, ...], expected: list[tuple[int, int]]
+) -> None:
+    there = {number: page(number) for number in pages}
+    excluded = [5] if 5 not in pages and 4 in pages else []
+    ram = opened(tmp_path, kdump(KdumpSpec(there, excluded=excluded, count=16))).memory.ram
+    assert ram is not None
+    ends = (ram.starts + ram.sizes).tolist()
+    found = zip(ram.starts.tolist(), ends, strict=True)
+    assert list(found) == [(first * 4096, end * 4096) for first, end in expected]
+
+
 def test_a_dump_level_of_zero_is_not_blamed(tmp_path: Path) -> None:
     data = kdump(KdumpSpec({1: page(1)}, excluded=[0], level=0))
     with pytest.raises(MemoryNotReadable, match="left out of the dump"):

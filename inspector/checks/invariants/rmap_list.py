@@ -15,8 +15,8 @@ _TEXTS = {
         "the link {link:#018x} is neither an entry nor an aligned address of the linear map",
         "the address of a struct rmap_nested, or an entry with the single-entry bit",
     ),
-    "unreadable": (
-        "the link {link:#018x} leads to memory that the target does not have",
+    "nowhere": (
+        "the link {link:#018x} leads to where the machine has no memory",
         "the address of a struct rmap_nested",
     ),
     "cycle": (
@@ -31,9 +31,11 @@ _TEXTS = {
 
 
 def find(checked: CheckedVm) -> Iterator[Finding]:
-    """Yield lists that could not be followed."""
+    """Yield lists that are broken; what is only missing of them is a gap."""
     rmaps = checked.rmaps
     for problem in rmaps.problems:
+        if problem.missing:
+            continue
         slot = rmaps[problem.slot]
         text, expected = _TEXTS[problem.kind]
         yield Finding(
