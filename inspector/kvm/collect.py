@@ -33,14 +33,16 @@ from inspector.kvm.snapshot import (
     Snapshot,
     Vm,
 )
+from inspector.memory.base import why_missing
 from inspector.structures.lists import list_entries
-from inspector.structures.modules import exported_symbol, module_symbols
+from inspector.structures.modules import exported_symbol, module_values
 from inspector.structures.radix import LeafTable, TableProblem, walk
 from inspector.structures.space import GuestSpace, KernelSpace
 
 __all__ = ["collect", "held_locks", "vm_list"]
 
 QSPINLOCK_LOCKED = 0x1
+WORD = 8
 NAMED = 8
 """So many of the missing nodes are named."""
 MEMSLOT_PAGES = (1 << 31) - 1
@@ -60,7 +62,7 @@ def vm_list(kernel: KernelSpace) -> int | None:
     if "vm_list" in kernel.profile.symbols:
         return kernel.profile.symbols["vm_list"]
     modules = kvm_modules(kernel)
-    values = module_symbols(kernel, modules["kvm"]).values("vm_list")
+    values = module_values(kernel, modules["kvm"], "vm_list")
     if len(values) == 1:
         return values[0]
     anchor, distance = kernel.profile.anchors.get("vm_list", ("", 0))
@@ -163,7 +165,7 @@ def _vm(kernel: KernelSpace, address: int, partition: _Partition) -> Vm:
     gaps: list[Gap] = []
     lock = field("mmu_lock")
     radix = bool(field("arch.radix"))
-    memslots = _in_order(_gather(_memslots(kernel, address), gaps, "memslots", Part.MEMSLOTS))
+    memslots = _in_order(_memslots(kernel, address, gaps))
     host, rmaps = LeafTable.empty(), NO_RMAPS
     nested: list[Nested] = []
     unread: list[int] | None = []
@@ -174,16 +176,22 @@ def _vm(kernel: KernelSpace, address: int, partition: _Partition) -> Vm:
         nested, unread = _nested_guests(kernel, address, memslots, gaps, partition)
     else:
         hash_rmaps = read_hash_rmaps(kernel, address, memslots, gaps)
-        gaps += _rmap_gaps(hash_rmaps, None)
+        gaps += _rmap_gaps(kernel, memslots, hash_rmaps, None)
+    pid = None
+    try:
+        # far from the other members, in a page of its own
+        pid = field("userspace_pid")
+    except MemoryNotReadable as error:
+        gaps.append(Gap(f"the process of the VM: {error}"))
     lpid = field("arch.lpid")
     own = partition.entry(kernel, lpid, gaps) if radix else None
     gaps += _table_gaps("L0's table", host, Part.HOST)
-    gaps += _rmap_gaps(rmaps, Part.RMAPS)
+    gaps += _rmap_gaps(kernel, memslots, rmaps, Part.RMAPS)
     gaps += _list_gaps(rmaps)
     return Vm(
         address=address,
         lpid=lpid,
-        pid=field("userspace_pid"),
+        pid=pid,
         radix=radix,
         nesting=bool(field("arch.nested_enable")),
         l1_ptcr=field("arch.l1_ptcr"),
@@ -212,11 +220,18 @@ def _places(kernel: KernelSpace, struct: str, address: int, members: Sequence[st
     return found
 
 
-def _rmap_gaps(rmaps: Rmaps | HashRmaps, part: Part | None) -> list[Gap]:
-    return [
-        Gap(f"rmap array: {pages} slots from gfn {first:#x} are not readable", part)
-        for first, pages in rmaps.unread
-    ]
+def _rmap_gaps(
+    kernel: KernelSpace, memslots: Sequence[Memslot], rmaps: Rmaps | HashRmaps, part: Part | None
+) -> Iterator[Gap]:
+    for first, pages in rmaps.unread:
+        slot = next(slot for slot in memslots if 0 <= first - slot.base_gfn < slot.npages)
+        where = slot.rmap + WORD * (first - slot.base_gfn)
+        why = why_missing(kernel, where, WORD)
+        yield Gap(
+            f"rmap array: {pages} slots from gfn {first:#x}, at kernel address {where:#x}, "
+            f"are not readable: {why}",
+            part,
+        )
 
 
 def _list_gaps(rmaps: Rmaps) -> Iterator[Gap]:
@@ -251,31 +266,43 @@ def _in_order(memslots: list[Memslot]) -> tuple[Memslot, ...]:
     return tuple(sorted(memslots, key=lambda memslot: memslot.base_gfn))
 
 
-def _memslots(kernel: KernelSpace, vm: int) -> Iterator[Memslot]:
-    """Yield the memslots of address space 0."""
-    for slot in memslot_addresses(kernel, vm):
-        memslot = Memslot(
-            address=slot,
-            id=kernel.field("kvm_memory_slot", slot, "id"),
-            base_gfn=kernel.field("kvm_memory_slot", slot, "base_gfn"),
-            npages=kernel.field("kvm_memory_slot", slot, "npages"),
-            flags=kernel.field("kvm_memory_slot", slot, "flags"),
-            userspace_addr=kernel.field("kvm_memory_slot", slot, "userspace_addr"),
-            rmap=kernel.field("kvm_memory_slot", slot, "arch.rmap"),
-            places=_places(
-                kernel,
-                "kvm_memory_slot",
-                slot,
-                ("base_gfn", "npages", "arch.rmap", "userspace_addr", "flags"),
-            ),
+def _memslots(kernel: KernelSpace, vm: int, gaps: list[Gap]) -> list[Memslot]:
+    """Return the memslots of address space 0."""
+    found = []
+    for slot in _gather(memslot_addresses(kernel, vm), gaps, "memslots", Part.MEMSLOTS):
+        try:
+            found.append(_memslot(kernel, slot))
+        except (BadData, MemoryNotReadable) as error:
+            gaps.append(Gap(f"the memslot at {slot:#x}: {error}", Part.MEMSLOTS))
+    return found
+
+
+def _memslot(kernel: KernelSpace, slot: int) -> Memslot:
+    def field(member: str) -> int:
+        return kernel.field("kvm_memory_slot", slot, member)
+
+    memslot = Memslot(
+        address=slot,
+        id=field("id"),
+        base_gfn=field("base_gfn"),
+        npages=field("npages"),
+        flags=field("flags"),
+        userspace_addr=field("userspace_addr"),
+        rmap=field("arch.rmap"),
+        places=_places(
+            kernel,
+            "kvm_memory_slot",
+            slot,
+            ("base_gfn", "npages", "arch.rmap", "userspace_addr", "flags"),
+        ),
+    )
+    end = memslot.base_gfn + memslot.npages << kernel.profile.page_shift
+    if memslot.npages > MEMSLOT_PAGES or end > 1 << pte.TREE_BITS:
+        raise BadData(
+            f"it says that it has {memslot.npages} pages from gfn {memslot.base_gfn:#x}, "
+            "which no guest can have"
         )
-        end = memslot.base_gfn + memslot.npages << kernel.profile.page_shift
-        if memslot.npages > MEMSLOT_PAGES or end > 1 << pte.TREE_BITS:
-            raise BadData(
-                f"the memslot at {slot:#x} says it has {memslot.npages} pages "
-                f"from gfn {memslot.base_gfn:#x}, which no guest can have"
-            )
-        yield memslot
+    return memslot
 
 
 def _nested_guests(

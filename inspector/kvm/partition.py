@@ -12,7 +12,7 @@ from inspector.errors import BadData, TargetNotSupported
 from inspector.kernel.host import kvm_modules
 from inspector.kvm.snapshot import PartitionEntry
 from inspector.memory.base import integer
-from inspector.structures.modules import module_symbols
+from inspector.structures.modules import module_values
 from inspector.structures.space import KernelSpace
 
 __all__ = ["partition_entry", "partition_table"]
@@ -36,8 +36,8 @@ def partition_table(kernel: KernelSpace) -> int:
         return table
     symbol = kernel.profile.symbols.get("pseries_partition_tb")
     if symbol is None:
-        symbols = module_symbols(kernel, kvm_modules(kernel)["kvm_hv"])
-        values = symbols.values("pseries_partition_tb")
+        module = kvm_modules(kernel)["kvm_hv"]
+        values = module_values(kernel, module, "pseries_partition_tb")
         if len(values) != 1:
             raise TargetNotSupported(
                 "it is not where partition_tb points, and kvm-hv names no other"

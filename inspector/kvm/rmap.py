@@ -15,7 +15,7 @@ from inspector import encoding
 from inspector.errors import MemoryNotReadable
 from inspector.kvm.snapshot import LinkProblem, Memslot, Rmaps
 from inspector.memory.arrays import Growing, first_of_each, joined
-from inspector.memory.base import ABSENT, U64, addresses, why_missing
+from inspector.memory.base import ABSENT, U64, Records, addresses, why_missing
 from inspector.memory.recording import RecordingMemory
 from inspector.regions import LINEAR_MAP, LINEAR_SIZE, linear_to_physical
 from inspector.structures.space import KernelSpace
@@ -114,29 +114,30 @@ def _array(kernel: KernelSpace, number: int, slot: Memslot) -> Arrays:
     pages = -(-(slot.rmap % page + slot.npages * WORD) // page)
     found = Growing(slot.npages, np.uint64, np.uint64)
     lost: list[tuple[int, int]] = []
+    parts = page // PAGE
     step = max(1, READ_LIMIT // page)
     missing = 0
     for begin in range(0, pages, step):
         if missing >= MISSING_LIMIT:
-            lost.append((begin, pages))
+            lost.append((begin * parts, pages * parts))
             break
         count = min(step, pages - begin)
         where = addresses(first) + np.arange(begin, begin + count, dtype=np.uint64) * np.uint64(
             page
         )
-        records = kernel.read_many(where, page)
+        records, read = _in_parts(kernel, where, page)
         words = records.words(kernel.profile.byte_order).reshape(-1)
         before = begin * per_page - skip
         part = words[max(0, -before) : slot.npages - before]
         index = np.flatnonzero(part)
         found.append((index + max(0, before)).astype(np.uint64), part[index])
-        missing = 0 if records.present.any() else missing + count * page
-        lost += [(begin + low, begin + high) for low, high in _runs(~records.present)]
+        missing = 0 if read.any() else missing + count * page
+        lost += [(begin * parts + low, begin * parts + high) for low, high in _runs(~read)]
     position, head = found.columns
     where = position * np.uint64(WORD)
     where += addresses(slot.rmap)
     position += addresses(slot.base_gfn)
-    unread = _gaps(slot, skip, per_page, lost)
+    unread = _gaps(slot, skip, lost)
     memslot = np.broadcast_to(np.int64(number), head.shape)
     return Arrays(memslot, position, where, head, unread)
 
@@ -147,18 +148,33 @@ def _runs(rows: NDArray[np.bool_]) -> list[tuple[int, int]]:
     return list(zip(edges[::2].tolist(), edges[1::2].tolist(), strict=True))
 
 
-def _gaps(
-    slot: Memslot, skip: int, per_page: int, lost: list[tuple[int, int]]
-) -> list[tuple[int, int]]:
-    """Return the gaps ``(first gfn, pages)`` that missing pages of an array make."""
+def _gaps(slot: Memslot, skip: int, lost: list[tuple[int, int]]) -> list[tuple[int, int]]:
+    """Return the gaps ``(first gfn, pages)`` that missing parts of an array make."""
     gaps: list[tuple[int, int]] = []
+    per_part = PAGE // WORD
     for begin, end in lost:
-        low = slot.base_gfn + max(0, begin * per_page - skip)
-        high = slot.base_gfn + min(slot.npages, end * per_page - skip)
+        low = slot.base_gfn + max(0, begin * per_part - skip)
+        high = slot.base_gfn + min(slot.npages, end * per_part - skip)
+        if high <= low:
+            continue
         if gaps and sum(gaps[-1]) == low:
             low = gaps.pop()[0]
         gaps.append((low, high - low))
     return gaps
+
+
+def _in_parts(kernel: KernelSpace, where: U64, page: int) -> tuple[Records, NDArray[np.bool_]]:
+    """Read pages; of those that are not all there what is, and say which parts of ``PAGE`` are."""
+    records = kernel.read_many(where, page)
+    parts = page // PAGE
+    read = np.repeat(records.present, parts)
+    lost = np.flatnonzero(~records.present)
+    if lost.size and parts > 1:
+        steps = np.arange(parts, dtype=np.uint64) * np.uint64(PAGE)
+        pieces = kernel.read_many((where[lost, None] + steps).reshape(-1), PAGE)
+        records.data[lost] = pieces.data.reshape(lost.size, page)
+        read.reshape(-1, parts)[lost] = pieces.present.reshape(-1, parts)
+    return records, read
 
 
 class _Entries(NamedTuple):

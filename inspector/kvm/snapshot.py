@@ -132,6 +132,12 @@ class Rmaps:
     unread: tuple[tuple[int, int], ...] = ()
     """Gaps ``(first gfn, pages)`` of rmap arrays that could not be read."""
 
+    @property
+    def incomplete(self) -> tuple[tuple[int, int], ...]:
+        """Ranges ``(first gfn, pages)`` whose entries could not all be read."""
+        broken_off = ((int(self.gfn[p.slot]), 1) for p in self.problems if p.missing)
+        return (*self.unread, *broken_off)
+
     @cached_property
     def length(self) -> NDArray[np.int64]:
         """Number of entries of each slot."""
@@ -278,11 +284,12 @@ class Vm:
     and nested guests, but ``hash_rmaps``, which a radix guest has not.
     ``unread_guests`` are the L1 LPIDs of nested guests that could not be read,
     None where it is not known whether there are more than those in ``nested``.
+    ``pid`` is the process of the VM, None where that could not be read.
     """
 
     address: int
     lpid: int
-    pid: int
+    pid: int | None
     radix: bool
     nesting: bool
     l1_ptcr: int

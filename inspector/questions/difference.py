@@ -164,7 +164,8 @@ def slot_changes(old: Rmaps, new: Rmaps) -> Iterator[SlotChange]:
     gfn = np.concatenate((old.gfn[old.slot], new.gfn[new.slot]))
     word = np.concatenate((old.word, new.word)) & KEPT_BITS
     sign = np.concatenate((np.full(old.word.size, -1), np.full(new.word.size, 1)))
-    known = ~(_inside(gfn, old.unread) | _inside(gfn, new.unread))
+    lacking = (*old.incomplete, *new.incomplete)
+    known = ~_inside(gfn, lacking)
     gfn, word, sign = gfn[known], word[known], sign[known]
     order = np.lexsort((word, gfn))
     gfn, word, sign = gfn[order], word[order], sign[order]
@@ -178,7 +179,7 @@ def slot_changes(old: Rmaps, new: Rmaps) -> Iterator[SlotChange]:
         place, count = int(begin[row]), int(balance[row])
         added, gone = changes.setdefault(int(gfn[place]), ([], []))
         (added if count > 0 else gone).extend([int(word[place])] * abs(count))
-    for reordered in _reordered(old, new, changes.keys()):
+    for reordered in _reordered(old, new, changes.keys(), lacking):
         changes[reordered] = ([], [])
     lengths = [dict(zip(r.gfn.tolist(), r.length.tolist(), strict=True)) for r in (old, new)]
     for number in sorted(changes):
@@ -194,9 +195,12 @@ def _inside(gfn: U64, ranges: Sequence[tuple[int, int]]) -> NDArray[np.bool_]:
     return inside
 
 
-def _reordered(old: Rmaps, new: Rmaps, changed: Iterable[int]) -> list[int]:
+def _reordered(
+    old: Rmaps, new: Rmaps, changed: Iterable[int], lacking: Sequence[tuple[int, int]]
+) -> list[int]:
     """Return the gfns of slots that hold the same entries in another order."""
     kept = addresses(np.setdiff1d(np.intersect1d(old.gfn, new.gfn), addresses(sorted(changed))))
+    kept = kept[~_inside(kept, lacking)]
     rows = []
     for rmaps in (old, new):
         gfn = rmaps.gfn[rmaps.slot]

@@ -208,9 +208,10 @@ def _unread(snapshot: Snapshot) -> Iterator[str]:
 
 def _vm(vm: Vm, page_shift: int, *, memslots: bool) -> Iterator[str]:
     mmu = "radix" if vm.radix else "hash"
+    process = "not known" if vm.pid is None else vm.pid
     nesting = "nesting enabled" if vm.nesting else "nesting not enabled"
     yield (
-        f"VM lpid {vm.lpid}: struct kvm at {vm.address:#x}, process {vm.pid}, {mmu}, {nesting}, "
+        f"VM lpid {vm.lpid}: struct kvm at {vm.address:#x}, process {process}, {mmu}, {nesting}, "
         f"L1 partition table {vm.l1_ptcr:#x}"
         + (f", mmu_lock held ({vm.mmu_lock:#x})" if vm.locked else "")
     )

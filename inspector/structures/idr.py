@@ -11,8 +11,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from inspector.errors import BadData
-from inspector.memory.base import addresses
+from inspector.errors import BadData, MemoryNotReadable
 from inspector.structures.space import KernelSpace
 
 __all__ = ["idr_entries"]
@@ -26,18 +25,29 @@ CHUNK_SHIFT = 6
 def idr_entries(kernel: KernelSpace, idr: int) -> Iterator[tuple[int, int]]:
     """Yield ``(id, pointer)`` for every non-NULL entry of the idr at ``idr``.
 
+    What is under a node that cannot be read is passed over, and the error
+    raised behind all others.
+
     Raises:
         BadData: the nodes do not form a tree.
         MemoryNotReadable: a node leads nowhere.
     """
     base = kernel.field("idr", idr, "idr_base")
     head = kernel.field("idr", idr, "idr_rt.xa_head")
-    for index, pointer in _entries(kernel, head, 0, None, set()):
+    missing: list[MemoryNotReadable] = []
+    for index, pointer in _entries(kernel, head, 0, None, set(), missing):
         yield index + base, pointer
+    if missing:
+        raise missing[0]
 
 
 def _entries(
-    kernel: KernelSpace, entry: int, index: int, above: int | None, seen: set[int]
+    kernel: KernelSpace,
+    entry: int,
+    index: int,
+    above: int | None,
+    seen: set[int],
+    missing: list[MemoryNotReadable],
 ) -> Iterator[tuple[int, int]]:
     if entry & INTERNAL_MASK != INTERNAL:
         pointer = entry & ~INTERNAL_MASK
@@ -50,13 +60,17 @@ def _entries(
     if node in seen:
         raise BadData(f"the xarray meets the node at {node:#x} twice")
     seen.add(node)
-    shift = kernel.field("xa_node", node, "shift")
+    offset, size = kernel.profile.struct("xa_node").place("slots")
+    try:
+        shift = kernel.field("xa_node", node, "shift")
+        data = kernel.read(node + offset, size)
+    except MemoryNotReadable as error:
+        missing.append(error)
+        return
     if shift % CHUNK_SHIFT or shift >= 64 or (above is not None and shift != above - CHUNK_SHIFT):
         raise BadData(f"the xarray node at {node:#x} has a shift of {shift}, which cannot be here")
-    offset, size = kernel.profile.struct("xa_node").place("slots")
-    where = addresses(node + offset) + np.arange(size // 8, dtype=np.uint64) * np.uint64(8)
-    slots = np.frombuffer(kernel.read(int(where[0]), size), kernel.profile.byte_order + "u8")
+    slots = np.frombuffer(data, kernel.profile.byte_order + "u8")
     for i in np.flatnonzero(slots):
         if shift == 0 and int(slots[i]) & INTERNAL_MASK == INTERNAL:
             continue
-        yield from _entries(kernel, int(slots[i]), index + (int(i) << shift), shift, seen)
+        yield from _entries(kernel, int(slots[i]), index + (int(i) << shift), shift, seen, missing)

@@ -8,6 +8,7 @@ holds the symbol table with absolute addresses.
 from __future__ import annotations
 
 import numpy as np
+from numpy.typing import NDArray
 
 from inspector.errors import BadData, MemoryNotReadable, TargetNotSupported
 from inspector.image.elf import SymbolTable
@@ -15,25 +16,51 @@ from inspector.memory.base import addresses
 from inspector.structures.lists import list_entries
 from inspector.structures.space import KernelSpace
 
-__all__ = ["exported_symbol", "find_modules", "module_contents", "module_memory", "module_symbols"]
+__all__ = [
+    "exported_symbol",
+    "find_modules",
+    "module_contents",
+    "module_memory",
+    "module_symbols",
+    "module_values",
+]
 
 SYMBOL_SIZE = 24
 SYMBOL_LIMIT = 1 << 20
 NAME_LIMIT = 512
+PART = 1 << 12
+NO_TEXT = b"\xff"
 MEMORY_LIMIT = 1 << 26
 """No module is larger than this many bytes."""
 
 
 def find_modules(kernel: KernelSpace, names: set[str]) -> dict[str, int]:
-    """Return the addresses of ``struct module`` of the named modules that are loaded."""
+    """Return the addresses of ``struct module`` of the named modules that are loaded.
+
+    Raises:
+        BadData: the list of modules does not lead back to its head.
+        MemoryNotReadable: not all of them are found, and a part of the list
+            is missing.
+    """
     offset, size = kernel.profile.struct("module").place("name")
     found: dict[str, int] = {}
-    for module in list_entries(kernel, kernel.profile.symbols["modules"], "module", "list"):
-        name = kernel.read(module + offset, size).split(b"\0", 1)[0].decode("ascii", "replace")
-        if name in names:
-            found[name] = module
-            if len(found) == len(names):
-                break
+    missing: list[MemoryNotReadable] = []
+    try:
+        for module in list_entries(kernel, kernel.profile.symbols["modules"], "module", "list"):
+            try:
+                text = kernel.read(module + offset, size)
+            except MemoryNotReadable as error:
+                missing.append(error)
+                continue
+            name = text.split(b"\0", 1)[0].decode("ascii", "replace")
+            if name in names:
+                found[name] = module
+                if len(found) == len(names):
+                    return found
+    except MemoryNotReadable as error:
+        missing.append(error)
+    if missing:
+        raise missing[0]
     return found
 
 
@@ -111,7 +138,34 @@ def exported_symbol(kernel: KernelSpace, module: int, name: str) -> int | None:
 
 
 def module_symbols(kernel: KernelSpace, module: int) -> SymbolTable:
-    """Return the symbols of a loaded module, as its ``kallsyms`` has them."""
+    """Return the symbols of a loaded module, as its ``kallsyms`` has them.
+
+    Raises:
+        MemoryNotReadable: a part of them is missing.
+        TargetNotSupported: it has none.
+    """
+    table, missing = _symbols(kernel, module)
+    if missing is not None:
+        raise missing
+    return table
+
+
+def module_values(kernel: KernelSpace, module: int, name: str) -> list[int]:
+    """Return the distinct values of the symbols of a loaded module that have this name.
+
+    Raises:
+        MemoryNotReadable: none was found, and a part of the symbols is missing.
+        TargetNotSupported: it has no symbols.
+    """
+    table, missing = _symbols(kernel, module)
+    values = table.values(name)
+    if missing is not None and not values:
+        raise missing
+    return values
+
+
+def _symbols(kernel: KernelSpace, module: int) -> tuple[SymbolTable, MemoryNotReadable | None]:
+    """Return the symbols of a loaded module that can be read, and why not all, if so."""
     kallsyms = kernel.field("module", module, "kallsyms")
     count = kernel.field("mod_kallsyms", kallsyms, "num_symtab")
     if not 0 < count <= SYMBOL_LIMIT:
@@ -119,14 +173,50 @@ def module_symbols(kernel: KernelSpace, module: int) -> SymbolTable:
             f"the module at {module:#x} says it has {count} symbols; "
             "the kernel must be built with CONFIG_KALLSYMS"
         )
-    entries = kernel.read(kernel.field("mod_kallsyms", kallsyms, "symtab"), count * SYMBOL_SIZE)
+    symtab = kernel.field("mod_kallsyms", kallsyms, "symtab")
+    entries, read, missing = _there(kernel, symtab, count * SYMBOL_SIZE)
+    if missing is not None:
+        whole = read.reshape(count, SYMBOL_SIZE).all(axis=1)
+        rows = np.frombuffer(entries, dtype=np.uint8).reshape(count, SYMBOL_SIZE)
+        entries = rows[whole].tobytes()
     names = np.frombuffer(entries, dtype=kernel.profile.byte_order + "u4")[:: SYMBOL_SIZE // 4]
     strtab = kernel.field("mod_kallsyms", kallsyms, "strtab")
-    last = int(names.max())
+    last = int(names.max(initial=0))
     if last > MEMORY_LIMIT:
         raise BadData(f"the module at {module:#x} says that it has {last} bytes of names")
-    strings = kernel.read(strtab, last) + _rest_of_string(kernel, strtab + last)
-    return SymbolTable(entries, strings, kernel.profile.byte_order)
+    strings, _, lost = _there(kernel, strtab, last)
+    try:
+        strings += _rest_of_string(kernel, strtab + last)
+    except MemoryNotReadable as error:
+        lost = lost or error
+    return SymbolTable(entries, strings, kernel.profile.byte_order), missing or lost
+
+
+def _there(
+    kernel: KernelSpace, address: int, length: int
+) -> tuple[bytes, NDArray[np.bool_], MemoryNotReadable | None]:
+    """Return what can be read, which bytes those are, and why not all, if so.
+
+    What is missing is no zeros: they would end a name that goes on.
+    """
+    try:
+        return kernel.read(address, length), np.ones(length, np.bool_), None
+    except MemoryNotReadable:
+        pass
+    read = np.ones(length, dtype=np.bool_)
+    missing: MemoryNotReadable | None = None
+    pieces = []
+    place = address
+    while place < address + length:
+        step = min(PART - place % PART, address + length - place)
+        try:
+            pieces.append(kernel.read(place, step))
+        except MemoryNotReadable as error:
+            missing = missing or error
+            pieces.append(NO_TEXT * step)
+            read[place - address : place - address + step] = False
+        place += step
+    return b"".join(pieces), read, missing
 
 
 def _rest_of_string(kernel: KernelSpace, place: int) -> bytes:

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from inspector import pte
 from inspector.memory.arrays import Growing, distinct, first_of_each, is_in, joined
-from inspector.memory.base import ABSENT, U64, AddressSpace, addresses, why_missing
+from inspector.memory.base import ABSENT, U64, AddressSpace, Records, addresses, why_missing
 from inspector.structures.dense import DenseMap
 
 __all__ = ["Found", "LeafTable", "TableProblem", "lookup", "walk"]
@@ -33,6 +33,8 @@ READ_LIMIT = 1 << 21
 """So many bytes of tables are read and taken apart at once: they stay in the cache."""
 MANY = 1 << 12
 """For so many addresses a map of a table is made."""
+PART = 1 << 12
+"""Tables that are not all there are read in parts of so many bytes."""
 
 _SIZES = ONE << np.arange(64, dtype=np.uint64)
 _FRAMES = RPN & ~(_SIZES - ONE)
@@ -121,10 +123,15 @@ class LeafTable:
 
 
 class Found(NamedTuple):
-    """Physical addresses of a lookup, and which of them exist."""
+    """Physical addresses of a lookup, and which of them exist.
+
+    ``unread`` is for those that may exist the address of the entry that could
+    not be read, and 0 for the others.
+    """
 
     physical: U64
     known: NDArray[np.bool_]
+    unread: U64
 
 
 def lookup(memory: AddressSpace, root: pte.Root, where: U64) -> Found:
@@ -136,6 +143,7 @@ def lookup(memory: AddressSpace, root: pte.Root, where: U64) -> Found:
     target = where & ADDRESS_MASK
     physical = np.zeros(where.size, dtype=np.uint64)
     known = np.zeros(where.size, dtype=np.bool_)
+    unread = np.zeros(where.size, dtype=np.uint64)
     rows = np.arange(where.size)
     table = np.full(where.size, root.table, dtype=np.uint64)
     bits = np.full(where.size, root.bits, dtype=np.uint64)
@@ -151,7 +159,9 @@ def lookup(memory: AddressSpace, root: pte.Root, where: U64) -> Found:
         back = np.searchsorted(once, place)
         records = memory.read_many(once, 8)
         entry = records.words(pte.BYTE_ORDER).reshape(-1)[back]
-        valid = records.present[back] & (entry & VALID != 0)
+        present = records.present[back]
+        unread[rows[~present]] = place[~present]
+        valid = present & (entry & VALID != 0)
         leaf = valid & (entry & LEAF != 0)
         inside = (ONE << shift) - ONE
         physical[rows[leaf]] = (entry & RPN & ~inside | target[rows] & inside)[leaf]
@@ -159,7 +169,7 @@ def lookup(memory: AddressSpace, root: pte.Root, where: U64) -> Found:
         on = valid & ~leaf
         rows, shift = rows[on], shift[on]
         table, bits = entry[on] & NEXT, entry[on] & BITS
-    return Found(physical, known)
+    return Found(physical, known, unread)
 
 
 def walk(space: AddressSpace, root: pte.Root) -> LeafTable:
@@ -233,7 +243,7 @@ def _table_entries(
     space: AddressSpace, table: U64, base: U64, width: int, page_shift: int
 ) -> _Entries:
     """Return address, entry and place of every valid entry of some tables of one form."""
-    records = space.read_many(table, 8 << width)
+    records, problems = _tables(space, table, base, width, page_shift)
     words = records.words(pte.BYTE_ORDER)
     column = np.arange(1 << width, dtype=np.uint64)
     address = base[:, None] + (column << np.uint64(page_shift))
@@ -243,17 +253,36 @@ def _table_entries(
     if not valid.all():
         kept = np.flatnonzero(valid)
         address, words, where = address[kept], words[kept], where[kept]
-    problems = [
-        TableProblem(
-            int(base[i]),
-            int(table[i]),
-            f"page table at {space.name} address {int(table[i]):#x} is not readable"
-            + _because(space, int(table[i]), 8 << width),
-            missing=True,
-        )
-        for i in np.flatnonzero(~records.present)
-    ]
     return _Entries((address, words, where), problems)
+
+
+def _tables(
+    space: AddressSpace, table: U64, base: U64, width: int, page_shift: int
+) -> tuple[Records, list[TableProblem]]:
+    """Read tables; one that is not all there is read in parts, and what lacks is zero."""
+    length = 8 << width
+    records = space.read_many(table, length)
+    problems = []
+    count = max(1, length // PART)
+    part = length // count
+    for row in np.flatnonzero(~records.present):
+        pieces = addresses(table[row]) + np.arange(count, dtype=np.uint64) * np.uint64(part)
+        data, present = space.read_many(pieces, part)
+        records.data[row] = data.reshape(-1)
+        name = f"page table at {space.name} address {int(table[row]):#x}"
+        for lost in [0] if not present.any() else np.flatnonzero(~present).tolist():
+            where = int(pieces[lost])
+            size = part
+            text = f"{part} bytes at {where:#x} of the {name} are not readable"
+            if not present.any():
+                text, size = f"{name} is not readable", length
+            entries = int(lost) * (part // 8) << page_shift
+            problems.append(
+                TableProblem(
+                    int(base[row]) + entries, where, text + _because(space, where, size), True
+                )
+            )
+    return records, problems
 
 
 def _because(space: AddressSpace, address: int, length: int) -> str:

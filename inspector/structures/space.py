@@ -24,12 +24,19 @@ from inspector.memory.base import (
     is_address,
 )
 from inspector.regions import LINEAR_MAP, LINEAR_SIZE, OFFSET_MASK, linear_to_physical
-from inspector.structures.radix import lookup
+from inspector.structures.radix import Found, lookup
 
 __all__ = ["GuestSpace", "KernelSpace", "SlotRange"]
 
 
-NOT_MAPPED = "it is not mapped"
+NOT_MAPPED = "no page table maps it"
+
+
+def _why_not(found: Found) -> str:
+    if not found.unread.any():
+        return NOT_MAPPED
+    place = int(found.unread[0])
+    return f"the page-table entry at physical address {place:#x} that translates it is missing"
 
 
 class _Translated:
@@ -45,6 +52,10 @@ class _Translated:
         """Return physical addresses, and which of them exist."""
         raise NotImplementedError
 
+    def why_not(self, address: int) -> str:
+        """Return why an address that does not translate does not."""
+        return NOT_MAPPED
+
     def read(self, address: int, length: int) -> bytes:
         """Return ``length`` bytes at one address."""
         border = address - address % self.page_size + self.page_size
@@ -55,7 +66,8 @@ class _Translated:
         for row, begin in enumerate(begins):
             take = min(address + length, border + row * self.page_size) - begin
             if row >= len(inside) or not known[row]:
-                raise MemoryNotReadable(begin, take, NOT_MAPPED, self.name)
+                why = self.why_not(begin) if is_address(begin) else NOT_MAPPED
+                raise MemoryNotReadable(begin, take, why, self.name)
             try:
                 pieces.append(self.memory.read(int(physical[row]), take))
             except MemoryNotReadable as error:
@@ -130,6 +142,12 @@ class KernelSpace(_Translated):
             known[rest] = found.known
         return physical, known
 
+    def why_not(self, address: int) -> str:
+        """Return why an address that does not translate does not."""
+        if address < LINEAR_MAP:
+            return NOT_MAPPED
+        return _why_not(lookup(self.memory, self._root, addresses([address])))
+
     def physical(self, address: int) -> int:
         """Return the physical address of one kernel virtual address.
 
@@ -139,7 +157,8 @@ class KernelSpace(_Translated):
         where = addresses([address] if is_address(address) else [])
         physical, known = self.translate(where)
         if not known.any():
-            raise MemoryNotReadable(address, 1, "the kernel's page table does not map it", "kernel")
+            why = self.why_not(address) if is_address(address) else NOT_MAPPED
+            raise MemoryNotReadable(address, 1, why, "kernel")
         return int(physical[0])
 
     def unsigned(self, address: int, size: int) -> int:
@@ -203,15 +222,25 @@ class GuestSpace(_Translated):
 
     def translate(self, where: U64) -> tuple[U64, NDArray[np.bool_]]:
         """Return host physical addresses of L1 real addresses."""
-        ranges = self._ranges
         physical = np.zeros(where.size, dtype=np.uint64)
         known = np.zeros(where.size, dtype=np.bool_)
-        if not ranges.first.size:
-            return physical, known
-        index = np.searchsorted(ranges.first, where, side="right") - 1
-        inside = where - ranges.first[index]
-        rows = np.flatnonzero((index >= 0) & (inside < ranges.size[index]))
-        found = lookup(self.memory, self._root, ranges.hva[index[rows]] + inside[rows])
+        rows, user = self._user_addresses(where)
+        found = lookup(self.memory, self._root, user)
         physical[rows] = found.physical
         known[rows] = found.known
         return physical, known
+
+    def why_not(self, address: int) -> str:
+        """Return why an address that does not translate does not."""
+        _, user = self._user_addresses(addresses([address]))
+        return _why_not(lookup(self.memory, self._root, user))
+
+    def _user_addresses(self, where: U64) -> tuple[NDArray[np.int64], U64]:
+        """Return which of some L1 real addresses a memslot has, and where the process has them."""
+        ranges = self._ranges
+        if not ranges.first.size:
+            return np.zeros(0, np.int64), addresses([])
+        index = np.searchsorted(ranges.first, where, side="right") - 1
+        inside = where - ranges.first[index]
+        rows = np.flatnonzero((index >= 0) & (inside < ranges.size[index]))
+        return rows, ranges.hva[index[rows]] + inside[rows]

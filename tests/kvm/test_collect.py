@@ -191,7 +191,10 @@ def test_what_is_missing_is_noted_and_the_rest_collected() -> None:
     kernel = space(image)
     array = kernel.physical(whole.memslots[0].rmap)
     (vm,) = collected(replace(image, memory=without(image.memory, array, 4096))).vms
-    assert [gap.text for gap in vm.gaps] == ["rmap array: 512 slots from gfn 0x0 are not readable"]
+    assert [gap.text for gap in vm.gaps] == [
+        f"rmap array: 512 slots from gfn 0x0, at kernel address {whole.memslots[0].rmap:#x}, "
+        "are not readable: not in the dump"
+    ]
     assert vm.gaps[0].part is Part.RMAPS
     assert len(vm.rmaps) == 0
     assert len(vm.host) == 1

@@ -214,7 +214,9 @@ def test_an_array_of_any_size_that_is_not_there(rmap_array: int) -> None:
     array = Array.of({0: -2}, [])
     pages = (1 << 31) - 1
     absurd = Memslot(0, 0, 1 << 32, pages, 0, 0, rmap_array)
-    record = Counting(array.kernel.memory)
+    memory = array.kernel.memory
+    assert isinstance(memory, SegmentedMemory)
+    record = Counting(memory)
     found = read_rmaps(KernelSpace(record, array.kernel.profile), (absurd, array.memslot))
     assert found.unread == ((1 << 32, pages),)
     assert found.gfn.tolist() == [array.memslot.base_gfn]

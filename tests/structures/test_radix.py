@@ -74,7 +74,7 @@ def test_walk_and_lookup_agree_with_a_dictionary(
     asked += [one.address + one.size for one in leaves.values()] + others
     where = addresses([address % (1 << 52) for address in asked])
     expected = [naive(leaves, address) for address in where.tolist()]
-    physical, known = lookup(memory, root, where)
+    physical, known, _ = lookup(memory, root, where)
     assert known.tolist() == [value is not None for value in expected]
     assert physical[known].tolist() == [value for value in expected if value is not None]
     index = found.find(where)
