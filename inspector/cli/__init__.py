@@ -134,6 +134,13 @@ def _on_unraisable(unraisable: sys.UnraisableHookArgs) -> None:
     threading.Timer(REPEAT_AFTER, os.kill, (os.getpid(), number)).start()
 
 
+def _say(message: str) -> None:
+    """Print what is wrong; what a target put into it is shown, and not sent to the terminal."""
+    from inspector.reports.text import printable
+
+    click.echo(f"inspector: {printable(message)}", err=True)
+
+
 def _show_warning(
     message: Warning | str,
     category: type[Warning],
@@ -144,7 +151,7 @@ def _show_warning(
 ) -> None:
     """Print what a plug-in was passed over for as every other message."""
     if issubclass(category, PluginWarning):
-        click.echo(f"inspector: {message}", err=True)
+        _say(str(message))
     else:
         click.echo(warnings.formatwarning(message, category, filename, lineno, line), err=True)
 
@@ -162,7 +169,7 @@ def main() -> None:
         error.show()
         sys.exit(error.exit_code)
     except InspectorError as error:
-        click.echo(f"inspector: {error}", err=True)
+        _say(str(error))
         sys.exit(EXIT_NOT_USABLE)
     except (KeyboardInterrupt, click.Abort):
         click.echo("inspector: interrupted; the target was let go on", err=True)

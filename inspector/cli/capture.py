@@ -7,7 +7,7 @@ from pathlib import Path
 import click
 
 from inspector.api import save
-from inspector.cli.common import open_target, print_json
+from inspector.cli.common import open_target, print_json, say
 from inspector.cli.options import Target, json_option, output_option, target_options
 from inspector.reports.jsonform import target_json
 
@@ -51,9 +51,9 @@ def command(
         print_json(document | {"file": str(output), "bytes": size})
         return
     held = int(acquired.memory.sizes.sum())
-    click.echo(
+    say(
         f"{output}: {size / 1024:.0f} KiB, {held / 1024:.0f} KiB of memory "
         f"in {acquired.memory.starts.size} pieces, {len(acquired.snapshot.vms)} VMs"
     )
     if acquired.origin.stopped_seconds is not None:
-        click.echo(f"machine stopped for {acquired.origin.stopped_seconds * 1000:.1f} ms")
+        say(f"machine stopped for {acquired.origin.stopped_seconds * 1000:.1f} ms")

@@ -8,7 +8,7 @@ import click
 
 from inspector.checks.base import all_invariants
 from inspector.checks.verdict import Verdict, judge
-from inspector.cli.common import open_target, print_json
+from inspector.cli.common import open_target, print_json, say
 from inspector.cli.options import JSON_HELP, Target, target_options
 from inspector.reports.invariants import invariants_json, invariants_page, invariants_text
 from inspector.reports.jsonform import check_json
@@ -36,7 +36,7 @@ def _show_list(ctx: click.Context, param: click.Parameter, value: bool) -> bool:
         else:
             form = invariants_page if given["markdown"] else invariants_text
             for line in form(invariants):
-                click.echo(line)
+                say(line)
         ctx.exit()
     return value
 
@@ -68,5 +68,5 @@ def command(
         print_json(check_json(acquired, judgement))
     else:
         for line in check_report(acquired, judgement):
-            click.echo(line)
+            say(line)
     ctx.exit(EXIT_CODES[judgement.verdict])

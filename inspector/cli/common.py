@@ -15,9 +15,10 @@ import click
 
 from inspector.cli.options import Target
 from inspector.kernel.choose import Known
+from inspector.reports.text import printable
 from inspector.session import Acquired, Options, acquire, kernel_of
 
-__all__ = ["describe_target", "open_target", "options_of", "print_json", "progress"]
+__all__ = ["describe_target", "open_target", "options_of", "print_json", "progress", "say"]
 
 PROGRESS_AFTER = 1.0
 
@@ -45,6 +46,11 @@ def options_of(target: Target) -> Options:
         *(target.kernel, target.modules, target.read_path, target.layout, target.debug_file),
         target.stopped,
     )
+
+
+def say(text: str, *, err: bool = False) -> None:
+    """Print a line; what a target or a file put into it is shown, and not sent to the terminal."""
+    click.echo(printable(text), err=err)
 
 
 def print_json(value: dict[str, Any]) -> None:
@@ -86,6 +92,6 @@ class _Progress:
         while not self._done.wait(wait):
             shown, wait = True, 0.5
             seconds = time.monotonic() - self._began
-            click.echo(f"\r\x1b[K{self._stage} ... {seconds:.1f} s", nl=False, err=True)
+            click.echo(f"\r\x1b[K{printable(self._stage)} ... {seconds:.1f} s", nl=False, err=True)
         if shown:
             click.echo("\r\x1b[K", nl=False, err=True)

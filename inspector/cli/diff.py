@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from inspector.cli.common import open_target, print_json
+from inspector.cli.common import open_target, print_json, say
 from inspector.cli.options import Target, json_option, target_options
 from inspector.questions.difference import difference
 from inspector.questions.expected import departures, read_expected
@@ -69,5 +69,5 @@ def command(
         print_json(document)
     else:
         for line in lines:
-            click.echo(line)
+            say(line)
     ctx.exit(1 if not same else 0 if whole else 3)

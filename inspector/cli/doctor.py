@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import click
 
-from inspector.cli.common import options_of, print_json, progress
+from inspector.cli.common import options_of, print_json, progress, say
 from inspector.cli.options import Target, json_option, target_options
 from inspector.diagnosis import diagnose
 from inspector.reports.diagnosis import diagnosis_json, diagnosis_report
@@ -29,5 +29,5 @@ def command(ctx: click.Context, target: Target, as_json: bool) -> None:
         print_json(diagnosis_json(diagnosis))
     else:
         for line in diagnosis_report(diagnosis):
-            click.echo(line)
+            say(line)
     ctx.exit(0 if diagnosis.usable else NOT_USABLE)

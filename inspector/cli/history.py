@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import click
 
-from inspector.cli.common import options_of, print_json, progress
+from inspector.cli.common import options_of, print_json, progress, say
 from inspector.cli.options import Target, Word, json_option, target_options
 from inspector.history import Stop, Wanted, history
 from inspector.reports.history import history_json, history_report
@@ -83,5 +83,5 @@ def command(
         print_json(history_json(found))
     else:
         for line in history_report(found):
-            click.echo(line)
+            say(line)
     ctx.exit(EXIT_CODES[found.stopped_by])

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from inspector.cli.common import describe_target, print_json
+from inspector.cli.common import describe_target, print_json, say
 from inspector.cli.options import Target, json_option, output_option, target_options
 from inspector.image.cache import encoded
 from inspector.storage import write_aside
@@ -39,7 +39,7 @@ def command(target: Target, as_json: bool, output: Path) -> None:
             }
         )
         return
-    click.echo(
+    say(
         f"{output}: Linux {profile.release}, build ID {profile.build_id or 'none'}, "
         f"from {known.source}"
     )

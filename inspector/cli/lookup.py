@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import click
 
-from inspector.cli.common import open_target, print_json, progress
+from inspector.cli.common import open_target, print_json, progress, say
 from inspector.cli.options import Target, Word, json_option, target_options
 from inspector.questions.lookup import LIMIT, Kind, Question, lookup
 from inspector.reports.lookup import lookup_json, lookup_report
@@ -94,5 +94,5 @@ def command(
         print_json(lookup_json(acquired, answer))
     else:
         for line in lookup_report(acquired, answer, everything=everything):
-            click.echo(line)
+            say(line)
     ctx.exit(1 if answer.findings else 0)

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from inspector.cli.common import open_target, print_json, progress
+from inspector.cli.common import open_target, print_json, progress, say
 from inspector.cli.options import Target, json_option, target_options
 from inspector.recording import read_recording
 from inspector.replay import replay
@@ -38,5 +38,5 @@ def command(ctx: click.Context, recording: Path, target: Target, as_json: bool) 
         print_json(replay_json(acquired, calls, outcome))
     else:
         for line in replay_report(acquired, calls, outcome):
-            click.echo(line)
+            say(line)
     ctx.exit(0 if outcome.same else 1)

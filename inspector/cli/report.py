@@ -9,7 +9,7 @@ import click
 
 from inspector.checks.verdict import Judgement, judge
 from inspector.cli.check import EXIT_CODES
-from inspector.cli.common import open_target, print_json
+from inspector.cli.common import open_target, print_json, say
 from inspector.cli.options import Target, json_option, output_option, target_options
 from inspector.errors import InspectorError
 from inspector.plugins import REPORTS, plugins
@@ -91,5 +91,5 @@ def command(ctx: click.Context, target: Target, as_json: bool, output: Path, for
             }
         )
     else:
-        click.echo(f"{output}: {len(data) / 1024:.0f} KiB, verdict: {verdict}")
+        say(f"{output}: {len(data) / 1024:.0f} KiB, verdict: {verdict}")
     ctx.exit({one.value: code for one, code in EXIT_CODES.items()}.get(verdict, 3))

@@ -6,7 +6,7 @@ import json
 
 import click
 
-from inspector.cli.common import open_target, print_json
+from inspector.cli.common import open_target, print_json, say
 from inspector.cli.options import Target, Word, json_option, target_options
 from inspector.reports.jsonform import rmap_json, rmap_lines
 from inspector.reports.text import rmap_report
@@ -39,7 +39,7 @@ def command(
         for row in rmap_lines(acquired.snapshot, gfns):
             click.echo(json.dumps(row))
         for gap in acquired.snapshot.gaps:
-            click.echo(f"inspector: not read: {gap.text}", err=True)
+            say(f"inspector: not read: {gap.text}", err=True)
     else:
         for line in rmap_report(acquired.snapshot, everything=everything, gfns=gfns):
-            click.echo(line)
+            say(line)

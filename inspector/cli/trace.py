@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import click
 
-from inspector.cli.common import options_of, print_json, progress
+from inspector.cli.common import options_of, print_json, progress, say
 from inspector.cli.options import Target, json_option, target_options
 from inspector.lockstep import trace
 from inspector.reports.followed import trace_json, trace_report
@@ -45,5 +45,5 @@ def command(ctx: click.Context, target: Target, as_json: bool, calls: int, secon
         print_json(trace_json(target.name, found))
     else:
         for line in trace_report(found):
-            click.echo(line)
+            say(line)
     ctx.exit(0 if found.divergence is None else 1)

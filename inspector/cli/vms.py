@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import click
 
-from inspector.cli.common import open_target, print_json
+from inspector.cli.common import open_target, print_json, say
 from inspector.cli.options import Target, json_option, target_options
 from inspector.reports.jsonform import vms_json
 from inspector.reports.text import vms_report
@@ -23,4 +23,4 @@ def command(target: Target, as_json: bool, nested: bool) -> None:
         print_json(vms_json(acquired))
         return
     for line in vms_report(acquired, memslots=not nested):
-        click.echo(line)
+        say(line)

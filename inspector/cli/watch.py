@@ -9,7 +9,7 @@ from collections.abc import Callable
 
 import click
 
-from inspector.cli.common import options_of, progress
+from inspector.cli.common import options_of, progress, say
 from inspector.cli.options import Target, target_options
 from inspector.reports.watch import HEADING, Picture, sample_json, sample_line
 from inspector.watch import Pace, Sample, watch
@@ -85,6 +85,6 @@ def _print_json(sample: Sample) -> None:
 
 def _print_lines(sample: Sample) -> None:
     for line in sample_line(sample):
-        click.echo(line)
+        say(line)
     for note in sample.notes:
-        click.echo(f"inspector: {note}", err=True)
+        say(f"inspector: {note}", err=True)

@@ -16,7 +16,7 @@ from pathlib import Path
 
 from inspector.errors import InspectorError
 from inspector.image.profile import Profile
-from inspector.storage import write_aside
+from inspector.storage import private_folder, write_aside
 
 __all__ = ["cached_profiles", "directory", "encoded", "keep"]
 
@@ -63,7 +63,7 @@ def keep(profile: Profile) -> None:
         return
     with contextlib.suppress(OSError, RuntimeError, InspectorError):
         folder = directory()
-        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        private_folder(folder)
         write_aside(folder / f"{profile.build_id}.json", encoded(profile))
 
 

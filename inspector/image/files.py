@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -36,6 +37,8 @@ ANCHORS = ("halt_poll_ns", "kvm_rebooting", "kvm_debugfs_dir")
 """Data that kvm.ko exports, so that its address is in memory on every kernel."""
 
 MODULE_FOLDER = "kernel/arch/powerpc/kvm"
+_RELEASE = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+~-]{0,64}")
+RELEASE_SHOWN = 40
 _PACKINGS = ("", ".xz", ".zst", ".gz")
 
 
@@ -282,10 +285,30 @@ def _kernel_candidates() -> Iterator[Path]:
                     yield path
 
 
+def _folder_of(release: str) -> str:
+    """Return the name of the folders of a release.
+
+    It was read from a target, which may say anything.
+
+    Raises:
+        TargetNotSupported: no kernel has such a name.
+    """
+    if not _RELEASE.fullmatch(release):
+        raise TargetNotSupported(
+            f"the kernel in the target calls itself {release[:RELEASE_SHOWN]!r}, by which no files "
+            "are looked for; give --debug-file or --layout"
+        )
+    return release
+
+
 def debug_files(release: str) -> Iterator[Path]:
-    """Yield where this host may keep the debug file of kvm-hv of a kernel."""
+    """Yield where this host may keep the debug file of kvm-hv of a kernel.
+
+    Raises:
+        TargetNotSupported: no kernel has a release of this name.
+    """
     for root in _roots():
-        folder = root / "usr/lib/debug/lib/modules" / release / MODULE_FOLDER
+        folder = root / "usr/lib/debug/lib/modules" / _folder_of(release) / MODULE_FOLDER
         for suffix in (".ko", ".ko.debug"):
             for packing in _PACKINGS:
                 path = folder / f"kvm-hv{suffix}{packing}"
@@ -295,13 +318,14 @@ def debug_files(release: str) -> Iterator[Path]:
 
 def _module_file(name: str, release: str, kernel: Path, given: Path | None) -> Path:
     names = [f"{name}.ko{packing}" for packing in _PACKINGS]
+    folder_name = _folder_of(release)
     if given is not None:
-        places = [given, given / "lib/modules" / release, given / release]
+        places = [given, given / "lib/modules" / folder_name, given / folder_name]
     else:
-        beside = [parent / "lib/modules" / release for parent in list(kernel.parents)[:4]]
+        beside = [parent / "lib/modules" / folder_name for parent in list(kernel.parents)[:4]]
         places = [kernel.parent, *beside]
-        places += [root / "usr/lib/modules" / release for root in _roots()]
-        places += [root / "lib/modules" / release for root in _roots()]
+        places += [root / "usr/lib/modules" / folder_name for root in _roots()]
+        places += [root / "lib/modules" / folder_name for root in _roots()]
     for place in places:
         for folder in (place, place / MODULE_FOLDER):
             for file in names:

@@ -15,6 +15,7 @@ from typing import Any
 from inspector import __version__
 from inspector.errors import BadData, InspectorError, TargetNotSupported
 from inspector.reports.figures import Figures
+from inspector.reports.text import printable
 
 __all__ = ["page", "page_of_document"]
 
@@ -70,6 +71,7 @@ def page(document: dict[str, Any], figures: Sequence[Figures] = ()) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
         undefined=jinja2.StrictUndefined,
+        finalize=lambda value: printable(value) if type(value) is str else value,
     )
     environment.filters["drawn"] = Markup
     template = environment.from_string(

@@ -59,11 +59,13 @@ def opened(snapshot: Snapshot, origin: Origin) -> Iterator[str]:
             f"in {origin.stops} stops{tries}"
         )
     for key, value in (origin.facts or {}).items():
-        yield f"{key}: {printable(value)}"
+        yield f"{printable(key)}: {printable(value)}"
 
 
 def printable(text: str) -> str:
     """Return text from a target with control characters shown, not sent."""
+    if text.isprintable():
+        return text
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 

@@ -1,0 +1,41 @@
+"""Pages taken from captures of real kernels: what is there is found, what is not is named."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+import pytest
+
+from fixtures.lab.damaged import of_commands, of_files
+from fixtures.mutations.holes import FOUND, REFUSED, SAID, Holes, pages_of
+from tests.fixtures import DIRECTORY, opened
+
+FEW = 24
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["powernv9-two-vms", "powernv9-mixed-6.12-64k", "powernv9-list-many-lpids-5.10-64k"],
+)
+def test_whatever_lacks_the_rest_is_found(name: str) -> None:
+    holes = Holes(opened(DIRECTORY / f"{name}.core.zst"))
+    ends: Counter[str] = Counter()
+    pages = pages_of(holes.memory, 4096)
+    tries = [[page] for page in pages[:: max(1, len(pages) // FEW)]]
+    tries += [pages[at :: len(pages) // 3] for at in (0, 1)]
+    for taken in tries:
+        holed = holes.tried(taken, 4096)
+        assert not holed.wrong, (hex(taken[0]), holed.wrong)
+        ends[holed.end] += 1
+    assert ends[SAID]
+    assert ends.keys() <= {FOUND, SAID, REFUSED}
+
+
+def test_damaged_files_and_commands() -> None:
+    tally: Counter[tuple[str, str]] = Counter()
+    wrong: list[str] = []
+    path = DIRECTORY / "powernv9-singles.core.zst"
+    of_commands(path, tally, wrong.append, count=1)
+    of_files(path, tally, wrong.append, count=1)
+    assert wrong == []
+    assert sum(count for (_, end), count in tally.items() if end == "runs") == 7 + 6
