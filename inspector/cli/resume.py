@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import click
 
-from inspector.cli.common import print_json
+from inspector.cli.common import print_json, say
 from inspector.cli.options import TargetName, json_option
 from inspector.memory.live import resumed
 from inspector.session import address_of
@@ -24,4 +24,4 @@ def command(target: str, as_json: bool) -> None:
     if as_json:
         print_json({"schema": "inspector.resume/1", "target": target, "found": found})
     else:
-        click.echo(f"{target} goes on; QEMU said of it when it was stopped for this: {found}")
+        say(f"{target} goes on; QEMU said of it when it was stopped for this: {found}")
