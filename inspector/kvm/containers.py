@@ -10,7 +10,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from inspector.errors import BadData
+from inspector.errors import BadData, MemoryNotReadable
 from inspector.structures.idr import idr_entries
 from inspector.structures.rbtree import tree_nodes
 from inspector.structures.space import KernelSpace
@@ -19,6 +19,8 @@ __all__ = ["memslot_addresses", "nested_guest_addresses"]
 
 MEMSLOT_LIMIT = 1 << 16
 POINTER = 8
+PART = 1 << 12
+"""An array is read in parts, so that one that is missing does not hide the others."""
 
 
 def memslot_addresses(kernel: KernelSpace, vm: int) -> Iterator[int]:
@@ -60,7 +62,19 @@ def nested_guest_addresses(kernel: KernelSpace, vm: int) -> Iterator[tuple[int, 
     count = kernel.field("kvm", vm, "arch.max_nested_lpid") + 1 & 0xFFFF_FFFF
     if count * POINTER > size:
         raise BadData(f"the VM at {vm:#x} says its largest L1 LPID is {count - 1}")
-    raw = kernel.read(vm + offset, count * POINTER)
-    pointers = np.frombuffer(raw, dtype=kernel.profile.byte_order + "u8")
-    for lpid in np.flatnonzero(pointers):
-        yield int(lpid), int(pointers[lpid])
+    if vm % POINTER:
+        raise BadData(f"no struct kvm can be at {vm:#x}, which is not aligned")
+    first, end = vm + offset, vm + offset + count * POINTER
+    missing: list[MemoryNotReadable] = []
+    for place in (first, *range(first - first % PART + PART, end, PART)):
+        length = min(PART - place % PART, end - place)
+        try:
+            raw = kernel.read(place, length)
+        except MemoryNotReadable as error:
+            missing.append(error)
+            continue
+        pointers = np.frombuffer(raw, dtype=kernel.profile.byte_order + "u8")
+        for row in np.flatnonzero(pointers):
+            yield (place - first) // POINTER + int(row), int(pointers[row])
+    if missing:
+        raise missing[0]

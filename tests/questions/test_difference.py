@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from inspector import encoding
-from inspector.kvm.snapshot import Gap, Part, Snapshot, Vm
+from inspector.kvm.snapshot import Gap, LinkProblem, Part, Snapshot, Vm
 from inspector.model.vm import EntryState, Leaf, Table, VmState
 from inspector.questions.changes import Change, LeafKind, TableName, VmDifference
 from inspector.questions.difference import difference
@@ -162,6 +162,17 @@ def test_what_could_not_be_read_is_not_gone() -> None:
         both = difference(*(host(side) for side in pair))
         assert both.same
         assert not both.whole
+    whole = vm.rmaps
+    broken_off = replace(
+        whole,
+        word=whole.word[:-1],
+        node=whole.node[:-1],
+        place=whole.place[:-1],
+        start=np.minimum(whole.start, whole.word.size - 1),
+        problems=(LinkProblem(len(whole) - 1, "unreadable", 0, 0, "gone"),),
+    )
+    assert difference(host(vm), host(replace(vm, rmaps=broken_off, gaps=gaps))).same
+    assert difference(host(replace(vm, rmaps=broken_off, gaps=gaps)), host(vm)).same
     unread = replace(vm, nested=(), unread_guests=None, gaps=gaps)
     found = one(vm, unread)
     assert found.fields == ()

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from typing import TypeVar
 
 import pytest
 from hypothesis import given
@@ -13,10 +14,12 @@ from inspector.errors import BadData, InspectorError, MemoryNotReadable, TargetN
 from inspector.image.profile import Profile
 from inspector.structures.idr import idr_entries
 from inspector.structures.lists import list_entries
-from inspector.structures.modules import find_modules, module_symbols
+from inspector.structures.modules import find_modules, module_symbols, module_values
 from inspector.structures.rbtree import tree_nodes
 from inspector.structures.space import KernelSpace
+from tests.memories import without
 
+Item = TypeVar("Item")
 ORDERS = st.sampled_from("<>")
 NOWHERE = 0xC000_7FFF_0000_0000
 PROFILES: dict[str, Profile] = {order: build([], byte_order=order).profile for order in "<>"}
@@ -82,6 +85,26 @@ def test_a_child_that_leads_nowhere_is_not_readable() -> None:
     kernel.put("rb_node", node, rb_right=NOWHERE)
     with pytest.raises(MemoryNotReadable):
         list(tree_nodes(space(kernel), node))
+
+
+def before_the_error(items: Iterator[Item]) -> list[Item]:
+    """Return what is yielded before the end, which is an error."""
+    seen: list[Item] = []
+    try:
+        for item in items:
+            seen.append(item)
+    except MemoryNotReadable:
+        return seen
+    raise AssertionError("there was no error")
+
+
+def test_what_is_beside_a_missing_child_is_found() -> None:
+    kernel = Kernel(4096, "<")
+    nodes = [kernel.kmalloc(24) for _ in range(7)]
+    root = kernel.rbtree(nodes)
+    kernel.put("rb_node", nodes[1], rb_left=NOWHERE)
+    # the structure that is missing is named, too
+    assert before_the_error(tree_nodes(space(kernel), root)) == [NOWHERE, *nodes[1:]]
 
 
 def idr(kernel: Kernel, head: int, base: int = 0) -> int:
@@ -154,6 +177,35 @@ def test_a_damaged_idr_ends_in_an_error(damage: Callable[[Kernel, int], None]) -
     where = idr(kernel, head)
     with pytest.raises(InspectorError):
         list(idr_entries(space(kernel), where))
+
+
+def test_what_is_beside_a_missing_node_of_an_idr_is_found() -> None:
+    kernel = Kernel(4096, "<")
+    head = kernel.xarray(dict.fromkeys((1, 64, 4000), LINEAR | 4096))
+    corrupt_link(kernel, head)
+    where = idr(kernel, head)
+    seen = before_the_error(idr_entries(space(kernel), where))
+    assert [index for index, _ in seen] == [64, 4000]
+
+
+def test_symbols_around_a_hole() -> None:
+    image = build([])
+    kernel = KernelSpace(image.memory, image.profile)
+    module = find_modules(kernel, {"kvm"})["kvm"]
+    kallsyms = kernel.field("module", module, "kallsyms")
+    count = kernel.field("mod_kallsyms", kallsyms, "num_symtab")
+    symtab = kernel.field("mod_kallsyms", kallsyms, "symtab")
+    lost = []
+    for row in range(count):
+        place = kernel.physical(symtab + 24 * row)
+        holed = KernelSpace(without(image.memory, place, 24), image.profile)
+        with pytest.raises(MemoryNotReadable):
+            module_symbols(holed, module)
+        try:
+            assert module_values(holed, module, "vm_list") == [image.vm_list]
+        except MemoryNotReadable:
+            lost.append(row)
+    assert len(lost) < count
 
 
 def test_modules_and_their_symbols() -> None:
