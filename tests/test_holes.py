@@ -8,7 +8,11 @@ import pytest
 
 from fixtures.lab.damaged import of_commands, of_files
 from fixtures.mutations.holes import FOUND, REFUSED, SAID, Holes, pages_of
+from inspector.errors import MemoryNotReadable
+from inspector.structures.modules import find_modules, module_symbols, module_values
+from inspector.structures.space import KernelSpace
 from tests.fixtures import DIRECTORY, opened
+from tests.memories import without
 
 FEW = 24
 
@@ -39,3 +43,23 @@ def test_damaged_files_and_commands() -> None:
     of_files(path, tally, wrong.append, count=1)
     assert wrong == []
     assert sum(count for (_, end), count in tally.items() if end == "runs") == 7 + 6
+
+
+def test_symbols_around_a_hole() -> None:
+    acquired = opened(DIRECTORY / "powernv9-singles.core.zst")
+    kernel = KernelSpace(acquired.memory, acquired.profile)
+    module = find_modules(kernel, {"kvm"})["kvm"]
+    (expected,) = module_symbols(kernel, module).values("vm_list")
+    symtab = kernel.field("mod_kallsyms", kernel.field("module", module, "kallsyms"), "symtab")
+    lost = []
+    for page in range(symtab & -4096, symtab + 4 * 4096, 4096):
+        place = kernel.physical(page)
+        memory = without(acquired.memory, place, 4096)
+        holed = KernelSpace(memory, acquired.profile)
+        with pytest.raises(MemoryNotReadable):
+            module_symbols(holed, module)
+        try:
+            assert module_values(holed, module, "vm_list") == [expected]
+        except MemoryNotReadable:
+            lost.append(page)
+    assert len(lost) < 2

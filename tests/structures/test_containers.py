@@ -14,10 +14,9 @@ from inspector.errors import BadData, InspectorError, MemoryNotReadable, TargetN
 from inspector.image.profile import Profile
 from inspector.structures.idr import idr_entries
 from inspector.structures.lists import list_entries
-from inspector.structures.modules import find_modules, module_symbols, module_values
+from inspector.structures.modules import find_modules, module_symbols
 from inspector.structures.rbtree import tree_nodes
 from inspector.structures.space import KernelSpace
-from tests.memories import without
 
 Item = TypeVar("Item")
 ORDERS = st.sampled_from("<>")
@@ -186,26 +185,6 @@ def test_what_is_beside_a_missing_node_of_an_idr_is_found() -> None:
     where = idr(kernel, head)
     seen = before_the_error(idr_entries(space(kernel), where))
     assert [index for index, _ in seen] == [64, 4000]
-
-
-def test_symbols_around_a_hole() -> None:
-    image = build([])
-    kernel = KernelSpace(image.memory, image.profile)
-    module = find_modules(kernel, {"kvm"})["kvm"]
-    kallsyms = kernel.field("module", module, "kallsyms")
-    count = kernel.field("mod_kallsyms", kallsyms, "num_symtab")
-    symtab = kernel.field("mod_kallsyms", kallsyms, "symtab")
-    lost = []
-    for row in range(count):
-        place = kernel.physical(symtab + 24 * row)
-        holed = KernelSpace(without(image.memory, place, 24), image.profile)
-        with pytest.raises(MemoryNotReadable):
-            module_symbols(holed, module)
-        try:
-            assert module_values(holed, module, "vm_list") == [image.vm_list]
-        except MemoryNotReadable:
-            lost.append(row)
-    assert len(lost) < count
 
 
 def test_modules_and_their_symbols() -> None:
