@@ -161,6 +161,8 @@ def _members(owner: str, old: object, new: object, names: Sequence[str]) -> Iter
 
 def slot_changes(old: Rmaps, new: Rmaps) -> Iterator[SlotChange]:
     """Yield every slot whose entries are not the same, in order of their gfns."""
+    if _alike(old, new):
+        return
     gfn = np.concatenate((old.gfn[old.slot], new.gfn[new.slot]))
     word = np.concatenate((old.word, new.word)) & KEPT_BITS
     sign = np.concatenate((np.full(old.word.size, -1), np.full(new.word.size, 1)))
@@ -186,6 +188,15 @@ def slot_changes(old: Rmaps, new: Rmaps) -> Iterator[SlotChange]:
         before, after = (length.get(number, 0) for length in lengths)
         added, gone = changes[number]
         yield SlotChange(number, before, after, tuple(added), tuple(gone))
+
+
+def _alike(old: Rmaps, new: Rmaps) -> bool:
+    """Tell whether all slots are the same ones with the same entries, as they mostly are."""
+    return (
+        np.array_equal(old.gfn, new.gfn)
+        and np.array_equal(old.start, new.start)
+        and np.array_equal(old.word & KEPT_BITS, new.word & KEPT_BITS)
+    )
 
 
 def _inside(gfn: U64, ranges: Sequence[tuple[int, int]]) -> NDArray[np.bool_]:
