@@ -8,6 +8,7 @@ import importlib.util
 import json
 import os
 import platform
+import subprocess
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
@@ -19,6 +20,7 @@ import numpy as np
 import inspector
 from fixtures.lab import linuxstack, machine, packages
 from fixtures.lab.machine import Machine
+from inspector.errors import InspectorError
 from tests.bench import guest, live, offline, start
 from tests.bench.measure import Row
 from tests.bench.report import page, table
@@ -91,32 +93,40 @@ def _joined(documents: list[dict[str, Any]]) -> dict[str, Any]:
 
 
 def _rows(options: argparse.Namespace) -> Iterator[Row]:
-    wanted = options.only or PARTS
+    wanted = set(options.only or PARTS)
+    often = min(options.repeat, OFTEN)
     if "start" in wanted:
-        yield from start.rows(options.repeat)
-    files = {path.name: path for path in options.dump}
+        yield from _as_far(start.rows(options.repeat))
     with tempfile.TemporaryDirectory(dir=options.scratch) as folder:
-        if {"live", "guest"} & set(wanted) or ("dumps" in wanted and not files):
+        files = {path.name: path for path in options.dump}
+        if wanted & {"live", "guest"} or ("dumps" in wanted and not files):
             with _machine(lambda: _linux(options)) as linux:
                 if linux and "live" in wanted:
-                    yield from live.rows(linux, options.repeat)
+                    yield from _as_far(live.rows(linux, options.repeat))
                 if linux and "guest" in wanted:
-                    with guest.working(linux):
-                        yield guest.row(linux, "Linux in L0, L1 and L2")
+                    yield from _as_far(guest.linux_rows(linux))
                 if linux and "dumps" in wanted and not files:
                     files = offline.dumped(linux, Path(folder))
         if "guest" in wanted:
             with _machine(lambda: _exerciser("mixed")) as small:
                 if small:
-                    yield guest.row(small, "the exerciser's machine")
+                    yield from _as_far(guest.rows(small, "the exerciser's machine"))
         if "lists" in wanted:
             with _machine(lambda: _exerciser("lists")) as lists:
                 if lists:
-                    yield from live.lists_rows(lists, options.repeat)
+                    yield from _as_far(live.lists_rows(lists, options.repeat))
         if "dumps" in wanted:
-            yield from offline.dump_rows(files, min(options.repeat, OFTEN))
+            yield from _as_far(offline.dump_rows(files, often))
     if "scale" in wanted and importlib.util.find_spec(offline.SCALE):
-        yield from offline.scale_rows(tuple(options.gib), min(options.repeat, OFTEN))
+        yield from _as_far(offline.scale_rows(tuple(options.gib), often))
+
+
+def _as_far(rows: Iterator[Row]) -> Iterator[Row]:
+    """Yield the rows that come, and say why there are no more."""
+    try:
+        yield from rows
+    except (InspectorError, packages.LabError, RuntimeError, subprocess.SubprocessError) as error:
+        print(f"  no more of these: {error}", flush=True)
 
 
 @contextlib.contextmanager

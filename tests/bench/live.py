@@ -65,6 +65,8 @@ def lists_rows(machine: Machine, repeat: int) -> Iterator[Row]:
         f"{one.nodes:,} nodes, {one.nodes * NODE_SIZE >> 10} KiB of kernel memory "
         f"in {one.node_pages} pages; {int(acquired.memory.sizes.sum()) / 1e6:.1f} MB read; "
         f"stopped for {1000 * (acquired.origin.stopped_seconds or 0):.0f} ms",
+        why="Python and GDB have to start, and a list is followed node by node, before the stop "
+        "and after it",
     )
 
 
@@ -108,6 +110,7 @@ def _direct(machine: Machine, memory: SegmentedMemory, repeat: int) -> Row:
         goal=20,
         parts=parts,
         note=f"{int(memory.sizes.sum()) / 1e6:.1f} MB",
+        why="GDB's attaching is most of it, and QEMU's stub answers GDB's questions one by one",
     )
 
 
@@ -170,6 +173,7 @@ def _through_gdb(machine: Machine, memory: SegmentedMemory, repeat: int) -> Row:
         "the same bytes over the bare remote protocol",
         best(repeat, lambda: _bare(machine, memory)),
         at_most=1.3,
+        why="GDB's own packets and the walk, level by level, are part of the stop",
     )
 
 

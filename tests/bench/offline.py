@@ -83,7 +83,15 @@ def scale_rows(sizes: tuple[int, ...], repeat: int) -> Iterator[Row]:
             low, high = sizes[0], sizes[-1]
             exponent = math.log(times[high] / times[low]) / math.log(high / low)
             parts = {f"{gib} GiB": seconds for gib, seconds in times.items()}
-            yield Row("growth exponent of CPU time", exponent, "", goal=1.05, parts=parts)
+            yield Row(
+                "growth exponent of CPU time",
+                exponent,
+                "",
+                goal=1.05,
+                parts=parts,
+                why="what is small stays in the processor's cache and in memory that the process "
+                "has already, and what is large does not",
+            )
 
 
 def dump_rows(files: dict[str, Path], repeat: int) -> Iterator[Row]:

@@ -97,15 +97,19 @@ second stop is an interrupt, one `process_vm_readv` for each 1,024 ranges of the
 go on. Nothing is decoded in a stop. There is no third stop: GDB is ended while the machine runs. A
 copy that lacks something makes one stop more.
 
-**Through GDB** everything has to be read in a stop. GDB takes each packet apart character by
-character and writes the bytes as text into a pipe, so it is slower than a bare client of the stub,
-and the goal is missed. Only a client of our own beside GDB would come closer.
+**Through GDB** everything has to be read in a stop. A process between GDB and QEMU's stub reads,
+with many packets under way at once, while GDB waits; the bare client beside it waits for each
+answer.
+
+**Watching** looks while the machine runs and stops it once for each sample, for the copy. Looking
+and decoding take the inspector's processor, not the guest's, unless both share one.
 
 **The whole process** is mostly Python importing NumPy and GDB starting.
 
-**Offline** the time is that of sorting and searching arrays: no step is per entry. It is some
-hundred passes over the bytes, most of them to join entries with leaves (`searchsorted`), so the
-goal of ten is missed; from 8 to 64 GiB, where nothing fits into the processor's caches any more, it
-grows faster than from 1 to 8. A dump that is only checked is not copied. Python's own start is not
-in these rows.
+**Offline** no step is per entry, and entries are joined with leaves by maps from pages to leaves,
+not by searching; what has to be held at once goes through the processor's cache in pieces of
+65,536. What is left is some tens of passes over the bytes, and memory: every word and every leaf
+becomes a row of several columns, and the kernel clears each page that is given out for them. The
+bound reads bytes that are mapped already and keeps nothing. A dump that is only checked is not
+copied. Python's own start is not in these rows.
 """
