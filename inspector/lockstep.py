@@ -34,7 +34,10 @@ from inspector.session import Options, Progress, attached
 from inspector.structures.modules import module_symbols
 from inspector.structures.space import KernelSpace
 
-__all__ = ["FUNCTIONS", "Trace", "trace"]
+__all__ = ["FUNCTIONS", "INTERRUPTED", "Trace", "trace"]
+
+INTERRUPTED = "interrupted"
+"""How a trace ended that was ended by Ctrl-C."""
 
 FUNCTIONS: Mapping[str, int] = {
     "kvmhv_insert_nest_rmap": 3,
@@ -78,7 +81,7 @@ def trace(
     seconds: float,
     progress: Progress = lambda stage: None,
 ) -> Trace:
-    """Follow a machine for so many insertions and removals, or for so long.
+    """Follow a machine for so many insertions and removals, for so long, or until Ctrl-C.
 
     Raises:
         InspectorError: the target cannot be followed.
@@ -104,7 +107,10 @@ def trace(
             snapshot = collect(kernel, vms)
             found = Trace(snapshot, machine.read_path)
             run = _Run(machine, kernel, follower_of(snapshot, tables=False), found)
-            run.follow(entries, calls, seconds, progress)
+            try:
+                run.follow(entries, calls, seconds, progress)
+            except KeyboardInterrupt:
+                found.ended = INTERRUPTED
     return found
 
 

@@ -6,7 +6,7 @@ import click
 
 from inspector.cli.common import options_of, print_json, progress, say
 from inspector.cli.options import Target, json_option, target_options
-from inspector.lockstep import trace
+from inspector.lockstep import INTERRUPTED, trace
 from inspector.reports.followed import trace_json, trace_report
 
 __all__ = ["command"]
@@ -37,7 +37,10 @@ def command(ctx: click.Context, target: Target, as_json: bool, calls: int, secon
     at the first that is not what the model says. The machine stands still at
     each call, and is let go on at the end.
 
-    Exit code 0: no divergence; 1: diverged; 3: the target is not usable.
+    Ctrl-C ends it, and what was followed until then is shown.
+
+    Exit code 0: no divergence; 1: diverged; 3: the target is not usable; 130:
+    no divergence until Ctrl-C.
     """
     with progress() as stage:
         found = trace(target.name, options_of(target), calls, seconds, stage)
@@ -46,4 +49,6 @@ def command(ctx: click.Context, target: Target, as_json: bool, calls: int, secon
     else:
         for line in trace_report(found):
             say(line)
-    ctx.exit(0 if found.divergence is None else 1)
+    if found.divergence is not None:
+        ctx.exit(1)
+    ctx.exit(130 if found.ended == INTERRUPTED else 0)

@@ -78,9 +78,10 @@ def test_a_signal_leaves_the_machine_running(
     lab = boot("mixed", idle="churn")
     process = following(lab)
     process.send_signal(number)
-    _, errors = process.communicate(timeout=60)
+    output, errors = process.communicate(timeout=60)
     assert process.returncode == code
     assert "Traceback" not in errors
+    assert ("verdict: same" in output) == (number == signal.SIGINT)
     lab.assert_untouched()
 
 
