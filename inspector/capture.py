@@ -26,7 +26,7 @@ from inspector.memory.base import addresses
 from inspector.memory.elfcore import ElfCore, Note, write_core
 from inspector.memory.ranges import Ranges
 from inspector.memory.segments import SegmentedMemory
-from inspector.storage import write_aside
+from inspector.storage import parsed_json, write_aside
 
 __all__ = ["CAPTURE_FORMAT", "Capture", "core_of", "read_capture", "write_capture"]
 
@@ -55,7 +55,7 @@ def read_capture(core: ElfCore) -> Capture | None:
     if note is None:
         return None
     try:
-        raw = json.loads(note)
+        raw = parsed_json(note)
         if raw["format"] != CAPTURE_FORMAT:
             raise BadData(
                 f"the capture has format {raw['format']}, this version reads {CAPTURE_FORMAT}"
@@ -63,14 +63,7 @@ def read_capture(core: ElfCore) -> Capture | None:
         facts = {str(key): str(value) for key, value in raw["facts"].items()}
         profile = json.dumps(raw["profile"])
         ram = _ranges(raw["ram"]) if "ram" in raw else None
-    except (
-        AttributeError,
-        KeyError,
-        OverflowError,
-        RecursionError,
-        TypeError,
-        ValueError,
-    ) as error:
+    except (AttributeError, KeyError, OverflowError, TypeError, ValueError) as error:
         raise BadData(f"the capture's own note is damaged: {error!r}") from error
     return Capture(core.memory.within(ram), Profile.from_json(profile), facts)
 

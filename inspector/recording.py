@@ -8,7 +8,6 @@ last line, which is then passed over.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +16,7 @@ from typing import Any
 from inspector.errors import BadData
 from inspector.image.elf import unpacked
 from inspector.model.events import Call, Return, SlotWords
+from inspector.storage import parsed_json
 
 __all__ = ["SCHEMA", "Recording", "read_recording"]
 
@@ -31,7 +31,6 @@ _DAMAGE = (
     IndexError,
     KeyError,
     OverflowError,
-    RecursionError,
     TypeError,
     ValueError,
 )
@@ -56,7 +55,7 @@ class Recording:
         reader = _Reader()
         for number, line in enumerate(self.lines, 2):
             try:
-                yield reader.event(json.loads(line))
+                yield reader.event(parsed_json(line))
             except _DAMAGE as error:
                 raise BadData(
                     f"line {number} of the recording {self.name} is damaged: {error!r}"
@@ -71,7 +70,7 @@ def read_recording(path: Path) -> Recording:
     """
     *lines, _ = unpacked(path).split(b"\n")
     try:
-        header = json.loads(lines[0])
+        header = parsed_json(lines[0])
         schema = header["schema"]
         if schema == SCHEMA:
             return Recording(

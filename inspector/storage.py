@@ -1,15 +1,21 @@
-"""Files that are written aside first and then renamed, so that nobody sees half of one."""
+"""What is shared by all that keeps files: writing them whole, and JSON that others wrote.
+
+Files are written aside first and then renamed, so that nobody sees half of
+one.
+"""
 
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import tempfile
 from pathlib import Path
+from typing import Any
 
 from inspector.errors import BadData
 
-__all__ = ["private_folder", "write_aside"]
+__all__ = ["parsed_json", "private_folder", "write_aside"]
 
 ASIDE = ".inspector-"
 """What the name of a file begins with that is not whole yet."""
@@ -51,3 +57,18 @@ def private_folder(path: Path) -> None:
     if not path.is_dir():
         private_folder(path.parent)
         path.mkdir(mode=0o700, exist_ok=True)
+
+
+def parsed_json(text: bytes | str) -> Any:
+    """Return what a JSON document of any origin says.
+
+    Raises:
+        ValueError: it is none, is nested too deeply, or has text that cannot
+            be printed (halves of surrogate pairs).
+    """
+    try:
+        value = json.loads(text)
+        json.dumps(value, ensure_ascii=False).encode()
+    except RecursionError as error:
+        raise ValueError("it is nested too deeply") from error
+    return value

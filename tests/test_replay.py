@@ -181,6 +181,7 @@ def test_the_last_line_may_be_half_written(tmp_path: Path) -> None:
         "[" * 100_000,
         '{"n":1,"ret":"0x10000000000000000"}',
         '{"n":1,"ret":"-0x1"}',
+        r'{"n":1,"f":"\ud800","args":[]}',
         '{"n":1,"f":"kvmhv_insert_nest_rmap","args":["x"]}',
         '{"n":1,"f":"kvmhv_insert_nest_rmap","args":["0x1","0x2","0x3"]}',
         '{"n":1,"f":"kvmhv_remove_nest_rmap_range","args":["0x1"],"slots":[[]]}',

@@ -18,13 +18,14 @@ Member offsets and sizes are in bytes.  See ``manual/layout.md``.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from inspector.errors import BadData, TargetNotSupported
 from inspector.image.btf import Member
+from inspector.image.vmcoreinfo import PAGE_SIZES
+from inspector.storage import parsed_json
 
 __all__ = [
     "OPTIONAL_SYMBOLS",
@@ -291,7 +292,7 @@ class Profile:
             BadData: it is not that form, or of a newer format.
         """
         try:
-            raw = json.loads(text)
+            raw = parsed_json(text)
             if raw["format"] != PROFILE_FORMAT:
                 raise BadData(
                     f"the layout profile has format {raw['format']}, "
@@ -332,7 +333,6 @@ class Profile:
             IndexError,
             KeyError,
             OverflowError,
-            RecursionError,
             TypeError,
             ValueError,
         ) as error:
@@ -365,7 +365,7 @@ class Profile:
         wrong += [f"rmap_nested.{member}" for member, place in nodes if place[0] % WORD]
         if wrong:
             raise BadData(f"the layout profile has no possible place for {', '.join(wrong)}")
-        if self.page_size not in (1 << 12, 1 << 16):
+        if self.page_size not in PAGE_SIZES:
             raise TargetNotSupported(
                 f"the kernel has pages of {self.page_size} bytes; only 4 KiB and 64 KiB are known"
             )

@@ -8,9 +8,11 @@ from inspector.errors import BadData
 from inspector.memory.base import AddressSpace, integer
 from inspector.regions import linear_to_physical
 
-__all__ = ["facts", "read_vmcoreinfo", "release_and_page_size"]
+__all__ = ["PAGE_SIZES", "facts", "read_vmcoreinfo", "release_and_page_size"]
 
 LIMIT = 1 << 16
+PAGE_SIZES = (1 << 12, 1 << 16)
+"""Bytes of a page that kernels are known to have."""
 
 
 def read_vmcoreinfo(memory: AddressSpace, symbols: Mapping[str, int], byte_order: str) -> str:
@@ -48,9 +50,12 @@ def release_and_page_size(text: str) -> tuple[str, int]:
     """
     known = facts(text)
     try:
-        return known["OSRELEASE"], int(known["PAGESIZE"])
+        release, page_size = known["OSRELEASE"], int(known["PAGESIZE"])
     except (KeyError, ValueError) as error:
         raise BadData(
             f"the kernel's VMCOREINFO in memory has no usable {error}; "
             "the machine may not have booted far enough"
         ) from error
+    if page_size not in PAGE_SIZES:
+        raise BadData(f"the kernel's VMCOREINFO in memory has pages of {page_size} bytes")
+    return release, page_size

@@ -25,7 +25,7 @@ from inspector.image.dwarf import Dwarf
 from inspector.image.files import build_id_at, debug_files
 from inspector.image.kallsyms import CHUNK, Kallsyms, Tokens, Window, decode, token_tables
 from inspector.image.profile import OPTIONAL_SYMBOLS, SYMBOLS, Profile, layouts
-from inspector.image.vmcoreinfo import facts, read_vmcoreinfo, release_and_page_size
+from inspector.image.vmcoreinfo import PAGE_SIZES, facts, read_vmcoreinfo, release_and_page_size
 from inspector.kernel.by_form import IMAGE, banner_near, data_symbols, modules_head
 from inspector.kernel.host import (
     KVM_MODULES,
@@ -356,7 +356,9 @@ def _page_size(memory: AddressSpace, profile: Profile) -> int:
         entry = word(table + 8 * (target >> shift & (1 << bits) - 1), pte.BYTE_ORDER)
         if not entry & pte.VALID:
             break
-        if entry & pte.LEAF:
+        if entry & pte.LEAF and 1 << shift in PAGE_SIZES:
             return 1 << shift
+        if entry & pte.LEAF:
+            break
         table, bits = entry & pte.NEXT_TABLE_MASK, entry & pte.NEXT_BITS_MASK
     raise BadData(f"its page table does not map {target:#x}, the first on its list of modules")

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from inspector.errors import BadData, MemoryNotReadable
-from inspector.memory.base import U64, Records, addresses
+from inspector.memory.base import U64, Records, addresses, is_address
 from inspector.memory.dumpfile import open_file
 from inspector.memory.kdump import KDUMP_MAGIC, Kdump, KdumpMemory, Layout, read_kdump
 
@@ -37,7 +37,9 @@ class SplitMemory:
         """Return ``length`` bytes at a physical address."""
         pieces = []
         while length > 0:
-            owner = int(self._owner(addresses([address & (1 << 64) - 1]))[0])
+            if not is_address(address):
+                raise MemoryNotReadable(address, length, "it is no address")
+            owner = int(self._owner(addresses([address]))[0])
             here = length
             if owner < self._ends.size:
                 here = min(length, int(self._ends[owner]) - address)

@@ -15,7 +15,6 @@ compared; numbers are numbers or strings in hexadecimal.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -28,6 +27,7 @@ from inspector.kvm.snapshot import Part, Rmaps, Snapshot, Vm
 from inspector.memory.base import addresses
 from inspector.questions.changes import Compared, SlotChange
 from inspector.questions.difference import slot_changes
+from inspector.storage import parsed_json
 
 __all__ = ["Departure", "Departures", "Expected", "ExpectedVm", "departures", "read_expected"]
 
@@ -89,13 +89,13 @@ def read_expected(path: Path) -> Expected:
         BadData: the file is not one.
     """
     try:
-        raw = json.loads(path.read_text(encoding="utf-8"))
+        raw = parsed_json(path.read_bytes())
         if "vms" not in raw:
             raw = raw["expected"]
         return Expected(str(path), tuple(_expected_vm(vm) for vm in raw["vms"]))
     except KeyError as error:
         raise BadData(f"{path} is no expectation: it has no {error}") from error
-    except (AttributeError, OSError, RecursionError, TypeError, ValueError) as error:
+    except (AttributeError, OSError, TypeError, ValueError) as error:
         raise BadData(f"{path} is no expectation: {error}") from error
 
 

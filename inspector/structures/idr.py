@@ -20,6 +20,8 @@ INTERNAL_MASK = 3
 INTERNAL = 2
 RESERVED = 4096
 CHUNK_SHIFT = 6
+ID_LIMIT = 1 << 32
+"""Identifiers are 32-bit integers."""
 
 
 def idr_entries(kernel: KernelSpace, idr: int) -> Iterator[tuple[int, int]]:
@@ -36,6 +38,8 @@ def idr_entries(kernel: KernelSpace, idr: int) -> Iterator[tuple[int, int]]:
     head = kernel.field("idr", idr, "idr_rt.xa_head")
     missing: list[MemoryNotReadable] = []
     for index, pointer in _entries(kernel, head, 0, None, set(), missing):
+        if index + base >= ID_LIMIT:
+            raise BadData(f"the idr at {idr:#x} has an entry {index + base:#x}, which is no id")
         yield index + base, pointer
     if missing:
         raise missing[0]

@@ -1,4 +1,4 @@
-"""Many executions of one target, in a process of its own: ``python -m tests.fuzz.campaign``.
+"""Many executions of targets, each in a process of its own: ``python -m tests.fuzz.campaign``.
 
 With the library atheris (optional) inputs that reach new code are kept and
 changed further; without it, only the inputs to begin with are changed.
@@ -10,10 +10,13 @@ import argparse
 import json
 import os
 import random
+import re
 import shutil
+import signal
 import sys
 import time
-from collections.abc import Iterator, Sequence
+import traceback
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -23,14 +26,16 @@ from tests.fuzz.trial import Trial, memory_limit
 if TYPE_CHECKING:
     from tests.fuzz.target import Target
 
-__all__ = ["Outcome", "plain"]
+__all__ = ["Outcome", "folder_of", "plain"]
 
 OURS = 0.7
 """The share of changes that are made by the target's own mutator."""
 KEPT, POOL = 0.1, 256
 """Without guidance, such a share of the inputs is changed further, and so many are at once."""
 WRITTEN_EVERY = 2000
-CLOCK_EVERY = 50
+WALL_LIMIT = 3600
+"""Seconds; what is stuck where no signal reaches it is ended then."""
+CLOCK_EVERY = 10
 
 
 @dataclass
@@ -98,12 +103,9 @@ class _Campaign:
             (self._options.folder / f"failure-{name}").write_bytes(data)
 
 
-def _guided(options: argparse.Namespace) -> None:
+def _guided(target: Target, options: argparse.Namespace) -> None:
     import atheris
 
-    with atheris.instrument_imports(include=["inspector"]):
-        from tests.fuzz.targets import TARGETS
-    target = TARGETS[options.target]
     seeds = target.seeds()
     corpus = options.folder / "corpus"
     corpus.mkdir(exist_ok=True)
@@ -118,12 +120,13 @@ def _guided(options: argparse.Namespace) -> None:
         return changed
 
     limits = {
-        "max_len": 2 * max(map(len, seeds)) + (1 << 13),
+        "max_len": max(map(len, seeds)) + (1 << 12),
         "len_control": 0,
         "seed": options.seed,
         "rss_limit_mb": 0,
-        "timeout": 300,
+        "timeout": WALL_LIMIT,
         "detect_leaks": 0,
+        "artifact_prefix": f"{options.folder}/",
     }
     arguments = [sys.argv[0], str(corpus), *(f"-{key}={value}" for key, value in limits.items())]
     atheris.Setup(arguments, _Campaign(target, options, True), custom_mutator=mutate)
@@ -131,32 +134,73 @@ def _guided(options: argparse.Namespace) -> None:
         atheris.Fuzz()
 
 
-def _unguided(options: argparse.Namespace) -> None:
-    from tests.fuzz.targets import TARGETS
-
-    target = TARGETS[options.target]
+def _unguided(target: Target, options: argparse.Namespace) -> None:
     campaign = _Campaign(target, options, False)
     with memory_limit():
         for data in plain(target, options.seed):
             campaign(data)
 
 
+def _all_targets() -> tuple[Mapping[str, Target], bool]:
+    """Return the targets, and whether the inspector tells what of it was reached."""
+    try:
+        import atheris
+    except ModuleNotFoundError:
+        from tests.fuzz.targets import TARGETS
+
+        return TARGETS, False
+    with atheris.instrument_imports(include=["inspector"]):
+        from tests.fuzz.targets import TARGETS as INSTRUMENTED
+    return INSTRUMENTED, True
+
+
+def _begin(name: str, target: Target, guided: bool, options: argparse.Namespace) -> int:
+    """Return the number of a new process, in a session of its own, with a campaign."""
+    process = os.fork()
+    if process:
+        return process
+    os.setsid()
+    options.folder = folder_of(options.folder, name)
+    with (options.folder / "log").open("wb") as log:
+        for descriptor in (1, 2):
+            os.dup2(log.fileno(), descriptor)
+    try:
+        (_guided if guided else _unguided)(target, options)
+    except BaseException:
+        traceback.print_exc()
+    os._exit(1)
+
+
+def folder_of(folder: Path, target: str) -> Path:
+    """Return where the campaigns against a target keep their inputs and leave their outcome."""
+    return folder / re.sub(r"\W+", "-", target)
+
+
 def main() -> None:
-    """Run a campaign against one target and write its outcome beside its corpus."""
+    """Run campaigns; print the name of each target and how its process ended."""
     parser = argparse.ArgumentParser()
-    parser.add_argument("target")
     parser.add_argument("folder", type=Path)
+    parser.add_argument("target", nargs="+")
     parser.add_argument("--executions", type=int, required=True)
     parser.add_argument("--seconds", type=float, required=True)
     parser.add_argument("--seed", type=int, required=True)
+    parser.add_argument("--jobs", type=int, required=True)
     options = parser.parse_args()
-    options.folder.mkdir(parents=True, exist_ok=True)
+    targets, guided = _all_targets()
+    left = list(options.target)
+    running: dict[int, str] = {}
     try:
-        import atheris  # noqa: F401
-    except ModuleNotFoundError:
-        _unguided(options)
-    else:
-        _guided(options)
+        while left or running:
+            while left and len(running) < options.jobs:
+                name = left.pop(0)
+                folder_of(options.folder, name).mkdir(parents=True, exist_ok=True)
+                (folder_of(options.folder, name) / "outcome.json").unlink(missing_ok=True)
+                running[_begin(name, targets[name], guided, options)] = name
+            process, status = os.wait()
+            print(json.dumps([running.pop(process), os.waitstatus_to_exitcode(status)]), flush=True)
+    finally:
+        for process in running:
+            os.kill(process, signal.SIGKILL)
 
 
 if __name__ == "__main__":

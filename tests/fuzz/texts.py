@@ -49,6 +49,7 @@ def _memory() -> SegmentedMemory:
 def _notes() -> tuple[bytes, ...]:
     made = build([])
     note = {"format": 1, "profile": made.profile.to_json(), "facts": {"taken": "2026"}}
+    note["ram"] = [[0, 1 << 20], [1 << 21, 1 << 20]]
     return (json.dumps(note).encode(),)
 
 

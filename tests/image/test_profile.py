@@ -118,6 +118,8 @@ def test_a_structure_that_a_profile_lacks() -> None:
         member([-8, 8]),
         member([0, 1 << 40]),
         member([1020, 8]),
+        damaged(release="6.1\ud800"),
+        struct("\udfff", size=8),
         member([40, 3]),
         member([40, 0]),
         struct("rmap_nested", size=24, rmap=[12, 8]),

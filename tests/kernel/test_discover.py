@@ -38,6 +38,16 @@ def with_guest(image: Image, guest: Image, at: int = GUEST) -> SegmentedMemory:
     return of_segments([(0, content(image)), (at, content(guest))])
 
 
+@pytest.mark.parametrize("size", [b"0   ", b"8192", b"-4096", b"9" * 8])
+def test_pages_of_a_size_that_cannot_be(size: bytes) -> None:
+    image = host()
+    data = content(image)
+    at = data.index(b"PAGESIZE=4096\n") + len(b"PAGESIZE=")
+    changed = patch(image.memory, at, size)
+    with pytest.raises(TargetNotSupported, match=r"has pages of|has no usable"):
+        find_kernel(changed)
+
+
 @pytest.mark.parametrize("order", ["<", ">"])
 @pytest.mark.parametrize("page_size", [1 << 12, 1 << 16])
 @pytest.mark.parametrize("form", [BASE, PLACE, Form("absolute", True, 0), Form("base", True, 3)])

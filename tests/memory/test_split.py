@@ -64,6 +64,13 @@ def test_together_they_are_the_whole_dump(tmp_path: Path, order: tuple[int, ...]
     compare()
 
 
+def test_what_is_no_address_is_not_read(tmp_path: Path) -> None:
+    memory = open_dump("split:" + ",".join(parts(tmp_path))).memory
+    for address in ((1 << 64) - 4, 1 << 64, (1 << 64) + 5, -8):
+        with pytest.raises(MemoryNotReadable):
+            memory.read(address, 8)
+
+
 def test_what_lacks_is_named(tmp_path: Path) -> None:
     first, second, third = parts(tmp_path)
     alone = open_dump(second)

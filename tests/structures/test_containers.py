@@ -148,6 +148,18 @@ def test_an_idr_whose_nodes_are_shared_ends() -> None:
         list(idr_entries(space(kernel), where))
 
 
+def test_an_entry_beyond_all_ids_is_refused() -> None:
+    kernel = Kernel(4096, "<")
+    below = 0
+    for height in range(11):
+        node = kernel.new("xa_node", shift=6 * height)
+        kernel.store(node + 40 + 8 * 15, below | 2 if below else LINEAR | 4096)
+        below = node
+    where = idr(kernel, below | 2)
+    with pytest.raises(BadData, match="is no id"):
+        list(idr_entries(space(kernel), where))
+
+
 def node_of(head: int) -> int:
     return head & ~3
 
