@@ -33,6 +33,8 @@ OURS = 0.7
 KEPT, POOL = 0.1, 256
 """Without guidance, such a share of the inputs is changed further, and so many are at once."""
 WRITTEN_EVERY = 2000
+PRIORITY = 15
+"""Others who work on this host come first."""
 WALL_LIMIT = 3600
 """Seconds; what is stuck where no signal reaches it is ended then."""
 CLOCK_EVERY = 10
@@ -160,6 +162,7 @@ def _begin(name: str, target: Target, guided: bool, options: argparse.Namespace)
     if process:
         return process
     os.setsid()
+    os.nice(PRIORITY)
     options.folder = folder_of(options.folder, name)
     with (options.folder / "log").open("wb") as log:
         for descriptor in (1, 2):
