@@ -7,12 +7,14 @@ holds the symbol table with absolute addresses.
 
 from __future__ import annotations
 
+from contextlib import suppress
+
 import numpy as np
 from numpy.typing import NDArray
 
 from inspector.errors import BadData, MemoryNotReadable, TargetNotSupported
 from inspector.image.elf import SymbolTable
-from inspector.memory.base import addresses
+from inspector.memory.base import U64, addresses, is_address, why_missing
 from inspector.structures.lists import list_entries
 from inspector.structures.space import KernelSpace
 
@@ -29,7 +31,7 @@ SYMBOL_SIZE = 24
 SYMBOL_LIMIT = 1 << 20
 NAME_LIMIT = 512
 PART = 1 << 12
-NO_TEXT = b"\xff"
+NO_TEXT = 0xFF
 MEMORY_LIMIT = 1 << 26
 """No module is larger than this many bytes."""
 
@@ -182,7 +184,7 @@ def _symbols(kernel: KernelSpace, module: int) -> tuple[SymbolTable, MemoryNotRe
     names = np.frombuffer(entries, dtype=kernel.profile.byte_order + "u4")[:: SYMBOL_SIZE // 4]
     strtab = kernel.field("mod_kallsyms", kallsyms, "strtab")
     last = int(names.max(initial=0))
-    if last > MEMORY_LIMIT:
+    if last > count * NAME_LIMIT:
         raise BadData(f"the module at {module:#x} says that it has {last} bytes of names")
     strings, _, lost = _there(kernel, strtab, last)
     try:
@@ -199,28 +201,34 @@ def _there(
 
     What is missing is no zeros: they would end a name that goes on.
     """
-    try:
+    with suppress(MemoryNotReadable):
         return kernel.read(address, length), np.ones(length, np.bool_), None
-    except MemoryNotReadable:
-        pass
-    read = np.ones(length, dtype=np.bool_)
-    missing: MemoryNotReadable | None = None
-    pieces = []
-    place = address
-    while place < address + length:
-        step = min(PART - place % PART, address + length - place)
-        try:
-            pieces.append(kernel.read(place, step))
-        except MemoryNotReadable as error:
-            missing = missing or error
-            pieces.append(NO_TEXT * step)
-            read[place - address : place - address + step] = False
-        place += step
-    return b"".join(pieces), read, missing
+    data = np.full(length, NO_TEXT, dtype=np.uint8)
+    read = np.zeros(length, dtype=np.bool_)
+    first, last = -(-address // PART) * PART, (address + length) // PART * PART
+    if is_address(address + length):
+        parts: U64 = np.arange(first, last, PART, dtype=np.uint64)
+        records = kernel.read_many(parts, PART)
+        inner = slice(first - address, first - address + parts.size * PART)
+        data[inner].reshape(-1, PART)[records.present] = records.data[records.present]
+        read[inner].reshape(-1, PART)[records.present] = True
+    # what begins and ends within a part, of which a capture has no more
+    for begin, end in ((address, min(first, address + length)), (last, address + length)):
+        with suppress(MemoryNotReadable):
+            if address <= begin < end:
+                piece = np.frombuffer(kernel.read(begin, end - begin), dtype=np.uint8)
+                data[begin - address : end - address] = piece
+                read[begin - address : end - address] = True
+    if read.all():
+        return data.tobytes(), read, None
+    lost = address + int(np.argmin(read))
+    step = min(PART, address + length - lost)
+    why = why_missing(kernel, lost, step)
+    return data.tobytes(), read, MemoryNotReadable(lost, step, why, kernel.name)
 
 
 def _rest_of_string(kernel: KernelSpace, place: int) -> bytes:
-    where = addresses(range(place, place + NAME_LIMIT))
+    where: U64 = addresses(place % (1 << 64)) + np.arange(NAME_LIMIT, dtype=np.uint64)
     data, present = kernel.read_many(where, 1)
     text = data.tobytes()
     length = text.find(b"\0") + 1 or NAME_LIMIT

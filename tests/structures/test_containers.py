@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from typing import TypeVar
+from unittest import mock
 
 import pytest
 from hypothesis import given
@@ -218,6 +219,31 @@ def test_names_beyond_any_module_are_refused() -> None:
     module = kernel.new("module", kallsyms=kallsyms)
     with pytest.raises(BadData, match="4294967280 bytes of names"):
         module_symbols(space(kernel), module)
+
+
+@pytest.mark.parametrize("strtab", [NOWHERE, (1 << 64) - 8])
+def test_symbols_whose_names_are_nowhere(strtab: int) -> None:
+    kernel = Kernel(4096, "<")
+    symtab = kernel.kmalloc(48)
+    kernel.store(symtab + 24, 900, 4)
+    kallsyms = kernel.new("mod_kallsyms", num_symtab=2, symtab=symtab, strtab=strtab)
+    module = kernel.new("module", kallsyms=kallsyms)
+    with pytest.raises(MemoryNotReadable):
+        module_symbols(space(kernel), module)
+
+
+@pytest.mark.parametrize("count", [1 << 20, 1 << 12])
+def test_symbols_that_are_missing_cost_few_reads(count: int) -> None:
+    """However many a module says it has."""
+    kernel = Kernel(4096, "<")
+    kallsyms = kernel.new("mod_kallsyms", num_symtab=count, symtab=NOWHERE, strtab=NOWHERE)
+    module = kernel.new("module", kallsyms=kallsyms)
+    with mock.patch.object(
+        KernelSpace, "read", autospec=True, side_effect=KernelSpace.read
+    ) as read:
+        with pytest.raises(MemoryNotReadable):
+            module_symbols(space(kernel), module)
+        assert read.call_count < 20
 
 
 @pytest.mark.parametrize("count", [0, 1 << 21, 0xFFFF_FFFF])
