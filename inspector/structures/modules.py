@@ -228,7 +228,8 @@ def _there(
 
 
 def _rest_of_string(kernel: KernelSpace, place: int) -> bytes:
-    where: U64 = addresses(place % (1 << 64)) + np.arange(NAME_LIMIT, dtype=np.uint64)
+    steps = addresses(range(NAME_LIMIT))
+    where: U64 = addresses(place % (1 << 64)) + steps
     data, present = kernel.read_many(where, 1)
     text = data.tobytes()
     length = text.find(b"\0") + 1 or NAME_LIMIT
