@@ -217,8 +217,7 @@ def _lists(kernel: KernelSpace, slot: NDArray[np.int64], where: U64, head: U64) 
         on = ~ended & ~single
         slot, link, place, anchor = slot[on], link[on], place[on], anchor[on]
 
-        linear = link - np.uint64(LINEAR_MAP) < np.uint64(LINEAR_SIZE)
-        bad = ~linear | (link % np.uint64(encoding.NODE_ALIGNMENT) != 0)
+        bad = ~_can_be_node(link)
         stop(slot[bad], "pointer", place[bad], link[bad])
         cycle = ~bad & (link == anchor)
         stop(slot[cycle], "cycle", place[cycle], link[cycle])
@@ -279,38 +278,41 @@ def _guessed(kernel: KernelSpace, link: U64, column: int) -> tuple[U64, NDArray[
     memory = kernel.memory
     if isinstance(memory, RecordingMemory):
         memory = memory.unrecorded
-    code = kernel.profile.byte_order + "Q"
-    pages: dict[int, list[int] | None] = {}
+    pages: dict[int, list[int]] = {}
 
-    def words_of(page: int) -> list[int] | None:
+    def links_of(page: int) -> list[int]:
+        """Return the words of a page that can be links, and 0 for the others."""
         try:
-            data = memory.read(page, PAGE)
+            data = memory.read(linear_to_physical(page), PAGE)
         except MemoryNotReadable:
-            return None
-        words: list[int] = np.frombuffer(data, dtype=code).tolist()
-        return words
+            return []
+        words = np.frombuffer(data, dtype=kernel.profile.byte_order + "u8").astype(np.uint64)
+        links: list[int] = np.where(_can_be_node(words), words, np.uint64(0)).tolist()
+        return links
 
     nodes: list[int] = []
     owner: list[int] = []
     for index, begin in enumerate(link.tolist()):
         place: int = begin
         seen: dict[int, None] = {}
-        while len(seen) < RUN:
+        while place and place not in seen and len(seen) < RUN:
             seen[place] = None
-            page = linear_to_physical(place) & -PAGE
-            if page not in pages:
-                pages[page] = words_of(page)
-            words = pages[page]
-            at = (place % PAGE) // WORD + column
-            if words is None or at >= len(words):
-                break
-            place = words[at]
-            wrong = encoding.is_single(place) or place % encoding.NODE_ALIGNMENT
-            if wrong or place in seen or not 0 <= place - LINEAR_MAP < LINEAR_SIZE:
-                break
+            inside = place % PAGE
+            links = pages.get(place - inside)
+            if links is None:
+                links = pages[place - inside] = links_of(place - inside)
+            at = inside // WORD + column
+            place = links[at] if at < len(links) else 0
         nodes += seen
         owner += [index] * len(seen)
     return addresses(nodes), np.array(owner, dtype=np.int64)
+
+
+def _can_be_node(link: U64) -> NDArray[np.bool_]:
+    """Tell which links are addresses of the linear map, aligned as nodes are."""
+    linear = link - np.uint64(LINEAR_MAP) < np.uint64(LINEAR_SIZE)
+    fits: NDArray[np.bool_] = linear & (link % np.uint64(encoding.NODE_ALIGNMENT) == 0)
+    return fits
 
 
 def _unbroken(
