@@ -19,6 +19,7 @@ from pygdbmi.gdbmiparser import parse_response
 from pygdbmi.IoManager import IoManager
 
 from inspector.errors import Step, TargetNotSupported
+from inspector.memory.relay import CLOSED
 
 __all__ = ["GdbError", "GdbProcess", "GdbSilent", "Result"]
 
@@ -118,9 +119,7 @@ class GdbProcess:
         except GdbError as error:
             # there is nothing to let go on; waiting for it to stop would be in vain
             self.running = False
-            raise TargetNotSupported(
-                f"the machine's QEMU has ended, or closed the connection: {error}"
-            ) from error
+            raise TargetNotSupported(f"{CLOSED} ({error})") from error
 
     def wait_stopped(self, timeout: float = TIMEOUT) -> None:
         """Wait until GDB reports that the target stands still.
@@ -132,7 +131,7 @@ class GdbProcess:
         while self.running:
             self._note_state(self._line(timeout, "stop"))
         if self._ended:
-            raise TargetNotSupported("the machine's QEMU has ended, or closed the connection")
+            raise TargetNotSupported(CLOSED)
 
     def close(self) -> None:
         """End GDB, without its doing anything more; never raises."""

@@ -36,6 +36,7 @@ import sys
 import time
 
 __all__ = [
+    "CLOSED",
     "FOREIGN",
     "GONE",
     "LEFT",
@@ -57,7 +58,7 @@ LOGGED = 96
 """Bytes of a packet that a log shows."""
 
 PASSES = re.compile(
-    rb"[?gpmHTD]|[cs]$|vCont|vMustReplyEmpty|z|Z[1-4]"
+    rb"[?gpmHT]|[cs]$|vCont|vMustReplyEmpty|z|Z[1-4]"
     rb"|q(?!Rcmd)(?!Xfer:[^:]*:write)|Qqemu\.PhyMemMode:0$"
 )
 """Packets that read, stop, go on, or set what stops; software breakpoints (Z0) are writes, and so
@@ -72,6 +73,7 @@ REFUSED, UNKNOWN = b"E01", b""
 OK = b"OK"
 ACKNOWLEDGED = b"+"
 INTERRUPT = b"\3"
+DETACH = b"D"
 
 CHUNK = 1 << 11
 """Bytes of memory to a packet: QEMU's have room for 4 KiB of hexadecimal digits."""
@@ -90,6 +92,10 @@ RESUME, STANDS = "resume", "stands"
 
 UNREACHED, SILENCE, FOREIGN, GONE = "unreached", "silence", "foreign", "gone"
 """What the inspector is told when there is nobody to ask: how it begins."""
+CLOSED = (
+    "the machine's QEMU has ended, or closed the connection; should the machine stand still, "
+    "'inspector resume gdb:HOST:PORT' lets it go on"
+)
 LEFT, STUCK = 0, 4
 """Exit codes: the machine was left as it was found, or could not be let go on."""
 
@@ -179,6 +185,8 @@ class Stub:
         """Whether GDB has asked why the machine stands still: the answer looks like a stop."""
         self._breakpoints: set[bytes] = set()
         self.runs = False
+        self._stopping = False
+        """Whether the machine was asked to stop and has not said yet that it did."""
         self.ended = False
         self.patience = SILENT
 
@@ -207,6 +215,7 @@ class Stub:
 
     def interrupt(self) -> None:
         """Ask the machine to stop."""
+        self._stopping = self.runs
         self._log.note(">", INTERRUPT)
         with contextlib.suppress(OSError):
             self.end.sendall(INTERRUPT)
@@ -221,7 +230,7 @@ class Stub:
             if packet[:1] not in STOPPED:
                 return packet
             if self.runs or self._why:
-                self.runs = False
+                self.runs = self._stopping = False
                 self.ended = packet[:1] in ENDED
                 return packet
         return None
@@ -235,8 +244,8 @@ class Stub:
         if not select.select([self.end], [], [], self.patience)[0]:
             raise Silent(f"the stub said nothing for {self.patience:.0f} s")
         if not self._incoming.fill():
-            self.ended = self.ended or self.runs
-            raise Lost("the machine's QEMU has ended, or closed the connection")
+            self.ended = self.ended or self._undisturbed
+            raise Lost(CLOSED)
 
     def answer(self) -> bytes:
         """Wait for a packet and return it.
@@ -305,6 +314,11 @@ class Stub:
         if mode == b"1":
             self.ask(b"Qqemu.PhyMemMode:0")
 
+    @property
+    def _undisturbed(self) -> bool:
+        """Whether the machine runs, and nothing was asked for that will stop it."""
+        return self.runs and not self._stopping and not self._breakpoints
+
     def leave(self, stands: bool) -> None:
         """Let the machine go on, without anything of GDB's in it, or leave it standing.
 
@@ -314,13 +328,13 @@ class Stub:
         Raises:
             Lost: it could not be.
         """
-        if self.ended or (self.runs and not self._breakpoints and not stands):
+        if self.ended or (self._undisturbed and not stands):
             return
         self.patience = FAREWELL
-        if self.runs:
+        if self.runs and not self._stopping:
             self.interrupt()
-            while self.runs:
-                self.answer()
+        while self.runs:
+            self.answer()
         for place in list(self._breakpoints):
             self.ask(b"z" + place)
         if not stands and self.ask(b"D") != OK and self.ask(b"D;1") != OK:
@@ -379,6 +393,9 @@ class Relay:
                 self.stub.interrupt()
                 continue
             self._say(ACKNOWLEDGED)
+            if packet[:1] == DETACH:
+                # GDB's own farewell, when its input is closed; how the machine is left is said here
+                return False
             if not PASSES.match(packet):
                 self.stub.refuse(packet)
                 self._say(framed(REFUSED if packet[:1] in WRITES else UNKNOWN)[1:])
