@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import socket
 import threading
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -29,6 +30,7 @@ class Stub:
         self.status = status
         self.packets: list[str] = []
         self.physical = self.attached = False
+        self.stops_after = 0.0
         self._thread = threading.Thread(target=self._serve, daemon=True)
         if serving:
             self._thread.start()
@@ -72,6 +74,7 @@ class Stub:
         if packet == "?":
             return ["T05thread:01;"]
         if packet == "\3":
+            time.sleep(self.stops_after)
             return ["T02thread:01;"]
         return [] if packet.startswith("vCont;c") else ["OK"]
 
@@ -231,6 +234,30 @@ def test_what_stood_still_stands_still(known: bool) -> None:
     assert asked.close()
     assert "D" not in stub.ended()
     assert stub.packets[-1] == "Qqemu.PhyMemMode:0"
+
+
+def test_gdb_does_not_let_go_on_what_stood_still() -> None:
+    stub = Stub()
+    asked = Relay("127.0.0.1", stub.port)
+    asked.stands()
+    gdb = Gdb(asked.socket_name)
+    assert gdb.ask(b"?") == b"T05thread:01;"
+    gdb.send(b"D;1")
+    assert not [packet for packet in stub.ended() if packet.startswith("D")]
+    asked.close()
+
+
+def test_a_stop_that_is_under_way_is_waited_for(begin: Callable[[Stub], Begun]) -> None:
+    stub = Stub()
+    stub.stops_after = 0.5
+    asked, gdb = begin(stub)
+    gdb.ask(b"?")
+    gdb.send(b"vCont;c:p1.-1")
+    gdb.interrupt()
+    while "\3" not in stub.packets:
+        time.sleep(0.01)
+    assert asked.close()
+    assert stub.ended()[-2:] == ["\3", "D"]
 
 
 def test_a_machine_is_let_go_on_however_it_was_found() -> None:
