@@ -26,7 +26,7 @@ PAIRS = 5
 LINE = b"LAB WORK"
 SETTLE = 0.5
 
-LOOP = "i=0; while [ $i -lt 5000 ]; do i=$((i+1)); done; echo LAB WORK"
+LOOP = "i=0; while [ $i -lt 500 ]; do i=$((i+1)); done; echo LAB WORK"
 BEGIN = f"(while :; do {LOOP}; done) >/dev/console 2>&1 & echo $! >/run/work.pid"
 END = "kill $(cat /run/work.pid)"
 
