@@ -6,7 +6,12 @@ from collections.abc import Callable
 from pathlib import Path
 
 from fixtures.lab.planted import MARK, plant, produced, searched
+from inspector.capture import read_capture
+from inspector.memory.elfcore import open_core
 from tests.live.tools import Lab
+
+MEMORY = 2 << 30
+"""What machines of the lab have."""
 
 FEW = (
     ("capture", "-o", "capture"),
@@ -24,6 +29,11 @@ def test_no_mark_of_a_guest_is_written(boot: Callable[..., Lab], tmp_path: Path)
     assert found.keys() >= {"captures", "captured memory", "printed by rmap", "layout profiles"}
     assert all(one.size for one in found.values())
     assert {what: one.marks for what, one in found.items()} == dict.fromkeys(found, 0)
+    for name in ("capture", "capture-gdb"):
+        taken = read_capture(open_core(tmp_path / name))
+        assert taken is not None
+        assert taken.memory.ram is not None
+        assert taken.memory.ram.total == MEMORY
     lab.assert_untouched()
 
 
