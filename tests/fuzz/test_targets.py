@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import argparse
 import itertools
 import random
 from collections.abc import Iterator
+from pathlib import Path
 
 import numpy as np
 import pytest
 
+from fixtures.lab import fuzz, promise
+from fixtures.lab.packages import LabError
 from inspector.errors import BadData
 from tests.fuzz.campaign import plain
 from tests.fuzz.mutate import Fields, binary, json_tree, text
@@ -16,7 +20,7 @@ from tests.fuzz.target import Target
 from tests.fuzz.targets import TARGETS
 from tests.fuzz.trial import SECONDS, Trial, memory_limit
 
-EXECUTIONS = 60
+EXECUTIONS = 40
 
 
 @pytest.mark.parametrize("name", TARGETS)
@@ -89,6 +93,23 @@ def test_a_hang_is_a_failure(monkeypatch: pytest.MonkeyPatch) -> None:
     assert SECONDS > 1
     monkeypatch.setattr("tests.fuzz.trial.SECONDS", 0.02)
     assert kinds(tried(spin)) == {"Hang"}
+
+
+def test_the_command_runs_what_is_asked_for_and_records_nothing_else(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("INSPECTOR_LAB_STATE", str(tmp_path / "state"))
+    monkeypatch.setattr(promise, "DIRECTORY", tmp_path)
+    chosen = ["VMCOREINFO", "raw image"]
+    options = {"executions": 300, "seconds": 60.0, "seed": 1, "jobs": 2, "record": True}
+    assert fuzz.run(argparse.Namespace(target=chosen, **options)) == 0
+    (record,) = promise.read_all(tmp_path)
+    assert {row["what"]: (row["runs"], row["failed"]) for row in record.rows} == dict.fromkeys(
+        chosen, (300, 0)
+    )
+    assert "raw image: 300 executions, 0 failed" in capsys.readouterr().out
+    with pytest.raises(LabError, match="there is no nonsense"):
+        fuzz.run(argparse.Namespace(target=["nonsense"], **options))
 
 
 def test_inputs_are_changed_further() -> None:
