@@ -66,6 +66,8 @@ is going on at another address."""
 COMMANDS = re.compile(r"info [\w -]+|gpa2hva 0x[0-9a-f]+|replay_(seek|break) \d+")
 """Commands of the monitor that may be given; none of them names a file."""
 RUNS = re.compile(rb"c|s|vCont;[cCsS]")
+FOR_FILES = re.compile(rb"F\w*,")
+"""What a stub asks of GDB: to open, write or remove files of this host. QEMU asks for none."""
 STOPPED = (b"T", b"S", b"W", b"X")
 ENDED = (b"W", b"X")
 WRITES = (b"M", b"X", b"G", b"P", b"Z")
@@ -224,9 +226,12 @@ class Stub:
         """Return the next packet that is there, None if there is none.
 
         A stop that nobody waits for is passed over: it is an earlier client's.
+        So is what GDB would do with files of this host for a stub that asks.
         """
         while (packet := self._incoming.packet()) is not None:
             self._log.note("<", packet)
+            if FOR_FILES.match(packet):
+                continue
             if packet[:1] not in STOPPED:
                 return packet
             if self.runs or self._why:

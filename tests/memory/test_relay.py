@@ -174,6 +174,23 @@ def test_what_writes_does_not_reach_the_stub(begin: Callable[[Stub], Begun]) -> 
     assert not [packet for packet in sent if packet[:1] in "MXGPkvR" or "Z0" in packet]
 
 
+def test_no_stub_reaches_files_of_this_host(begin: Callable[[Stub], Begun]) -> None:
+    """GDB opens and removes files for a stub that asks while the machine runs, or in an answer."""
+
+    class Asking(Stub):
+        def _answers(self, packet: str) -> list[str]:
+            asked = ["Fopen,1000/9,201,1b6", "Funlink,1000/9"]
+            return asked + super()._answers(packet)
+
+    stub = Asking()
+    _, gdb = begin(stub)
+    assert gdb.ask(b"?") == b"T05thread:01;"
+    gdb.send(b"vCont;c:p1.-1")
+    gdb.interrupt()
+    assert gdb.answer() == b"T02thread:01;"
+    assert gdb.ask(b"g") == b"OK"
+
+
 def test_the_machine_goes_on_when_the_inspector_goes(begin: Callable[[Stub], Begun]) -> None:
     stub = Stub()
     asked, gdb = begin(stub)
