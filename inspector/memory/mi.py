@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import select
 import shutil
 import subprocess
@@ -32,6 +33,8 @@ START = (
     *("-iex", "maintenance set internal-error quit yes"),
 )
 TIMEOUT = 30.0
+STRING = re.compile(rb'"(?:[^"\\]|\\.)*"')
+BRACKETS = ((b"{", b"}"), (b"[", b"]"))
 STREAMS = (b'~"', b'@"', b'&"')
 
 
@@ -181,6 +184,10 @@ class GdbProcess:
 
 
 def _parsed(line: bytes) -> dict[str, Any] | None:
+    # pygdbmi looks for the end of an open list for ever
+    bare = STRING.sub(b"", line)
+    if any(bare.count(begin) != bare.count(end) for begin, end in BRACKETS):
+        return None
     try:
         record: dict[str, Any] = parse_response(line.decode("utf-8", "replace"))
     except Exception:  # pygdbmi raises whatever it stumbles over in a torn line

@@ -29,7 +29,8 @@ for line in sys.stdin:
     elif "die" in command:
         break
     elif "torn" in command:
-        for text in ('he rest of a line"', '*stopped,reas', '~"never ended', '=x,{{'):
+        open_list = token + '^done,value=["a]"'
+        for text in ('he rest of a line"', open_list, '*stopped,reas', '~"never ended', '=x,{{'):
             say(text)
         say(token + "^done")
     elif "silent" in command:
