@@ -131,9 +131,15 @@ def _guided(target: Target, options: argparse.Namespace) -> None:
         "artifact_prefix": f"{options.folder}/",
     }
     arguments = [sys.argv[0], str(corpus), *(f"-{key}={value}" for key, value in limits.items())]
-    atheris.Setup(arguments, _Campaign(target, options, True), custom_mutator=mutate)
-    with memory_limit(1 << 30):
-        atheris.Fuzz()
+    campaign = _Campaign(target, options, True)
+
+    def limited(data: bytes) -> None:
+        # of each execution: what the fuzzer itself keeps grows with their number
+        with memory_limit():
+            campaign(data)
+
+    atheris.Setup(arguments, limited, custom_mutator=mutate)
+    atheris.Fuzz()
 
 
 def _unguided(target: Target, options: argparse.Namespace) -> None:
