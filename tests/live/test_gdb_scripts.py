@@ -232,8 +232,7 @@ def test_a_gdb_that_is_ended_leaves_virtual_mode(
     told = tmp_path / "told"
     body = (
         f"ask(b'read 1000 10'); open({str(told)!r}, 'w').close()\n"
-        f"gdb = os.getppid(); os.kill(gdb, signal.{name}); end = time.monotonic() + 60\n"
-        "while os.getppid() == gdb and time.monotonic() < end: time.sleep(0.1)"
+        f"os.kill(os.getppid(), signal.{name}); time.sleep(3)"
     )
     target = f"target remote 127.0.0.1:{lab.machine.state.gdb_port}"
     _run(gdb, target, _fake(tmp_path, body), "kvmhv vms")
