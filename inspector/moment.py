@@ -24,6 +24,7 @@ from inspector.kvm.snapshot import Snapshot
 from inspector.memory.direct import DirectMemory
 from inspector.memory.live import LiveMachine
 from inspector.memory.overlay import Overlay
+from inspector.memory.ranges import Ranges
 from inspector.memory.recording import RecordingMemory
 from inspector.memory.segments import SegmentedMemory
 from inspector.structures.space import KernelSpace
@@ -67,15 +68,31 @@ class Moment:
         """The bytes the snapshot was decoded from."""
         return RecordingMemory.joined(*self.recorders)
 
+    @property
+    def plan(self) -> Ranges:
+        """What was read in the stop, which is what to copy for the next moment."""
+        return self.recorders[-1].ranges().widened(PAGE)
 
-def take(machine: LiveMachine, profile: Profile, noted: Noted = lambda why: None) -> Moment:
+
+def take(
+    machine: LiveMachine,
+    profile: Profile,
+    noted: Noted = lambda why: None,
+    plan: Ranges | None = None,
+) -> Moment:
     """Take one moment in which no ``mmu_lock`` is held, if there is one.
+
+    Args:
+        machine: an attached machine.
+        profile: its kernel.
+        noted: told of each stop that is made again.
+        plan: that of a moment shortly before, which saves looking beforehand.
 
     Raises:
         InspectorError: KVM cannot be inspected, or the machine not be read.
     """
     if isinstance(machine.memory, DirectMemory):
-        return _copied(machine, machine.memory, profile, noted)
+        return _copied(machine, machine.memory, profile, noted, plan)
     return _walked(machine, profile, noted)
 
 
@@ -93,11 +110,18 @@ def _walked(machine: LiveMachine, profile: Profile, noted: Noted) -> Moment:
     raise AssertionError
 
 
-def _copied(machine: LiveMachine, memory: DirectMemory, profile: Profile, noted: Noted) -> Moment:
+def _copied(
+    machine: LiveMachine,
+    memory: DirectMemory,
+    profile: Profile,
+    noted: Noted,
+    plan: Ranges | None,
+) -> Moment:
     """Look while the machine runs, and copy in the stop."""
     static = RecordingMemory(memory)
     vms = vm_list(KernelSpace(static, profile))
-    plan = _seen(memory, profile, vms).ranges().widened(PAGE)
+    if plan is None:
+        plan = _seen(memory, profile, vms).ranges().widened(PAGE)
     lacking = 0
     for attempt in itertools.count(1):
         copier = memory.copier(plan)

@@ -20,6 +20,7 @@ from inspector.checks.verdict import Counts, counts_of
 from inspector.checks.view import CheckedVm
 from inspector.kernel.choose import describe_kernel
 from inspector.kvm.snapshot import Snapshot, Vm
+from inspector.memory.ranges import Ranges
 from inspector.moment import take
 from inspector.questions.difference import leaves_made, paired, slot_changes
 from inspector.session import Options, Progress, attached
@@ -111,6 +112,7 @@ def watch(
         progress("reading")
         began = due = time.monotonic()
         before: tuple[float, Snapshot] | None = None
+        plan: Ranges | None = None
         for number in itertools.count():
             time.sleep(max(0.0, due - time.monotonic()))
             at = time.monotonic()
@@ -119,7 +121,10 @@ def watch(
             # what was missed is not made up for
             due = max(due, at - 1 / pace.rate) + 1 / pace.rate
             stops = len(machine.stops)
-            snapshot = take(machine, profile).snapshot
+            moment = take(machine, profile, plan=plan)
+            snapshot = moment.snapshot
+            # on a machine that changes fast, looking anew is what saves stops
+            plan = moment.plan if moment.attempts == 1 else None
             earlier, apart = (before[1], at - before[0]) if before else (None, 0.0)
             vms = sampled(snapshot, earlier, apart)
             yield Sample(

@@ -530,4 +530,5 @@ def _connected(
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    # nothing is left to do, and somebody waits
+    os._exit(main())

@@ -131,6 +131,8 @@ def test_the_end_is_what_the_exerciser_expects(held: Lab, tmp_path: Path) -> Non
 
 
 def test_watched_until_interrupted(held: Lab) -> None:
+    while held.machine.step():
+        pass
     checked = document(held.run("check", "--json"))["vms"][0]
     held.machine.qmp.events()
     process = subprocess.Popen(
