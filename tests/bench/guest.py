@@ -86,7 +86,8 @@ def rows(machine: Machine, name: str) -> Iterator[Row]:
         f"{statistics.median(seen.took):.0f} ms; watching takes "
         f"{100 * statistics.median(seen.shares):.0f} % of a processor",
         why="the processors of the host share what they have: what a process beside QEMU takes, "
-        "the guest loses, and watching takes more than the stops do",
+        "the guest loses, and watching takes more than the stops do; and most of a stop is GDB's, "
+        "which looks at registers and at the stack each time",
     )
 
 
