@@ -16,7 +16,7 @@ from typing import Any
 from inspector.errors import BadData
 from inspector.image.elf import unpacked
 from inspector.model.events import Call, Return, SlotWords
-from inspector.storage import parsed_json
+from inspector.storage import DAMAGE, parsed_json
 
 __all__ = ["SCHEMA", "Recording", "read_recording"]
 
@@ -26,14 +26,6 @@ SLOT_ARGUMENT = 1
 """Which argument of an insertion, or of an update of R and C, is the slot."""
 
 _NO_READINGS = frozenset({"n", "cpu", "f", "in", "args", "ret", "slot", "slots"})
-_DAMAGE = (
-    AttributeError,
-    IndexError,
-    KeyError,
-    OverflowError,
-    TypeError,
-    ValueError,
-)
 
 
 @dataclass(frozen=True)
@@ -56,7 +48,7 @@ class Recording:
         for number, line in enumerate(self.lines, 2):
             try:
                 yield reader.event(parsed_json(line))
-            except _DAMAGE as error:
+            except DAMAGE as error:
                 raise BadData(
                     f"line {number} of the recording {self.name} is damaged: {error!r}"
                 ) from error
@@ -80,7 +72,7 @@ def read_recording(path: Path) -> Recording:
                 frozenset(map(str, header["functions"])),
                 tuple(lines[1:]),
             )
-    except _DAMAGE as error:
+    except DAMAGE as error:
         raise BadData(
             f"{path} is no recording of calls; make one with 'lab up --record FILE'"
         ) from error

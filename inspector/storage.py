@@ -15,8 +15,10 @@ from typing import Any
 
 from inspector.errors import BadData
 
-__all__ = ["parsed_json", "private_folder", "write_aside"]
+__all__ = ["DAMAGE", "parsed_json", "private_folder", "write_aside"]
 
+DAMAGE = (AttributeError, IndexError, KeyError, OverflowError, TypeError, ValueError)
+"""What taking a document apart raises that is JSON and not what was written here."""
 ASIDE = ".inspector-"
 """What the name of a file begins with that is not whole yet."""
 

@@ -25,7 +25,7 @@ from typing import Any, Protocol
 from inspector.errors import BadData, TargetNotSupported
 from inspector.image.btf import Member
 from inspector.image.vmcoreinfo import PAGE_SIZES
-from inspector.storage import parsed_json
+from inspector.storage import DAMAGE, parsed_json
 
 __all__ = [
     "OPTIONAL_SYMBOLS",
@@ -328,14 +328,7 @@ class Profile:
                     for name, place in raw.get("anchors", {}).items()
                 },
             )
-        except (
-            AttributeError,
-            IndexError,
-            KeyError,
-            OverflowError,
-            TypeError,
-            ValueError,
-        ) as error:
+        except DAMAGE as error:
             raise BadData(f"the layout profile is damaged: {error!r}") from error
         profile._check()
         return profile

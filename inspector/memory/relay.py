@@ -36,6 +36,7 @@ import sys
 import time
 
 __all__ = [
+    "CHUNK",
     "CLOSED",
     "FOREIGN",
     "GONE",

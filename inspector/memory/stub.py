@@ -15,11 +15,11 @@ from numpy.typing import NDArray
 from inspector.memory.base import U64, Bytes, Records, read_one
 from inspector.memory.ram import RamMap
 from inspector.memory.ranges import Ranges, merged
+from inspector.memory.relay import CHUNK as PACKET
 from inspector.memory.segments import SegmentedMemory
 
 __all__ = ["ReadRanges", "StubMemory"]
 
-PACKET = 1 << 11
 FEW = 16
 """Records that are looked for in what was kept; more are read as they are."""
 MERGE_GAP = PACKET
