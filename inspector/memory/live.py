@@ -82,7 +82,7 @@ class LiveMachine:
             self.stays = stands or (activity is not None and activity.stands())
             self._attach()
             self._ram = self._one_block() or parse_mtree(self.monitor("info mtree -f"))
-            self._over_stub = StubMemory(self.read_physical, self._ram)
+            self._over_stub = StubMemory(self._relay.read_ranges, self._ram, self.stopped)
             self.memory: StubMemory | DirectMemory = self._choose(read_path)
             self._resume()
         except BaseException:
@@ -142,11 +142,6 @@ class LiveMachine:
         if isinstance(self.memory, DirectMemory):
             return contextlib.nullcontext()
         return self.stopped()
-
-    def read_physical(self, ranges: list[tuple[int, int]]) -> list[bytes]:
-        """Read ranges of physical memory over GDB's connection, in one stop."""
-        with self.stopped():
-            return self._relay.read_ranges(ranges)
 
     def interrupt(self) -> None:
         """Stop the machine at once and wait until it stands still."""

@@ -8,6 +8,7 @@ machine stands still: tables and structures are read again and again.
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 
 import numpy as np
 from numpy.typing import NDArray
@@ -36,13 +37,21 @@ class StubMemory:
     Args:
         read_ranges: asks the stub.
         ram: where RAM is; nothing else is asked for.
+        still: keeps the machine still for the length of a block; at the end
+            of the outermost one it calls ``forget``.
     """
 
     name = "physical"
 
-    def __init__(self, read_ranges: ReadRanges, ram: RamMap) -> None:
+    def __init__(
+        self,
+        read_ranges: ReadRanges,
+        ram: RamMap,
+        still: Callable[[], AbstractContextManager[None]] = nullcontext,
+    ) -> None:
         self._read_ranges = read_ranges
         self._ram = ram
+        self._still = still
         self._kept: dict[int, bytes] = {}
 
     def forget(self) -> None:
@@ -61,11 +70,16 @@ class StubMemory:
     def read_many(self, where: U64, length: int) -> Records:
         """Return ``length`` bytes at each physical address."""
         present = self._ram.covers(where, length)
-        starts = where[present]
-        if not starts.size:
+        if not present.any():
             return Records(np.zeros((where.size, length), np.uint8), present)
+        with self._still():
+            return Records(self._read(where, present, length), present)
+
+    def _read(self, where: U64, present: NDArray[np.bool_], length: int) -> Bytes:
+        """Return records; what is not RAM is zeros."""
+        starts = where[present]
         if starts.size <= FEW and length <= PACKET:
-            return Records(self._small(where, present, length), present)
+            return self._small(where, present, length)
         ranges = merged(starts, np.full(starts.size, length, np.uint64), MERGE_GAP)
         pieces = [
             (begin, min(RANGE_LIMIT, low + size - begin))
@@ -76,10 +90,10 @@ class StubMemory:
         found = SegmentedMemory.of_ranges(np.frombuffer(read, dtype=np.uint8), ranges)
         data = found.read_many(where, length).data
         data[~present] = 0
-        return Records(data, present)
+        return data
 
     def _small(self, where: U64, present: NDArray[np.bool_], length: int) -> Bytes:
-        """Return a few records, in whole packets; what is not RAM is zeros."""
+        """Return a few records, in whole packets."""
         wanted = [(i, int(where[i])) for i in np.flatnonzero(present)]
         blocks = {
             block

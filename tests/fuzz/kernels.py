@@ -6,7 +6,7 @@ import functools
 import json
 import lzma
 import struct
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from pathlib import Path
 
@@ -19,7 +19,7 @@ from inspector.image.btf import Btf
 from inspector.image.cache import cached_profiles
 from inspector.image.dwarf import Dwarf
 from inspector.image.elf import ElfFile
-from inspector.image.profile import Profile, layouts
+from inspector.image.profile import STRUCTS, Profile, Types, layouts
 from inspector.image.vmcoreinfo import read_vmcoreinfo, release_and_page_size
 from inspector.kvm.collect import collect
 from inspector.memory.base import AddressSpace
@@ -96,12 +96,38 @@ def read_debug_file(data: bytes) -> None:
             types.size_of(found)
             for path in ("lock.slock", "inner.deep", "second", "list.another", "missing"):
                 types.member(found, path)
-    layouts([types])
+    laid_out(types)
+
+
+def laid_out(*types: Types) -> None:
+    """Look up those of the structures of a profile that there are."""
+    there = [name for name in STRUCTS if any(one.find_struct(name) is not None for one in types)]
+    layouts(types, there)
 
 
 def _debug_fields(data: bytes) -> Iterator[Fields]:
     yield from elf_fields(data)
     yield Fields(range(64, len(data)), 1, "<")
+
+
+def _kernel_types(order: str) -> BtfWriter:
+    """Return all structures of a profile, their members one behind the other."""
+    writer = BtfWriter(order)
+    word = writer.integer("unsigned long", 8)
+
+    def add(name: str, paths: Iterable[str]) -> tuple[int, int]:
+        members, size = [], 0
+        first = {path.partition(".")[0]: None for path in paths}
+        for member in first:
+            inner = [path[len(member) + 1 :] for path in paths if path.startswith(f"{member}.")]
+            number, length = add("", inner) if inner else (word, 8)
+            members.append((member, number, 8 * size))
+            size += length
+        return writer.struct(name, size, members), size
+
+    for name, paths in STRUCTS.items():
+        add(name, paths)
+    return writer
 
 
 @functools.cache
@@ -111,7 +137,8 @@ def _blobs() -> tuple[bytes, ...]:
         base = vmlinux(order)
         module = base.split()
         module.struct("kvm_nested_guest", 96, [("b", 5, 0), ("", 6, 64), ("", 7, 64)])
-        found += [joined(base.data(), other.data()) for other in (module, BtfWriter(order))]
+        blobs = ((base, module), (base, BtfWriter(order)), (_kernel_types(order), BtfWriter(order)))
+        found += [joined(one.data(), other.data()) for one, other in blobs]
     return tuple(found)
 
 
@@ -120,7 +147,7 @@ def read_types(data: bytes) -> None:
     base, module = data[4 : cut_at(data)], data[cut_at(data) :]
     asked(ask, base)
     asked(lambda: ask(module, Btf(base)))
-    layouts([Btf(module, Btf(base)), Btf(base)])
+    laid_out(Btf(module, Btf(base)), Btf(base))
 
 
 def _btf_fields(data: bytes) -> Iterator[Fields]:

@@ -17,9 +17,11 @@ from inspector.memory.base import addresses
 from inspector.memory.direct import hva_of
 from inspector.memory.elfcore import ElfCore, Note
 from inspector.memory.ram import RamMap, large_blocks, parse_mtree
+from inspector.memory.relay import CHUNK
 from inspector.memory.segments import SegmentedMemory
 from inspector.memory.served import open_served
 from inspector.memory.stores import stored_range
+from inspector.memory.stub import FEW
 from inspector.questions.expected import departures, read_expected
 from inspector.recording import read_recording
 from inspector.replay import replay
@@ -113,16 +115,8 @@ def hear_qemu(data: bytes) -> None:
 
 
 def _said_by_a_lender() -> tuple[bytes, ...]:
-    served = MTREE.encode()
-    whole = (
-        b"ok %d\n" % len(served)
-        + served
-        + b"ok 3\nGDB"
-        + b"ok 12\n"
-        + bytes(12)
-        + b"ok 10\n"
-        + bytes(10)
-    )
+    answers = (MTREE.encode(), b"GDB", bytes(CHUNK), bytes(8 * FEW + 8))
+    whole = b"".join(b"ok %d\n" % len(answer) + answer for answer in answers)
     return (whole, b"error 4\nlost")
 
 
@@ -135,7 +129,7 @@ def hear_lender(data: bytes) -> None:
         theirs.shutdown(socket.SHUT_WR)
         _, memory = open_served(f"served:{ours.fileno()}")
         memory.read_many(addresses([0, 8]), 4)
-        memory.read_many(np.arange(3, dtype=np.uint64), 8)
+        memory.read_many(np.arange(1, 2 + FEW, dtype=np.uint64) * np.uint64(8), 8)
 
 
 TEXTS = {
