@@ -118,7 +118,7 @@ def trace(
 def _standing_still(machine: LiveMachine, kernel: KernelSpace, vms: int) -> Iterator[None]:
     """Stop the machine for a block, at a moment when no ``mmu_lock`` is held."""
     for attempt in range(LOCK_ATTEMPTS):
-        with machine.stopped():
+        with machine.controlled():
             if not held_locks(kernel, vms):
                 yield
                 return

@@ -6,6 +6,9 @@ copy, and the snapshot decoded from it after the machine has gone on.  What
 decoding needs and the copy lacks, since the kernel has changed it meanwhile,
 joins the plan, and the machine is stopped again.  Where the kernel is always
 faster, or memory can be read in a stop only, the walk is done in the stop.
+
+A moment that follows another one takes over its plan, and what was decoded
+of bytes that have not changed since.
 """
 
 from __future__ import annotations
@@ -16,20 +19,23 @@ import itertools
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
+from typing import NamedTuple
 
 from inspector.errors import InspectorError
 from inspector.image.profile import Profile
 from inspector.kvm.collect import collect, held_locks, vm_list
 from inspector.kvm.snapshot import Snapshot
-from inspector.memory.direct import DirectMemory
+from inspector.memory.direct import Copier, DirectMemory
 from inspector.memory.live import LiveMachine
 from inspector.memory.overlay import Overlay
 from inspector.memory.ranges import Ranges
 from inspector.memory.recording import RecordingMemory
+from inspector.memory.results import Results
 from inspector.memory.segments import SegmentedMemory
 from inspector.structures.space import KernelSpace
 
-__all__ = ["LOCK_ATTEMPTS", "LOCK_PAUSE", "Again", "Moment", "take"]
+__all__ = ["LOCK_ATTEMPTS", "LOCK_PAUSE", "Again", "Bequest", "Moment", "take"]
 
 LOCK_ATTEMPTS = 20
 LOCK_PAUSE = 0.005
@@ -60,25 +66,28 @@ class Moment:
     """
 
     snapshot: Snapshot
-    recorders: tuple[RecordingMemory, ...]
+    record: RecordingMemory
     attempts: int
+    bequest: Bequest | None = None
 
     @property
     def memory(self) -> SegmentedMemory:
         """The bytes the snapshot was decoded from."""
-        return RecordingMemory.joined(*self.recorders)
+        return self.record.freeze()
 
-    @property
-    def plan(self) -> Ranges:
-        """What was read in the stop, which is what to copy for the next moment."""
-        return self.recorders[-1].ranges().widened(PAGE)
+
+class Bequest(NamedTuple):
+    """What a moment leaves to the next: how it was copied, and what was made of the copy."""
+
+    copier: Copier
+    results: Results
 
 
 def take(
     machine: LiveMachine,
     profile: Profile,
     noted: Noted = lambda why: None,
-    plan: Ranges | None = None,
+    before: Moment | None = None,
 ) -> Moment:
     """Take one moment in which no ``mmu_lock`` is held, if there is one.
 
@@ -86,13 +95,15 @@ def take(
         machine: an attached machine.
         profile: its kernel.
         noted: told of each stop that is made again.
-        plan: that of a moment shortly before, which saves looking beforehand.
+        before: a moment of the same machine shortly before, which makes it cheaper.
 
     Raises:
         InspectorError: KVM cannot be inspected, or the machine not be read.
     """
     if isinstance(machine.memory, DirectMemory):
-        return _copied(machine, machine.memory, profile, noted, plan)
+        # on a machine that changes fast, looking anew is what saves stops
+        known = before.bequest if before is not None and before.attempts == 1 else None
+        return _copied(machine, machine.memory, profile, noted, known)
     return _walked(machine, profile, noted)
 
 
@@ -104,7 +115,7 @@ def _walked(machine: LiveMachine, profile: Profile, noted: Noted) -> Moment:
         with machine.stopped():
             vms = vm_list(kernel)
             if attempt >= LOCK_ATTEMPTS or not held_locks(kernel, vms):
-                return Moment(collect(kernel, vms), (record,), attempt)
+                return Moment(collect(kernel, vms), record, attempt)
         noted(Again.LOCKED)
         time.sleep(LOCK_PAUSE)
     raise AssertionError
@@ -115,39 +126,48 @@ def _copied(
     memory: DirectMemory,
     profile: Profile,
     noted: Noted,
-    plan: Ranges | None,
+    known: Bequest | None,
 ) -> Moment:
     """Look while the machine runs, and copy in the stop."""
-    static = RecordingMemory(memory)
-    vms = vm_list(KernelSpace(static, profile))
-    if plan is None:
-        plan = _seen(memory, profile, vms).ranges().widened(PAGE)
+    copier = known.copier if known is not None else memory.copier(_seen(memory, profile))
     lacking = 0
     for attempt in itertools.count(1):
-        copier = memory.copier(plan)
+        overlay = Overlay(copier.memory, memory)
+        record = RecordingMemory(overlay)
+        kernel = KernelSpace(record, profile)
         in_stop = lacking >= COPIES
         with machine.stopped():
-            overlay = Overlay(copier(), memory)
-            record = RecordingMemory(overlay)
-            kernel = KernelSpace(record, profile)
-            if in_stop and (attempt >= LOCK_ATTEMPTS or not held_locks(kernel, vms)):
-                return Moment(collect(kernel, vms), (static, record), attempt)
+            copier.copy()
+            if in_stop:
+                vms = vm_list(kernel)
+                if attempt >= LOCK_ATTEMPTS or not held_locks(kernel, vms):
+                    return Moment(collect(kernel, vms), record, attempt)
+        results = Results(record)
+        if known is not None:
+            results = Results(record, known.results, copier.changed())
+        vms = results("vm_list", partial(vm_list, kernel))
         if attempt < LOCK_ATTEMPTS and held_locks(kernel, vms):
             noted(Again.LOCKED)
             time.sleep(LOCK_PAUSE)
             continue
-        snapshot = collect(kernel, vms)
+        snapshot = collect(kernel, vms, results)
         if not overlay.missed:
-            return Moment(snapshot, (static, record), attempt)
+            copier.keep()
+            return Moment(snapshot, record, attempt, Bequest(copier, results))
         noted(Again.LACKING)
         lacking += 1
-        plan = plan.union(record.ranges().widened(PAGE))
+        known = None
+        copier = memory.copier(copier.ranges.union(record.ranges().widened(PAGE)))
     raise AssertionError
 
 
-def _seen(memory: DirectMemory, profile: Profile, vms: int | None) -> RecordingMemory:
-    """Walk while the machine runs; what is half way through a change leads anywhere."""
+def _seen(memory: DirectMemory, profile: Profile) -> Ranges:
+    """Walk while the machine runs, and return where was read.
+
+    What is half way through a change leads anywhere.
+    """
     record = RecordingMemory(memory)
+    kernel = KernelSpace(record, profile)
     with contextlib.suppress(InspectorError):
-        collect(KernelSpace(record, profile), vms)
-    return record
+        collect(kernel, vm_list(kernel))
+    return record.ranges().widened(PAGE)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import itertools
 import time
-from collections.abc import Generator
+from collections.abc import Generator, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from typing import NamedTuple
@@ -20,8 +20,7 @@ from inspector.checks.verdict import Counts, counts_of
 from inspector.checks.view import CheckedVm
 from inspector.kernel.choose import describe_kernel
 from inspector.kvm.snapshot import Snapshot, Vm
-from inspector.memory.ranges import Ranges
-from inspector.moment import take
+from inspector.moment import Moment, take
 from inspector.questions.difference import leaves_made, paired, slot_changes
 from inspector.session import Options, Progress, attached
 
@@ -111,8 +110,8 @@ def watch(
         ).profile
         progress("reading")
         began = due = time.monotonic()
-        before: tuple[float, Snapshot] | None = None
-        plan: Ranges | None = None
+        before: tuple[float, Snapshot, tuple[VmSample, ...]] | None = None
+        moment: Moment | None = None
         for number in itertools.count():
             time.sleep(max(0.0, due - time.monotonic()))
             at = time.monotonic()
@@ -121,12 +120,10 @@ def watch(
             # what was missed is not made up for
             due = max(due, at - 1 / pace.rate) + 1 / pace.rate
             stops = len(machine.stops)
-            moment = take(machine, profile, plan=plan)
+            moment = take(machine, profile, before=moment)
             snapshot = moment.snapshot
-            # on a machine that changes fast, looking anew is what saves stops
-            plan = moment.plan if moment.attempts == 1 else None
-            earlier, apart = (before[1], at - before[0]) if before else (None, 0.0)
-            vms = sampled(snapshot, earlier, apart)
+            then, earlier, counted = before or (at, None, ())
+            vms = sampled(snapshot, earlier, at - then, counted)
             yield Sample(
                 number,
                 datetime.now(UTC),
@@ -140,23 +137,40 @@ def watch(
                 snapshot.release,
                 machine.read_path,
             )
-            before = at, snapshot
+            before = at, snapshot, vms
 
 
 def _over(pace: Pace, number: int, seconds: float) -> bool:
     return pace.seconds is not None and number > 0 and seconds > pace.seconds
 
 
-def sampled(snapshot: Snapshot, before: Snapshot | None, apart: float) -> tuple[VmSample, ...]:
+def sampled(
+    snapshot: Snapshot,
+    before: Snapshot | None,
+    apart: float,
+    earlier: Sequence[VmSample] = (),
+) -> tuple[VmSample, ...]:
     """Count what the VMs of a snapshot have, and what came about since an earlier one.
 
     Args:
         snapshot: the later one.
         before: the earlier one, if there is one.
         apart: seconds between the two.
+        earlier: what was counted of the earlier one's VMs, for those that are the same.
     """
     pairs = paired(before.vms, snapshot.vms) if before else ((None, vm) for vm in snapshot.vms)
-    return tuple(_vm(old, new, snapshot.page_shift, apart) for old, new in pairs if new is not None)
+    known = {sample.address: sample for sample in earlier}
+    return tuple(
+        _unchanged(known[new.address])
+        if new is old and new.address in known
+        else _vm(old, new, snapshot.page_shift, apart)
+        for old, new in pairs
+        if new is not None
+    )
+
+
+def _unchanged(sample: VmSample) -> VmSample:
+    return replace(sample, added=0, gone=0, leaves=0, faults_per_second=0.0)
 
 
 def _vm(old: Vm | None, new: Vm, page_shift: int, apart: float) -> VmSample:

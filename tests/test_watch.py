@@ -143,3 +143,12 @@ def test_only_a_live_machine_can_be_watched() -> None:
     result = CliRunner().invoke(cli, ["watch", str(SMALL), "--count", "1"])
     assert "gdb:HOST:PORT" in str(result.exception)
     assert CliRunner().invoke(cli, ["watch", "gdb:x:1", "--rate", "0"]).exit_code == 2
+
+
+def test_a_vm_that_is_the_same_is_not_counted_again() -> None:
+    snapshot = opened(SMALL).snapshot
+    first = sampled(snapshot, None, 0.0)
+    expected = sampled(snapshot, snapshot, 0.5)
+    (vm,) = sampled(snapshot, snapshot, 0.5, first)
+    assert (vm,) == expected
+    assert vm.counts is first[0].counts

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import replace
+from functools import partial
 from typing import NamedTuple, TypeVar
 
 from inspector import pte
@@ -34,6 +35,7 @@ from inspector.kvm.snapshot import (
     Vm,
 )
 from inspector.memory.base import why_missing
+from inspector.memory.results import Making, anew
 from inspector.structures.lists import list_entries
 from inspector.structures.modules import exported_symbol, module_values
 from inspector.structures.radix import LeafTable, TableProblem, walk
@@ -80,15 +82,23 @@ def held_locks(kernel: KernelSpace, vms: int | None) -> list[int]:
     return held
 
 
-def collect(kernel: KernelSpace, vms: int | None) -> Snapshot:
-    """Collect every VM on the list at ``vms``, or where that is None on the one found by form."""
+def collect(kernel: KernelSpace, vms: int | None, making: Making = anew) -> Snapshot:
+    """Collect every VM on the list at ``vms``, or where that is None on the one found by form.
+
+    Args:
+        kernel: the host's kernel.
+        vms: the list's address.
+        making: makes VMs, tables and rmaps, or has them from an earlier time.
+    """
     gaps: list[Gap] = []
     found = []
     partition: _Partition | None = None
     for address in _gather(_vms(kernel, vms), gaps, "the list of VMs"):
         partition = partition or _Partition.find(kernel)
         try:
-            found.append(_vm(kernel, address, partition))
+            found.append(
+                making(("vm", address, partition), partial(_vm, kernel, address, partition, making))
+            )
         except (BadData, MemoryNotReadable) as error:
             gaps.append(Gap(f"the VM at {address:#x}: {error}"))
     return Snapshot(
@@ -158,7 +168,7 @@ def _gather(
     return taken
 
 
-def _vm(kernel: KernelSpace, address: int, partition: _Partition) -> Vm:
+def _vm(kernel: KernelSpace, address: int, partition: _Partition, making: Making) -> Vm:
     def field(member: str) -> int:
         return kernel.field("kvm", address, member)
 
@@ -171,9 +181,9 @@ def _vm(kernel: KernelSpace, address: int, partition: _Partition) -> Vm:
     unread: list[int] | None = []
     hash_rmaps = NO_HASH_RMAPS
     if radix:
-        host = _table(kernel, field("arch.pgtable"))
-        rmaps = read_rmaps(kernel, memslots)
-        nested, unread = _nested_guests(kernel, address, memslots, gaps, partition)
+        host = _table(kernel, field("arch.pgtable"), making)
+        rmaps = making(("rmaps", memslots), lambda: read_rmaps(kernel, memslots))
+        nested, unread = _nested_guests(kernel, address, memslots, gaps, partition, making)
     else:
         hash_rmaps = read_hash_rmaps(kernel, address, memslots, gaps)
         gaps += _rmap_gaps(kernel, memslots, hash_rmaps, None)
@@ -254,11 +264,12 @@ def _table_gaps(name: str, table: LeafTable, part: Part) -> list[Gap]:
     return [Gap(f"{name}: {p.text}", part) for p in table.problems if p.missing]
 
 
-def _table(kernel: KernelSpace, pgtable: int) -> LeafTable:
+def _table(kernel: KernelSpace, pgtable: int, making: Making) -> LeafTable:
     """Collect a table that L0 built: L0's own for a guest, or a shadow table."""
     if not pgtable:
         return LeafTable.empty()
-    return walk(kernel.memory, pte.Root(kernel.physical(pgtable), pte.PGD_BITS))
+    root = pte.Root(kernel.physical(pgtable), pte.PGD_BITS)
+    return making(("table", root), lambda: walk(kernel.memory, root))
 
 
 def _in_order(memslots: list[Memslot]) -> tuple[Memslot, ...]:
@@ -311,12 +322,13 @@ def _nested_guests(
     memslots: tuple[Memslot, ...],
     gaps: list[Gap],
     partition: _Partition,
+    making: Making,
 ) -> tuple[list[Nested], list[int] | None]:
     """Return the L2 guests of a VM, and the LPIDs of those that could not be read, if known."""
-    guest: GuestSpace | InspectorError
+    guest: _Guest | InspectorError
     try:
         mm = kernel.field("kvm", vm, "mm")
-        guest = GuestSpace(kernel, kernel.field("mm_struct", mm, "pgd"), memslots)
+        guest = _Guest(kernel.field("mm_struct", mm, "pgd"), memslots)
     except (BadData, MemoryNotReadable) as error:
         guest = error
     found: list[Nested] = []
@@ -326,7 +338,10 @@ def _nested_guests(
         nested_guest_addresses(kernel, vm), cut, "nested guests", Part.NESTED
     ):
         try:
-            nested = _nested(kernel, lpid, address, guest)
+            nested = making(
+                ("nested", lpid, address, guest),
+                partial(_nested, kernel, lpid, address, guest, making),
+            )
         except InspectorError as error:
             gaps.append(Gap(f"nested guest {lpid}: {error}", Part.NESTED))
             unread.append(lpid)
@@ -340,15 +355,29 @@ def _nested_guests(
     return found, None if cut else unread
 
 
-def _l1_table(guest: GuestSpace | InspectorError, root: pte.Root) -> LeafTable:
-    if isinstance(guest, GuestSpace):
-        return walk(guest, root)
+class _Guest(NamedTuple):
+    """What L1's memory is reached by: the page table of its process, and its memslots."""
+
+    page_directory: int
+    memslots: tuple[Memslot, ...]
+
+
+def _l1_table(
+    kernel: KernelSpace, guest: _Guest | InspectorError, root: pte.Root, making: Making
+) -> LeafTable:
+    if isinstance(guest, _Guest):
+        space = GuestSpace(kernel, *guest)
+        return making(("L1's table", root, guest), lambda: walk(space, root))
     text = f"L1's memory cannot be reached: {guest}"
     return LeafTable.empty((TableProblem(0, root.table, text, missing=True),))
 
 
 def _nested(
-    kernel: KernelSpace, lpid: int, address: int, guest: GuestSpace | InspectorError
+    kernel: KernelSpace,
+    lpid: int,
+    address: int,
+    guest: _Guest | InspectorError,
+    making: Making,
 ) -> Nested:
     def field(member: str) -> int:
         return kernel.field("kvm_nested_guest", address, member)
@@ -365,8 +394,8 @@ def _nested(
         l1_gr_to_hr=dword,
         process_table=field("process_table"),
         shadow_pgtable=shadow,
-        shadow=_table(kernel, shadow),
-        l1=_l1_table(guest, root) if root else None,
+        shadow=_table(kernel, shadow, making),
+        l1=_l1_table(kernel, guest, root, making) if root else None,
         places=_places(
             kernel,
             "kvm_nested_guest",

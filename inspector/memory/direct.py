@@ -22,7 +22,7 @@ from inspector.memory.ram import RamMap
 from inspector.memory.ranges import Ranges
 from inspector.memory.segments import SegmentedMemory
 
-__all__ = ["DirectMemory", "hva_of", "is_taken", "process_behind"]
+__all__ = ["Copier", "DirectMemory", "hva_of", "is_taken", "process_behind"]
 
 IOV_MAX = 1024
 TCP_TABLES = ("/proc/net/tcp", "/proc/net/tcp6")
@@ -75,22 +75,12 @@ class DirectMemory:
                 data[present] = target
         return Records(data, present)
 
-    def copier(self, ranges: Ranges) -> Callable[[], SegmentedMemory]:
-        """Prepare a copy of ranges of RAM; what is returned makes it, in as little time as can be.
-
-        The buffer is written to beforehand, so that its pages are there.
-        """
-        buffer = np.zeros(ranges.total, dtype=np.uint8)
-        buffer[:: mmap.PAGESIZE] = 1
+    def copier(self, ranges: Ranges) -> Copier:
+        """Prepare to copy ranges of RAM."""
         index = np.searchsorted(self._ram.starts, ranges.starts, side="right") - 1
         remote = self._hva[index] + (ranges.starts - self._ram.starts[index])
         vectors = np.ascontiguousarray(np.stack((remote, ranges.sizes), axis=1))
-
-        def copy() -> SegmentedMemory:
-            self._gather(vectors, buffer)
-            return SegmentedMemory.of_ranges(buffer, ranges)
-
-        return copy
+        return Copier(ranges, lambda into: self._gather(vectors, into))
 
     def _copy(self, remote: U64, length: int, into: Bytes) -> None:
         vectors = np.empty((remote.size, 2), dtype=np.uint64)
@@ -115,6 +105,52 @@ class DirectMemory:
             if copied != length:
                 raise _failure(self.pid, int(vectors[first, 0]), int(length))
             local[0] += length
+
+
+class Copier:
+    """Copies the same ranges of memory in as little time as can be, and tells what has changed.
+
+    Args:
+        ranges: which, of whole words.
+        fill: copies them into a buffer, one behind the other.
+    """
+
+    def __init__(self, ranges: Ranges, fill: Callable[[Bytes], None]) -> None:
+        self.ranges = ranges
+        self._fill = fill
+        self._buffer = _touched(ranges.total)
+        self._kept: Bytes | None = None
+
+    @property
+    def memory(self) -> SegmentedMemory:
+        """What is copied next, or was copied last, up to ``keep``."""
+        return SegmentedMemory.of_ranges(self._buffer, self.ranges)
+
+    def copy(self) -> None:
+        """Make a copy."""
+        self._fill(self._buffer)
+
+    def keep(self) -> None:
+        """Compare further copies with this one."""
+        other = self._kept if self._kept is not None else _touched(self.ranges.total)
+        self._kept, self._buffer = self._buffer, other
+
+    def changed(self) -> U64:
+        """Return the addresses of the 64-bit words that are not as in the copy that was kept."""
+        if self._kept is None:
+            raise ValueError("no copy was kept")
+        words = np.flatnonzero(self._buffer.view(np.uint64) != self._kept.view(np.uint64))
+        places = words.astype(np.uint64) * np.uint64(8)
+        index = np.searchsorted(self.ranges.places, places, side="right") - 1
+        found: U64 = self.ranges.starts[index] + (places - self.ranges.places[index])
+        return found
+
+
+def _touched(size: int) -> Bytes:
+    """Return a buffer whose pages are there, so that they need not be found in a stop."""
+    buffer = np.zeros(size, dtype=np.uint8)
+    buffer[:: mmap.PAGESIZE] = 1
+    return buffer
 
 
 def _failure(pid: int, address: int, length: int) -> MemoryNotReadable | TargetNotSupported:

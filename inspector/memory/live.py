@@ -1,6 +1,7 @@
 """A running QEMU machine, attached to through GDB.
 
-GDB is the one that stops the machine and lets it go on.  Bytes come over its
+The relay on GDB's connection stops the machine and lets it go on; where GDB
+has to know how the machine stopped, GDB does.  Bytes come over that
 connection, read by the relay in the stub's physical mode, or straight from
 the QEMU process where that is on this host and may be read.
 
@@ -17,7 +18,7 @@ import ipaddress
 import signal
 import socket
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from types import TracebackType
 
 import numpy as np
@@ -84,7 +85,7 @@ class LiveMachine:
             self._ram = self._one_block() or parse_mtree(self.monitor("info mtree -f"))
             self._over_stub = StubMemory(self._relay.read_ranges, self._ram, self.stopped)
             self.memory: StubMemory | DirectMemory = self._choose(read_path)
-            self._resume()
+            self._went_on(self.gdb.resume)
         except BaseException:
             self.close()
             raise
@@ -121,18 +122,30 @@ class LiveMachine:
         if not left:
             raise _stuck(self.host, self.port)
 
+    def stopped(self) -> contextlib.AbstractContextManager[None]:
+        """Keep the machine still for the length of a block; blocks may be nested.
+
+        GDB is not asked, since it would look at registers and at the stack
+        first: for all it knows the machine runs.
+        """
+        return self._still(self._relay.hold, self._relay.go)
+
+    def controlled(self) -> contextlib.AbstractContextManager[None]:
+        """Keep it still, with GDB, which can then let it run to the next stop; not nested."""
+        return self._still(self.interrupt, self.gdb.resume)
+
     @contextlib.contextmanager
-    def stopped(self) -> Iterator[None]:
-        """Keep the machine still for the length of a block; blocks may be nested."""
-        if self._depth == 0:
-            self._interrupt()
+    def _still(self, stop: Callable[[], None], go: Callable[[], None]) -> Iterator[None]:
+        if self._depth == 0 and not self.stays:
+            self._stop_began = time.perf_counter()
+            stop()
         self._depth += 1
         try:
             yield
         finally:
             self._depth -= 1
             if self._depth == 0:
-                self._resume()
+                self._went_on(go)
 
     def for_reading(self) -> contextlib.AbstractContextManager[None]:
         """Return a block in which reading causes no stops of its own.
@@ -144,7 +157,7 @@ class LiveMachine:
         return self.stopped()
 
     def interrupt(self) -> None:
-        """Stop the machine at once and wait until it stands still."""
+        """Have GDB stop the machine at once and wait until it stands still."""
         self.gdb.command("-exec-interrupt")
         self.gdb.wait_stopped()
 
@@ -254,18 +267,11 @@ class LiveMachine:
             )
         return direct
 
-    def _interrupt(self) -> None:
-        if self.stays:
-            return
-        self._stop_began = time.perf_counter()
-        self.interrupt()
-
-    def _resume(self) -> None:
+    def _went_on(self, go: Callable[[], None]) -> None:
         self.forget()
-        if self.stays:
-            return
-        self.gdb.resume()
-        self._note_resumed()
+        if not self.stays:
+            go()
+            self._note_resumed()
 
     def _note_resumed(self) -> None:
         if self._stop_began and not self.stays:

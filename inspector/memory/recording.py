@@ -7,16 +7,40 @@ has gone on, a capture file is made of it, and both see the same bytes.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+from typing import NamedTuple
+
 import numpy as np
 
 from inspector.memory.base import U64, AddressSpace, Bytes, PhysicalMemory, Records, addresses
 from inspector.memory.ranges import Ranges, merged
 from inspector.memory.segments import SegmentedMemory
 
-__all__ = ["RecordingMemory"]
+__all__ = ["Piece", "RecordingMemory", "ranges_of"]
 
 LONG = 1 << 10
 """Records of so many bytes are put in place one by one."""
+
+
+class Piece(NamedTuple):
+    """Records of one length: where they lie, and what they hold."""
+
+    where: U64
+    data: Bytes
+
+
+def ranges_of(pieces: Iterable[Piece]) -> Ranges:
+    """Return where some pieces lie."""
+    return merged(*_places(pieces))
+
+
+def _places(pieces: Iterable[Piece]) -> tuple[U64, U64]:
+    """Return address and length of each record."""
+    pieces = tuple(pieces)
+    if not pieces:
+        return addresses([]), addresses([])
+    sizes = [np.full(len(data), data.shape[1], np.uint64) for _, data in pieces]
+    return np.concatenate([where for where, _ in pieces]), np.concatenate(sizes)
 
 
 class RecordingMemory:
@@ -25,14 +49,13 @@ class RecordingMemory:
     def __init__(self, inner: PhysicalMemory) -> None:
         self.name = inner.name
         self._inner = inner
-        self._where: list[U64] = []
-        self._data: list[Bytes] = []
+        self._pieces: list[Piece] = []
 
     def read(self, address: int, length: int) -> bytes:
         """Return and record ``length`` bytes at a physical address."""
         piece = self._inner.read(address, length)
-        self._where.append(addresses([address]))
-        self._data.append(np.frombuffer(piece, dtype=np.uint8).reshape(1, length))
+        data = np.frombuffer(piece, dtype=np.uint8).reshape(1, length)
+        self._pieces.append(Piece(addresses([address]), data))
         return piece
 
     def read_many(self, where: U64, length: int) -> Records:
@@ -41,8 +64,7 @@ class RecordingMemory:
         if not present.all():
             where, data = where[present], data[present]
         if data.size:
-            self._where.append(where)
-            self._data.append(data)
+            self._pieces.append(Piece(where, data))
         return records
 
     @property
@@ -55,28 +77,32 @@ class RecordingMemory:
         """The memory itself, for who looks where it may not have to read."""
         return self._inner
 
+    @property
+    def count(self) -> int:
+        """How many pieces were read."""
+        return len(self._pieces)
+
+    def since(self, count: int) -> tuple[Piece, ...]:
+        """Return what was read since there were so many pieces."""
+        return tuple(self._pieces[count:])
+
+    def add(self, pieces: Iterable[Piece]) -> None:
+        """Record what would be read just so."""
+        self._pieces += pieces
+
     def ranges(self) -> Ranges:
         """Return where what was read lies."""
-        return merged(*self._records())
-
-    @classmethod
-    def joined(cls, *recorders: RecordingMemory) -> SegmentedMemory:
-        """Return what several recorders hold, as one memory."""
-        whole = cls(recorders[0]._inner)
-        for recorder in recorders:
-            whole._where += recorder._where
-            whole._data += recorder._data
-        return whole.freeze()
+        return ranges_of(self._pieces)
 
     def freeze(self) -> SegmentedMemory:
         """Return the recorded bytes as an immutable memory of merged segments."""
-        starts, sizes = self._records()
+        starts, sizes = _places(self._pieces)
         ranges = merged(starts, sizes)
         buffer = np.empty(ranges.total, dtype=np.uint8)
         group = np.searchsorted(ranges.starts, starts, side="right") - 1
         target = (ranges.places[group] + (starts - ranges.starts[group])).astype(np.int64)
         first = 0
-        for data in self._data:
+        for _, data in self._pieces:
             count, length = data.shape
             into = target[first : first + count]
             first += count
@@ -87,9 +113,3 @@ class RecordingMemory:
                 buffer[into[:, None] + np.arange(length)] = data
         buffer.setflags(write=False)
         return SegmentedMemory.of_ranges(buffer, ranges, self.ram)
-
-    def _records(self) -> tuple[U64, U64]:
-        if not self._where:
-            return addresses([]), addresses([])
-        sizes = [np.full(len(data), data.shape[1], np.uint64) for data in self._data]
-        return np.concatenate(self._where), np.concatenate(sizes)

@@ -16,6 +16,7 @@ line ``ok LENGTH`` or ``error LENGTH`` and so many bytes, as in ``served``:
     read ADDRESS LENGTH ...  physical memory, hexadecimal; the bytes one after the other
     packet TEXT              a packet of the remote protocol, and its answer
     monitor TEXT             a command of QEMU's monitor, and what it printed
+    hold, go                 stop the machine and let it go on, for which GDB needs no waking
 
 This file is run by itself, so it imports nothing of the package.  With the
 environment variable INSPECTOR_PACKET_LOG it adds a line to that file for each
@@ -67,6 +68,7 @@ is going on at another address."""
 COMMANDS = re.compile(r"info [\w -]+|gpa2hva 0x[0-9a-f]+|replay_(seek|break) \d+")
 """Commands of the monitor that may be given; none of them names a file."""
 RUNS = re.compile(rb"c|s|vCont;[cCsS]")
+GO = b"vCont;c"
 FOR_FILES = re.compile(rb"F\w*,")
 """What a stub asks of GDB: to open, write or remove files of this host. QEMU asks for none."""
 STOPPED = (b"T", b"S", b"W", b"X")
@@ -222,6 +224,22 @@ class Stub:
         self._log.note(">", INTERRUPT)
         with contextlib.suppress(OSError):
             self.end.sendall(INTERRUPT)
+
+    def hold(self) -> None:
+        """Stop the machine and wait until it stands still.
+
+        Raises:
+            Refused: it may stop by itself, which GDB would have to know.
+            Lost: it does not stop.
+        """
+        if self._breakpoints:
+            raise Refused("breakpoints are set")
+        if self.runs:
+            self.interrupt()
+        while self.runs:
+            self.answer()
+        if self.ended:
+            raise Lost(CLOSED)
 
     def arrived(self) -> bytes | None:
         """Return the next packet that is there, None if there is none.
@@ -440,8 +458,14 @@ class Relay:
     def _answer(self, what: str, given: str) -> bytes:
         if what == "about":
             return SEPARATOR.join(self.about).encode()
+        if what == "hold":
+            self.stub.hold()
+            return b""
         if self.stub.runs:
             raise Refused("the machine runs")
+        if what == "go":
+            self.stub.send(GO)
+            return b""
         if what == "read":
             numbers = [int(word, 16) for word in given.split()]
             return self.stub.read(list(zip(numbers[::2], numbers[1::2], strict=True)))

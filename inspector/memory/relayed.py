@@ -71,6 +71,14 @@ class Relay:
         status, _, replay = self._lender.ask("about").decode().partition(relay.SEPARATOR)
         return status, replay
 
+    def hold(self) -> None:
+        """Stop the machine, which runs for all that GDB knows, and wait until it stands still."""
+        self._lender.ask("hold")
+
+    def go(self) -> None:
+        """Let a machine that is held go on."""
+        self._lender.ask("go")
+
     def packet(self, text: str) -> str:
         """Send a packet of the remote protocol and return the answer."""
         return self._lender.ask(f"packet {text}").decode("ascii", "replace")

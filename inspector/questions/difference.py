@@ -315,6 +315,8 @@ def leaves_made(old: Vm, new: Vm) -> int:
     before = {nested.lpid: nested.shadow for nested in old.nested}
     made = 0
     for nested in new.nested:
+        if before.get(nested.lpid) is nested.shadow:
+            continue
         _, there, differ = _common(
             before.get(nested.lpid, empty), nested.shadow, ALL_BITS & ~pte.RECORDED
         )

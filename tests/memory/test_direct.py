@@ -12,6 +12,7 @@ from inspector.errors import MemoryNotReadable, TargetNotSupported
 from inspector.memory.base import addresses
 from inspector.memory.direct import IOV_MAX, DirectMemory, hva_of, is_taken, process_behind
 from inspector.memory.ram import RamMap
+from inspector.memory.ranges import Ranges
 
 
 @pytest.fixture(scope="module")
@@ -40,6 +41,36 @@ def test_bytes_are_those_of_the_process(
     assert present.sum() == 2 * IOV_MAX + 7
     assert data[present].tobytes() == content[: 8 * (2 * IOV_MAX + 7)].tobytes()
     assert not data[~present].any()
+
+
+def test_copies_tell_what_has_changed(
+    content: np.ndarray[tuple[int], np.dtype[np.uint8]],
+) -> None:
+    content = content.copy()
+    half = content.size // 2
+    ranges = Ranges(addresses([0x100, 0x800, (1 << 32) + 64]), addresses([64, 16, 4096]))
+    copier = direct(content).copier(ranges)
+    copier.copy()
+    assert copier.memory.read(0x100, 64) == content[0x100:0x140].tobytes()
+    copier.keep()
+    chance = np.random.default_rng(2)
+    for _ in range(20):
+        places = [int(place) for place in chance.integers(0, half + 8192, 200)]
+        before = content.copy()
+        content[places] ^= chance.integers(0, 2, 200, dtype=np.uint8)
+        words = np.flatnonzero(content.view(np.uint64) != before.view(np.uint64)).astype(np.uint64)
+        physical = words * 8 + np.where(words * 8 >= half, (1 << 32) - half, 0).astype(np.uint64)
+        inside = [place for place in physical.tolist() if ranges.hold(place)]
+        copier.copy()
+        assert (
+            copier.memory.read((1 << 32) + 64, 4096) == content[half + 64 : half + 4160].tobytes()
+        )
+        assert copier.changed().tolist() == inside
+        copier.copy()
+        assert copier.changed().tolist() == inside
+        copier.keep()
+    copier.copy()
+    assert copier.changed().size == 0
 
 
 def test_what_is_not_ram_is_not_readable(

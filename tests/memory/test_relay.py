@@ -228,6 +228,58 @@ def test_a_running_machine_is_not_stopped_to_leave_it(begin: Callable[[Stub], Be
     assert stub.ended()[-1] == "vCont;c:p1.-1"
 
 
+def test_a_machine_is_held_without_gdb(begin: Callable[[Stub], Begun]) -> None:
+    stub = Stub()
+    asked, gdb = begin(stub)
+    gdb.ask(b"?")
+    gdb.send(b"vCont;c:p1.-1")
+    for _ in range(3):
+        asked.hold()
+        asked.hold()
+        assert asked.read_ranges([(5, 8)]) == [CONTENTS[5:13]]
+        asked.go()
+        with pytest.raises(Refused, match="runs"):
+            asked.read_ranges([(0, 8)])
+    gdb.interrupt()
+    assert gdb.answer() == b"T02thread:01;", "GDB hears of its own stop only"
+    assert gdb.ask(b"g") == b"OK"
+    assert asked.close()
+    assert stub.ended().count("\3") == 4
+
+
+def test_a_machine_that_was_held_goes_on(begin: Callable[[Stub], Begun]) -> None:
+    stub = Stub()
+    asked, gdb = begin(stub)
+    gdb.ask(b"?")
+    gdb.send(b"vCont;c:p1.-1")
+    asked.hold()
+    assert asked.close()
+    assert stub.ended()[-1] == "D"
+
+
+def test_a_machine_with_breakpoints_is_not_held(begin: Callable[[Stub], Begun]) -> None:
+    stub = Stub()
+    asked, gdb = begin(stub)
+    gdb.ask(b"Z1,c0,4")
+    gdb.send(b"vCont;c:p1.-1")
+    with pytest.raises(Refused, match="breakpoints"):
+        asked.hold()
+    assert "\3" not in stub.packets
+
+
+def test_a_machine_that_ends_cannot_be_held(begin: Callable[[Stub], Begun]) -> None:
+    class Ending(Stub):
+        def _answers(self, packet: str) -> list[str]:
+            return ["W00"] if packet == "\3" else super()._answers(packet)
+
+    stub = Ending()
+    asked, gdb = begin(stub)
+    gdb.ask(b"?")
+    gdb.send(b"vCont;c:p1.-1")
+    with pytest.raises(Lost, match="QEMU has ended"):
+        asked.hold()
+
+
 def test_breakpoints_are_taken_out_of_a_running_machine(begin: Callable[[Stub], Begun]) -> None:
     stub = Stub()
     asked, gdb = begin(stub)

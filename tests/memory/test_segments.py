@@ -85,17 +85,6 @@ def test_a_recording_holds_what_was_read_and_nothing_else(
     assert np.all(frozen.starts[1:] > frozen.starts[:-1] + frozen.sizes[:-1]), "not merged"
 
 
-def test_recorders_are_joined() -> None:
-    memory = of_segments([(0x1000, bytes(range(64)))])
-    first, second = RecordingMemory(memory), RecordingMemory(memory)
-    first.read(0x1000, 16)
-    second.read(0x1008, 16)
-    joined = RecordingMemory.joined(first, second)
-    assert (joined.starts.tolist(), joined.sizes.tolist()) == ([0x1000], [24])
-    assert joined.read(0x1000, 24) == bytes(range(24))
-    assert first.freeze().sizes.tolist() == [16]
-
-
 def test_large_records_are_read_too() -> None:
     data = np.random.default_rng(1).bytes(5 * GATHER_LIMIT)
     memory = of_segments([(0x10000, data)])

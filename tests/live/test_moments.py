@@ -1,0 +1,39 @@
+"""Moments that follow each other: each is what it would be if it stood alone."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from inspector.kernel.choose import describe_kernel
+from inspector.kvm.collect import collect, vm_list
+from inspector.memory.direct import DirectMemory
+from inspector.moment import Moment, take
+from inspector.session import Options, attached
+from inspector.structures.space import KernelSpace
+from tests.alike import assert_alike
+from tests.live.tools import Lab
+
+MOMENTS = 30
+
+
+@pytest.mark.parametrize("idle", ["churn", "work"])
+def test_what_follows_is_what_would_be_read_anew(boot: Callable[..., Lab], idle: str) -> None:
+    lab = boot("mixed", idle=idle)
+    with attached(lab.target, Options(Path(lab.machine.state.vmlinux))) as machine:
+        assert isinstance(machine.memory, DirectMemory)
+        profile = describe_kernel(machine.memory, Options().sources).profile
+        moment: Moment | None = None
+        same = 0
+        for _ in range(MOMENTS):
+            before, moment = moment, take(machine, profile, before=moment)
+            kernel = KernelSpace(moment.memory, profile)
+            assert_alike(moment.snapshot, collect(kernel, vm_list(kernel)))
+            if before is not None:
+                same += before.snapshot.vms[0] is moment.snapshot.vms[0]
+            time.sleep(0.05)
+        assert same > MOMENTS // 2 if idle == "work" else same < MOMENTS - 1
+    lab.assert_untouched()
