@@ -291,7 +291,10 @@ class Stub:
         self.send(b"qRcmd," + binascii.hexlify(command.encode()))
         printed = b""
         while (answer := self.answer())[:1] == b"O" and answer != OK:
-            printed += binascii.unhexlify(answer[1:])
+            try:
+                printed += binascii.unhexlify(answer[1:])
+            except ValueError as error:
+                raise Lost(f"the stub printed {_text(answer)}") from error
         if answer != OK:
             raise Refused(f"QEMU's monitor did not do '{command}': {_text(answer)}")
         return printed.decode("utf-8", "replace")
@@ -328,7 +331,11 @@ class Stub:
         if wrong is not None:
             address, length = pieces[wrong]
             raise Refused(f"{address:x} {length:x} the stub answered {_text(found[wrong])}")
-        return binascii.unhexlify(b"".join(found))
+        try:
+            return binascii.unhexlify(b"".join(found))
+        except ValueError as error:
+            address, length = pieces[0]
+            raise Refused(f"{address:x} {length:x} the stub answered no memory") from error
 
     def virtual(self) -> None:
         """Put virtual mode back where a client that was killed left physical mode."""

@@ -5,9 +5,6 @@ from __future__ import annotations
 import functools
 import json
 import random
-import socket
-
-import numpy as np
 
 from fixtures.synthetic import build
 from inspector.capture import NOTE_NAME, Capture, read_capture
@@ -17,11 +14,8 @@ from inspector.memory.base import addresses
 from inspector.memory.direct import hva_of
 from inspector.memory.elfcore import ElfCore, Note
 from inspector.memory.ram import RamMap, large_blocks, parse_mtree
-from inspector.memory.relay import CHUNK
 from inspector.memory.segments import SegmentedMemory
-from inspector.memory.served import open_served
 from inspector.memory.stores import stored_range
-from inspector.memory.stub import FEW
 from inspector.questions.expected import departures, read_expected
 from inspector.recording import read_recording
 from inspector.replay import replay
@@ -114,28 +108,9 @@ def hear_qemu(data: bytes) -> None:
     ram.covers(addresses([0, 1 << 32, (1 << 64) - 1]), 16)
 
 
-def _said_by_a_lender() -> tuple[bytes, ...]:
-    answers = (MTREE.encode(), b"GDB", bytes(CHUNK), bytes(8 * FEW + 8))
-    whole = b"".join(b"ok %d\n" % len(answer) + answer for answer in answers)
-    return (whole, b"error 4\nlost")
-
-
-def hear_lender(data: bytes) -> None:
-    """Take an input for all that a lender of a machine says."""
-    ours, theirs = socket.socketpair()
-    with ours, theirs:
-        theirs.setblocking(False)
-        theirs.send(data[: 1 << 15])
-        theirs.shutdown(socket.SHUT_WR)
-        _, memory = open_served(f"served:{ours.fileno()}")
-        memory.read_many(addresses([0, 8]), 4)
-        memory.read_many(np.arange(1, 2 + FEW, dtype=np.uint64) * np.uint64(8), 8)
-
-
 TEXTS = {
     "capture": Target(_notes, read_note, json_tree),
     "recording": Target(_recordings, follow, _line_of_json),
     "expectation": Target(_expectations, expect, json_tree),
     "QEMU's monitor": Target(_said_by_qemu, hear_qemu, text),
-    "a machine that is lent": Target(_said_by_a_lender, hear_lender, text),
 }

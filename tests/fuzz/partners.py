@@ -1,0 +1,136 @@
+"""Those the inspector speaks with: who lends a machine, GDB, and QEMU's stub.
+
+An input is all that the other end says, whatever it is asked.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import socket
+from collections.abc import Iterator
+from contextlib import suppress
+from io import FileIO
+
+import numpy as np
+import pytest
+
+from inspector.memory import mi, relay
+from inspector.memory.base import addresses
+from inspector.memory.relay import CHUNK, framed
+from inspector.memory.served import open_served
+from inspector.memory.stub import FEW
+from tests.fuzz.mutate import text
+from tests.fuzz.target import Target, asked
+from tests.memory.test_ram import MTREE
+
+__all__ = ["PARTNERS"]
+
+ROOM = 1 << 15
+"""So many bytes fit into any socket or pipe."""
+
+
+@contextlib.contextmanager
+def _end_that_says(data: bytes) -> Iterator[socket.socket]:
+    """Return our end of a connection whose other end has said all and goes."""
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        theirs.setblocking(False)
+        theirs.send(data[:ROOM])
+        theirs.shutdown(socket.SHUT_WR)
+        yield ours
+
+
+def _said_by_a_lender() -> tuple[bytes, ...]:
+    answers = (MTREE.encode(), b"GDB", bytes(CHUNK), bytes(8 * FEW + 8))
+    whole = b"".join(b"ok %d\n" % len(answer) + answer for answer in answers)
+    return (whole, b"error 4\nlost")
+
+
+def hear_lender(data: bytes) -> None:
+    """Take an input for all that a lender of a machine says."""
+    with _end_that_says(data) as ours:
+        _, memory = open_served(f"served:{ours.fileno()}")
+        memory.read_many(addresses([0, 8]), 4)
+        memory.read_many(np.arange(1, 2 + FEW, dtype=np.uint64) * np.uint64(8), 8)
+
+
+def _said_by_gdb() -> tuple[bytes, ...]:
+    lines = (
+        rb'=thread-group-added,id="i1"',
+        rb'1^done,asm_insns=[{address="0x0",inst="nop",opcodes="60 00"}]',
+        rb'*stopped,reason="signal-received",frame={addr="0x1",args=[]},thread-id="1"',
+        rb'~"auto; currently \"powerpc:common64\"\n"',
+        rb'2^error,msg="Cannot access memory at address 0xbad"',
+        rb'*running,thread-id="all"',
+        rb"3^running",
+        rb"4^done",
+        rb'=thread-group-exited,id="i1"',
+    )
+    return (b"\n".join(lines), b"\n".join(lines[:7]) + b"\n1^done\n" + lines[2])
+
+
+class _Gdb:
+    """A process that has said all it will say."""
+
+    def __init__(self, said: bytes) -> None:
+        read, write = os.pipe()
+        os.write(write, said[:ROOM])
+        os.close(write)
+        self.stdin, self.stdout = FileIO(os.devnull, "w"), FileIO(read)
+
+    def kill(self) -> None:
+        """Stay as it is."""
+
+    wait = kill
+
+
+def hear_gdb(data: bytes) -> None:
+    """Give commands and take an input for all that GDB says."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("shutil.which", lambda name: name)
+        patch.setattr("subprocess.Popen", lambda *_, **__: _Gdb(data))
+        gdb = mi.GdbProcess()
+    try:
+        for question in (gdb.command, gdb.console):
+            asked(question, "x")
+        asked(gdb.resume)
+        gdb.wait_stopped()
+    finally:
+        gdb.close()
+
+
+def _said_by_a_stub() -> tuple[bytes, ...]:
+    status = b"O" + b"VM status: paused".hex().encode()
+    served = b"00" * 16, b"ab" * CHUNK, b"cd" * 8
+    begun = (status, b"OK", b"OK", b"0", b"OK", *served, b"OK")
+    whole = (*begun, b"T02thread:01;", b"OK", b"OK")
+    return tuple(b"".join(map(framed, packets)) for packets in (whole, (*begun, b"E14", b"W00")))
+
+
+class _NoTcp(socket.socket):
+    def setsockopt(self, *_: object) -> None:
+        """There is none of TCP's options."""
+
+
+def hear_stub(data: bytes) -> None:
+    """Do all that a relay does with a stub, and take an input for what the stub says."""
+    with _end_that_says(data) as ours, pytest.MonkeyPatch.context() as patch:
+        end = _NoTcp(fileno=os.dup(ours.fileno()))
+        patch.setattr("socket.create_connection", lambda *_, **__: end)
+        with end:
+            stub = relay.Stub("", 0)
+            with suppress(relay.Refused):
+                relay.Relay(stub, None, ours).begin("")
+            with suppress(relay.Refused):
+                stub.read([(0, 16), (1 << 12, CHUNK + 8)])
+            stub.send(relay.GO)
+            stub.hold()
+            stub.leave(stands=False)
+
+
+PARTNERS = {
+    "a machine that is lent": Target(_said_by_a_lender, hear_lender, text),
+    "GDB": Target(_said_by_gdb, hear_gdb, text),
+    "QEMU's stub": Target(_said_by_a_stub, hear_stub, text, (relay.Lost,)),
+}
