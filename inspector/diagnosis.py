@@ -16,8 +16,8 @@ from inspector.errors import InspectorError, Step, TargetNotSupported
 from inspector.kvm.snapshot import Snapshot, Vm
 from inspector.memory.direct import process_behind
 from inspector.memory.dump import Dump
+from inspector.memory.gdb import LIVE_PREFIX
 from inspector.session import (
-    LIVE_PREFIX,
     Acquired,
     Options,
     Progress,

@@ -7,8 +7,9 @@ decoding needs and the copy lacks, since the kernel has changed it meanwhile,
 joins the plan, and the machine is stopped again.  Where the kernel is always
 faster, or memory can be read in a stop only, the walk is done in the stop.
 
-A moment that follows another one takes over its plan, and what was decoded
-of bytes that have not changed since.
+What was decoded before of the very bytes that the copy has is not decoded
+again: when it was looked beforehand, or for a moment shortly before, whose
+plan is taken over, too.
 """
 
 from __future__ import annotations
@@ -20,16 +21,15 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from typing import NamedTuple
 
 from inspector.errors import InspectorError
 from inspector.image.profile import Profile
 from inspector.kvm.collect import collect, held_locks, vm_list
 from inspector.kvm.snapshot import Snapshot
+from inspector.memory.base import U64
 from inspector.memory.direct import Copier, DirectMemory
 from inspector.memory.live import LiveMachine
 from inspector.memory.overlay import Overlay
-from inspector.memory.ranges import Ranges
 from inspector.memory.recording import RecordingMemory
 from inspector.memory.results import Results
 from inspector.memory.segments import SegmentedMemory
@@ -76,11 +76,22 @@ class Moment:
         return self.record.freeze()
 
 
-class Bequest(NamedTuple):
-    """What a moment leaves to the next: how it was copied, and what was made of the copy."""
+@dataclass(frozen=True)
+class Bequest:
+    """What was seen before: what to copy, what was made of it, and how to tell what has changed.
+
+    ``seen`` is what was read while the machine ran, where there is no copy before.
+    """
 
     copier: Copier
     results: Results
+    seen: RecordingMemory | None = None
+
+    def changed(self) -> U64:
+        """Return the addresses of the words that are not in the copy as they were."""
+        if self.seen is not None:
+            return self.copier.departures(self.seen)
+        return self.copier.changed()
 
 
 def take(
@@ -129,7 +140,8 @@ def _copied(
     known: Bequest | None,
 ) -> Moment:
     """Look while the machine runs, and copy in the stop."""
-    copier = known.copier if known is not None else memory.copier(_seen(memory, profile))
+    known = known or _seen(memory, profile)
+    copier = known.copier
     lacking = 0
     for attempt in itertools.count(1):
         overlay = Overlay(copier.memory, memory)
@@ -144,7 +156,7 @@ def _copied(
                     return Moment(collect(kernel, vms), record, attempt)
         results = Results(record)
         if known is not None:
-            results = Results(record, known.results, copier.changed())
+            results = Results(record, known.results, known.changed())
         vms = results("vm_list", partial(vm_list, kernel))
         if attempt < LOCK_ATTEMPTS and held_locks(kernel, vms):
             noted(Again.LOCKED)
@@ -161,13 +173,11 @@ def _copied(
     raise AssertionError
 
 
-def _seen(memory: DirectMemory, profile: Profile) -> Ranges:
-    """Walk while the machine runs, and return where was read.
-
-    What is half way through a change leads anywhere.
-    """
+def _seen(memory: DirectMemory, profile: Profile) -> Bequest:
+    """Walk while the machine runs; what is half way through a change leads anywhere."""
     record = RecordingMemory(memory)
     kernel = KernelSpace(record, profile)
+    results = Results(record)
     with contextlib.suppress(InspectorError):
-        collect(kernel, vm_list(kernel))
-    return record.ranges().widened(PAGE)
+        collect(kernel, results("vm_list", partial(vm_list, kernel)), results)
+    return Bequest(memory.copier(record.ranges().widened(PAGE)), results, record)

@@ -21,6 +21,7 @@ from inspector.kvm.collect import collect, vm_list
 from inspector.kvm.snapshot import Snapshot
 from inspector.memory.base import AddressSpace
 from inspector.memory.dump import PREFIXES, Dump, open_dump
+from inspector.memory.gdb import LIVE_PREFIX
 from inspector.memory.live import LiveMachine
 from inspector.memory.recording import RecordingMemory
 from inspector.memory.segments import SegmentedMemory
@@ -28,7 +29,6 @@ from inspector.moment import take
 from inspector.structures.space import KernelSpace
 
 __all__ = [
-    "LIVE_PREFIX",
     "Acquired",
     "Options",
     "Origin",
@@ -41,7 +41,6 @@ __all__ = [
     "kernel_of",
 ]
 
-LIVE_PREFIX = "gdb:"
 PORT_LIMIT = 65535
 LIKE_A_PORT = re.compile(r"[^:/]+:\d+$")
 

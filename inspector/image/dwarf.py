@@ -10,18 +10,19 @@ as arrays before it looks (64-bit ELF V2 ABI, 4.5: ADDR32 and ADDR64).
 from __future__ import annotations
 
 import contextlib
-import io
 from collections.abc import Iterator
 from functools import cached_property
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
-from elftools.dwarf.die import DIE
-from elftools.elf.elffile import ELFFile
 
 from inspector.errors import BadData, InspectorError, TargetNotSupported
 from inspector.image.btf import Member
-from inspector.image.elf import build_id_in, unpacked
+from inspector.image.elf import build_id_in, headers_of, unpacked
+
+if TYPE_CHECKING:
+    from elftools.dwarf.die import DIE
 
 __all__ = ["Dwarf"]
 
@@ -89,7 +90,7 @@ class Dwarf:
             raise BadData(f"{self._path} is not a usable debug file: {error!r}") from error
 
     def _find_units(self, data: bytes) -> list[_Unit]:
-        elf = ELFFile(io.BytesIO(data))
+        elf = headers_of(data)
         found: dict[str, _Unit] = {}
         if elf.has_dwarf_info():
             info = elf.get_dwarf_info(relocate_dwarf_sections=False)
@@ -193,7 +194,7 @@ def _subrange(die: DIE) -> int:
 
 def _relocated(data: bytes) -> bytes:
     """Return an ELF file with the relocations of its debug sections applied."""
-    elf = ELFFile(io.BytesIO(data))
+    elf = headers_of(data)
     if elf.header["e_type"] != "ET_REL":
         return data
     order = "<" if elf.little_endian else ">"
@@ -223,7 +224,7 @@ def _relocated(data: bytes) -> bytes:
 
 
 def _build_id(data: bytes) -> str:
-    elf = ELFFile(io.BytesIO(data))
+    elf = headers_of(data)
     section = elf.get_section_by_name(".note.gnu.build-id")
     if section is None:
         return ""

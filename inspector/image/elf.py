@@ -12,10 +12,9 @@ import struct
 from collections.abc import Iterator
 from functools import cached_property
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
-from elftools.common.exceptions import ELFError
-from elftools.elf.elffile import ELFFile
 from numpy.typing import NDArray
 
 from inspector.errors import BadData
@@ -23,14 +22,40 @@ from inspector.memory.arrays import is_in
 from inspector.memory.elfcore import parse_notes
 from inspector.memory.packed import is_packed, unpack
 
-__all__ = ["NT_GNU_BUILD_ID", "ElfFile", "SymbolTable", "build_ids_anywhere", "unpacked"]
+if TYPE_CHECKING:
+    from elftools.elf.elffile import ELFFile
+
+__all__ = [
+    "NT_GNU_BUILD_ID",
+    "ElfFile",
+    "SymbolTable",
+    "build_ids_anywhere",
+    "headers_of",
+    "unpacked",
+]
 
 EM_PPC64 = 21
 NT_GNU_BUILD_ID = 3
 BUILD_ID_SIZE = 20
 STT_MASK = 0xF
 STT_FUNC = 2
-_ELF_DAMAGE = (ELFError, AttributeError, KeyError, OverflowError, TypeError, ValueError)
+_DAMAGE = (AttributeError, KeyError, OverflowError, TypeError, ValueError)
+
+
+def headers_of(data: bytes) -> ELFFile:
+    """Return pyelftools' view of an ELF file.
+
+    Importing it takes as long as reading a kernel of which everything is known.
+    """
+    from elftools.elf.elffile import ELFFile
+
+    return ELFFile(io.BytesIO(data))
+
+
+def _damage() -> tuple[type[Exception], ...]:
+    from elftools.common.exceptions import ELFError
+
+    return (ELFError, *_DAMAGE)
 
 
 def unpacked(path: Path) -> bytes:
@@ -132,9 +157,9 @@ class ElfFile:
         self.path = path
         self._data = unpacked(path)
         try:
-            self._elf = ELFFile(io.BytesIO(self._data))
+            self._elf = headers_of(self._data)
             machine, bits = self._elf.header["e_machine"], self._elf.elfclass
-        except _ELF_DAMAGE as error:
+        except _damage() as error:
             raise BadData(f"{path} is not an ELF file: {error}") from error
         if machine != "EM_PPC64" or bits != 64:
             raise BadData(f"{path} is an ELF file for {machine}, not for 64-bit POWER")
@@ -186,7 +211,7 @@ class ElfFile:
         """Turn what pyelftools raises over damaged headers into BadData."""
         try:
             yield
-        except _ELF_DAMAGE as error:
+        except _damage() as error:
             raise BadData(f"{self.path} is damaged: {error}") from error
 
 

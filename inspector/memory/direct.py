@@ -20,6 +20,7 @@ from inspector.errors import MemoryNotReadable, TargetNotSupported
 from inspector.memory.base import U64, Bytes, Records, read_one
 from inspector.memory.ram import RamMap
 from inspector.memory.ranges import Ranges
+from inspector.memory.recording import WORD, RecordingMemory
 from inspector.memory.segments import SegmentedMemory
 
 __all__ = ["Copier", "DirectMemory", "hva_of", "is_taken", "process_behind"]
@@ -126,6 +127,10 @@ class Copier:
         """What is copied next, or was copied last, up to ``keep``."""
         return SegmentedMemory.of_ranges(self._buffer, self.ranges)
 
+    def departures(self, record: RecordingMemory) -> U64:
+        """Return the addresses of the words that are not as they were recorded."""
+        return record.departures(self._buffer, self.ranges)
+
     def copy(self) -> None:
         """Make a copy."""
         self._fill(self._buffer)
@@ -140,7 +145,7 @@ class Copier:
         if self._kept is None:
             raise ValueError("no copy was kept")
         words = np.flatnonzero(self._buffer.view(np.uint64) != self._kept.view(np.uint64))
-        places = words.astype(np.uint64) * np.uint64(8)
+        places = words.astype(np.uint64) * np.uint64(WORD)
         index = np.searchsorted(self.ranges.places, places, side="right") - 1
         found: U64 = self.ranges.starts[index] + (places - self.ranges.places[index])
         return found

@@ -11,27 +11,18 @@ import contextlib
 import os
 import re
 import select
-import shutil
-import subprocess
 import time
 from typing import Any, NamedTuple
 
 from pygdbmi.gdbmiparser import parse_response
 from pygdbmi.IoManager import IoManager
 
-from inspector.errors import Step, TargetNotSupported
+from inspector.errors import TargetNotSupported
+from inspector.memory import gdb
 from inspector.memory.relay import CLOSED
 
 __all__ = ["GdbError", "GdbProcess", "GdbSilent", "Result"]
 
-CANDIDATES = ("gdb-multiarch", "gdb")
-START = (
-    *("--nx", "--quiet", "--interpreter=mi3", "-iex", "set auto-load off"),
-    *("-iex", "set debuginfod enabled off"),
-    # GDB 13 may abort when its target goes away; no core file is left in the user's directory
-    *("-iex", "maintenance set internal-error corefile no"),
-    *("-iex", "maintenance set internal-error quit yes"),
-)
 TIMEOUT = 30.0
 STRING = re.compile(rb'"(?:[^"\\]|\\.)*"')
 BRACKETS = ((b"{", b"}"), (b"[", b"]"))
@@ -54,22 +45,10 @@ class Result(NamedTuple):
 
 
 class GdbProcess:
-    """A running GDB, in a session of its own so that Ctrl-C does not reach it."""
+    """A running GDB."""
 
     def __init__(self) -> None:
-        program = next(filter(None, map(shutil.which, CANDIDATES)), None)
-        if program is None:
-            raise TargetNotSupported(
-                "GDB is needed to attach and was not found; install it (Debian: gdb-multiarch)",
-                Step.GDB,
-            )
-        self._process = subprocess.Popen(
-            [program, *START],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL,
-            start_new_session=True,
-        )
+        self._process = gdb.start()
         assert self._process.stdin is not None
         assert self._process.stdout is not None
         self._io = IoManager(self._process.stdin, self._process.stdout, None)

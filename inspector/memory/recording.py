@@ -11,13 +11,17 @@ from collections.abc import Iterable
 from typing import NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
 
+from inspector.memory.arrays import distinct
 from inspector.memory.base import U64, AddressSpace, Bytes, PhysicalMemory, Records, addresses
 from inspector.memory.ranges import Ranges, merged
 from inspector.memory.segments import SegmentedMemory
 
-__all__ = ["Piece", "RecordingMemory", "ranges_of"]
+__all__ = ["WORD", "Piece", "RecordingMemory", "ranges_of"]
 
+WORD = 8
+"""Bytes; memory is compared in so many at once."""
 LONG = 1 << 10
 """Records of so many bytes are put in place one by one."""
 
@@ -96,16 +100,10 @@ class RecordingMemory:
 
     def freeze(self) -> SegmentedMemory:
         """Return the recorded bytes as an immutable memory of merged segments."""
-        starts, sizes = _places(self._pieces)
-        ranges = merged(starts, sizes)
+        ranges = self.ranges()
         buffer = np.empty(ranges.total, dtype=np.uint8)
-        group = np.searchsorted(ranges.starts, starts, side="right") - 1
-        target = (ranges.places[group] + (starts - ranges.starts[group])).astype(np.int64)
-        first = 0
-        for _, data in self._pieces:
+        for (_, data), into in zip(self._pieces, self._inside(ranges), strict=True):
             count, length = data.shape
-            into = target[first : first + count]
-            first += count
             if length >= LONG or count == 1:
                 for row, place in zip(data, into, strict=True):
                     buffer[place : place + length] = row
@@ -113,3 +111,36 @@ class RecordingMemory:
                 buffer[into[:, None] + np.arange(length)] = data
         buffer.setflags(write=False)
         return SegmentedMemory.of_ranges(buffer, ranges, self.ram)
+
+    def departures(self, copy: Bytes, ranges: Ranges) -> U64:
+        """Return the addresses of words of which something was recorded that a copy has not.
+
+        Args:
+            copy: a later copy.
+            ranges: of what; all that was recorded is in them.
+        """
+        found = [addresses([])]
+        for (where, data), places in zip(self._pieces, self._inside(ranges), strict=True):
+            count, length = data.shape
+            if length >= LONG or count == 1:
+                rows = [copy[place : place + length] for place in places]
+                differing = [np.flatnonzero(a != b) for a, b in zip(rows, data, strict=True)]
+                found += [
+                    where[row] + columns.astype(np.uint64)
+                    for row, columns in enumerate(differing)
+                    if columns.size
+                ]
+            else:
+                lines, columns = np.nonzero(copy[places[:, None] + np.arange(length)] != data)
+                found.append(where[lines] + columns.astype(np.uint64))
+        return distinct(np.concatenate(found) & ~np.uint64(WORD - 1))
+
+    def _inside(self, ranges: Ranges) -> list[NDArray[np.int64]]:
+        """Return for each piece where its records lie in a buffer of ranges that have them all."""
+        if not self._pieces:
+            return []
+        starts, _ = _places(self._pieces)
+        group = np.searchsorted(ranges.starts, starts, side="right") - 1
+        places = (ranges.places[group] + (starts - ranges.starts[group])).astype(np.int64)
+        ends = np.cumsum([len(where) for where, _ in self._pieces])
+        return np.split(places, ends[:-1])

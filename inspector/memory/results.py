@@ -16,12 +16,9 @@ import numpy as np
 
 from inspector.memory.base import U64, addresses
 from inspector.memory.ranges import Ranges
-from inspector.memory.recording import Piece, RecordingMemory, ranges_of
+from inspector.memory.recording import WORD, Piece, RecordingMemory, ranges_of
 
-__all__ = ["WORD", "Making", "Results", "anew"]
-
-WORD = 8
-"""Bytes; memory is compared in so many at once."""
+__all__ = ["Making", "Results", "anew"]
 
 Made = TypeVar("Made")
 

@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from inspector.memory.mi import CANDIDATES, GdbProcess
+from inspector.memory.gdb import CANDIDATES
+from inspector.memory.mi import GdbProcess
 
 GDB = next(filter(None, map(shutil.which, CANDIDATES)), None)
 PLACES = (

@@ -9,7 +9,8 @@ from hypothesis import strategies as st
 
 from inspector.errors import MemoryNotReadable
 from inspector.memory.base import addresses, read_one
-from inspector.memory.recording import RecordingMemory
+from inspector.memory.ranges import Ranges
+from inspector.memory.recording import Piece, RecordingMemory
 from inspector.memory.segments import GATHER_LIMIT, SegmentedMemory
 from tests.memories import of_segments
 
@@ -83,6 +84,43 @@ def test_a_recording_holds_what_was_read_and_nothing_else(
         assert read(frozen, address, 1) == expected(kept, address, 1)
     assert list(frozen.starts) == sorted(frozen.starts)
     assert np.all(frozen.starts[1:] > frozen.starts[:-1] + frozen.sizes[:-1]), "not merged"
+
+
+@given(st.data())
+def test_departures_from_a_copy(data: st.DataObject) -> None:
+    """Whatever was read in pieces of whatever length, and maybe twice, of a memory that changes."""
+    content = bytearray(range(256)) * 16
+    ranges = Ranges(addresses([0x1000, 0x3000]), addresses([2048, 2048]))
+    memory = of_segments([(0x1000, bytes(content[:2048])), (0x3000, bytes(content[2048:]))])
+    record = RecordingMemory(memory)
+    read: dict[int, list[int]] = {}
+    lengths = st.sampled_from([1, 8, 24, 1024])
+    for length in data.draw(st.lists(lengths, max_size=4)):
+        places = data.draw(st.lists(st.integers(0, 4096 - 1), max_size=3))
+        inside = [p for p in places if p % 2048 + length <= 2048]
+        physical = [0x1000 + p if p < 2048 else 0x2800 + p for p in inside]
+        record.read_many(addresses(physical), length)
+        for begin in physical:
+            for address in range(begin, begin + length):
+                read.setdefault(address & ~7, []).append(address)
+    changed = data.draw(st.sets(st.integers(0, 4095), max_size=6))
+    for place in changed:
+        content[place] ^= 1
+    differing = {0x1000 + p if p < 2048 else 0x2800 + p for p in changed}
+    expected = sorted(word for word, there in read.items() if differing & set(there))
+    copy = np.frombuffer(bytes(content), dtype=np.uint8)
+    assert record.departures(copy, ranges).tolist() == expected
+
+
+def test_what_was_read_twice_and_has_changed_in_between_departs() -> None:
+    first, second = (of_segments([(0x1000, bytes([value] * 8))]) for value in (1, 2))
+    record = RecordingMemory(first)
+    record.read(0x1000, 8)
+    record.add([Piece(addresses([0x1000]), second.read_many(addresses([0x1000]), 8).data)])
+    ranges = Ranges(addresses([0x1000]), addresses([8]))
+    for value in (1, 2):
+        copy = np.full(8, value, dtype=np.uint8)
+        assert record.departures(copy, ranges).tolist() == [0x1000]
 
 
 def test_large_records_are_read_too() -> None:
