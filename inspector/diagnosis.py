@@ -14,15 +14,14 @@ from pathlib import Path
 from inspector import pte
 from inspector.errors import InspectorError, Step, TargetNotSupported
 from inspector.kvm.snapshot import Snapshot, Vm
-from inspector.memory.direct import process_behind
+from inspector.memory.ahead import LIVE_PREFIX, address_of
 from inspector.memory.dump import Dump
-from inspector.memory.gdb import LIVE_PREFIX
+from inspector.memory.processes import process_behind
 from inspector.session import (
     Acquired,
     Options,
     Progress,
     acquire,
-    address_of,
     dump_of,
 )
 

@@ -19,9 +19,9 @@ from inspector.image.profile import Profile
 from inspector.kernel.choose import Known, Sources, describe_kernel
 from inspector.kvm.collect import collect, vm_list
 from inspector.kvm.snapshot import Snapshot
+from inspector.memory.ahead import LIVE_PREFIX, address_of
 from inspector.memory.base import AddressSpace
 from inspector.memory.dump import PREFIXES, Dump, open_dump
-from inspector.memory.gdb import LIVE_PREFIX
 from inspector.memory.live import LiveMachine
 from inspector.memory.recording import RecordingMemory
 from inspector.memory.segments import SegmentedMemory
@@ -34,14 +34,12 @@ __all__ = [
     "Origin",
     "Progress",
     "acquire",
-    "address_of",
     "attached",
     "dump_of",
     "inspected",
     "kernel_of",
 ]
 
-PORT_LIMIT = 65535
 LIKE_A_PORT = re.compile(r"[^:/]+:\d+$")
 
 Progress = Callable[[str], None]
@@ -205,22 +203,6 @@ def attached(target: str, options: Options) -> LiveMachine:
     """
     host, port = address_of(target)
     return LiveMachine(host, port, options.read_path, options.stands)
-
-
-def address_of(target: str) -> tuple[str, int]:
-    """Return the host and the port of a live target.
-
-    Raises:
-        TargetNotSupported: it is none.
-    """
-    host, _, port = target.removeprefix(LIVE_PREFIX).rpartition(":")
-    known = target.startswith(LIVE_PREFIX) and host and port.isdecimal()
-    if not known or not 0 < int(port) <= PORT_LIMIT:
-        raise TargetNotSupported(
-            f"'{target}' is not of the form gdb:HOST:PORT, for example gdb:127.0.0.1:1234",
-            Step.PORT,
-        )
-    return host, int(port)
 
 
 def inspected(machine: LiveMachine, target: str, options: Options, progress: Progress) -> Acquired:

@@ -17,7 +17,7 @@ import click
 
 from inspector import __version__
 from inspector.errors import InspectorError
-from inspector.memory import gdb
+from inspector.memory import ahead
 from inspector.plugins import PluginWarning
 
 __all__ = ["main"]
@@ -163,9 +163,8 @@ def main() -> None:
     sys.unraisablehook = _on_unraisable
     warnings.showwarning = _show_warning
     try:
-        if any(argument.startswith(gdb.LIVE_PREFIX) for argument in sys.argv[1:]):
-            # while this process imports what it needs
-            gdb.start_ahead()
+        for argument in sys.argv[1:]:
+            ahead.begin(argument)
         sys.exit(cli.main(standalone_mode=False))
     except click.exceptions.Exit as exit_:
         sys.exit(exit_.exit_code)
@@ -192,7 +191,7 @@ def main() -> None:
         )
         sys.exit(EXIT_NOT_USABLE)
     finally:
-        gdb.end_ahead()
+        ahead.end()
 
 
 def _drop_output() -> None:

@@ -6,8 +6,8 @@ import click
 
 from inspector.cli.common import print_json, say
 from inspector.cli.options import TargetName, json_option
+from inspector.memory.ahead import address_of
 from inspector.memory.live import resumed
-from inspector.session import address_of
 
 __all__ = ["command"]
 

@@ -11,8 +11,7 @@ import ctypes
 import errno
 import mmap
 import os
-from collections.abc import Callable, Iterator
-from pathlib import Path
+from collections.abc import Callable
 
 import numpy as np
 
@@ -23,14 +22,9 @@ from inspector.memory.ranges import Ranges
 from inspector.memory.recording import WORD, RecordingMemory
 from inspector.memory.segments import SegmentedMemory
 
-__all__ = ["Copier", "DirectMemory", "hva_of", "is_taken", "process_behind"]
+__all__ = ["Copier", "DirectMemory", "hva_of"]
 
 IOV_MAX = 1024
-TCP_TABLES = ("/proc/net/tcp", "/proc/net/tcp6")
-ESTABLISHED = "01"
-LOOPBACK = ("0100007F", "00000000000000000000000001000000")
-"""127.0.0.1, also when mapped into IPv6, and ::1, as the tables write them."""
-
 _libc = ctypes.CDLL(None, use_errno=True)
 _libc.process_vm_readv.restype = ctypes.c_ssize_t
 
@@ -170,40 +164,6 @@ def _failure(pid: int, address: int, length: int) -> MemoryNotReadable | TargetN
     return MemoryNotReadable(
         address, length, f"process {pid}: {os.strerror(number)}", "QEMU process"
     )
-
-
-def is_taken(port: int) -> bool:
-    """Say whether a client is connected to a loopback port of this host."""
-    return any(
-        row[3] == ESTABLISHED and row[1].partition(":")[0].endswith(LOOPBACK)
-        for row in _sockets(port)
-    )
-
-
-def _sockets(port: int) -> Iterator[list[str]]:
-    """Yield the rows of the kernel's TCP tables with this local port, as fields (proc(5))."""
-    for table in TCP_TABLES:
-        try:
-            rows = Path(table).read_text().splitlines()[1:]
-        except OSError:
-            continue
-        for row in rows:
-            fields = row.split()
-            if int(fields[1].rsplit(":", 1)[1], 16) == port:
-                yield fields
-
-
-def process_behind(port: int) -> int | None:
-    """Return the process on this host that owns the TCP socket on a local port."""
-    inodes = {f"socket:[{row[9]}]" for row in _sockets(port) if row[9] != "0"}
-    for folder in Path("/proc").glob("[0-9]*/fd"):
-        try:
-            for descriptor in folder.iterdir():
-                if os.readlink(descriptor) in inodes:
-                    return int(folder.parent.name)
-        except OSError:
-            continue
-    return None
 
 
 def hva_of(text: str) -> int:

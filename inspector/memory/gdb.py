@@ -8,10 +8,8 @@ import subprocess
 
 from inspector.errors import Step, TargetNotSupported
 
-__all__ = ["LIVE_PREFIX", "end_ahead", "start", "start_ahead"]
+__all__ = ["end_ahead", "start", "start_ahead"]
 
-LIVE_PREFIX = "gdb:"
-"""How targets begin that are reached through GDB."""
 
 CANDIDATES = ("gdb-multiarch", "gdb")
 ARGUMENTS = (

@@ -14,7 +14,6 @@ it stops it for just that read.
 from __future__ import annotations
 
 import contextlib
-import ipaddress
 import signal
 import socket
 import time
@@ -25,11 +24,12 @@ import numpy as np
 
 from inspector.errors import InspectorError, MemoryNotReadable, Step, TargetNotSupported
 from inspector.memory import relay
-from inspector.memory.activity import Activity
+from inspector.memory.ahead import behind
 from inspector.memory.base import addresses
-from inspector.memory.direct import DirectMemory, hva_of, is_taken, process_behind
+from inspector.memory.direct import DirectMemory, hva_of
 from inspector.memory.lender import Lost
 from inspector.memory.mi import GdbError, GdbProcess
+from inspector.memory.processes import is_local, is_taken
 from inspector.memory.ram import RamMap, large_blocks, parse_mtree
 from inspector.memory.relayed import Relay
 from inspector.memory.stub import StubMemory
@@ -75,8 +75,7 @@ class LiveMachine:
         self._stop_began = 0.0
         self._depth = 0
         _see_that_it_is_free(host, port)
-        self._process = process_behind(port) if _is_local(host) else None
-        activity = Activity(self._process) if self._process is not None and not stands else None
+        self._process, activity = behind(host, port)
         self.gdb = GdbProcess()
         self._relay = Relay(host, port)
         try:
@@ -239,7 +238,7 @@ class LiveMachine:
 
     def _direct(self) -> DirectMemory:
         """Open the direct path and prove that it shows the same memory as the stub."""
-        if not _is_local(self.host):
+        if not is_local(self.host):
             raise TargetNotSupported(f"{self.host} is not this host")
         pid = self._process
         if pid is None:
@@ -339,7 +338,7 @@ def _see_that_it_is_free(host: str, port: int) -> None:
 
     A connection left waiting would be served later, and stop the machine for nobody.
     """
-    if _is_local(host) and is_taken(port):
+    if is_local(host) and is_taken(port):
         raise TargetNotSupported(
             f"another client is attached to {host}:{port}, and QEMU's stub serves one at a "
             "time; end that one first",
@@ -352,11 +351,3 @@ def _is_known(host: str) -> bool:
         return bool(socket.getaddrinfo(host, None))
     except (OSError, ValueError):
         return False
-
-
-def _is_local(host: str) -> bool:
-    with contextlib.suppress(OSError, ValueError):
-        for info in socket.getaddrinfo(host, None):
-            if ipaddress.ip_address(info[4][0]).is_loopback:
-                return True
-    return host in ("", socket.gethostname())

@@ -57,6 +57,8 @@ def main(arguments: list[str] | None = None) -> None:
         help="take the rows of a recorded run; of several, the first that has a row",
     )
     options = parser.parse_args(arguments)
+    # as for whoever uses a program twice: its modules are compiled once
+    os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
     if options.recorded:
         document = _joined([json.loads(path.read_text()) for path in options.recorded])
     else:

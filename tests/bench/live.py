@@ -16,8 +16,9 @@ from fixtures.lab.stub import Stub
 from inspector.checks.verdict import NODE_SIZE, counts_of
 from inspector.checks.view import CheckedVm
 from inspector.image.cache import directory
-from inspector.memory.direct import hva_of, process_behind
+from inspector.memory.direct import hva_of
 from inspector.memory.mi import GdbProcess
+from inspector.memory.processes import process_behind
 from inspector.memory.segments import SegmentedMemory
 from inspector.session import Options, acquire
 from tests.bench.measure import Row, best, run

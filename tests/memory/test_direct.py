@@ -10,7 +10,8 @@ import pytest
 
 from inspector.errors import MemoryNotReadable, TargetNotSupported
 from inspector.memory.base import addresses
-from inspector.memory.direct import IOV_MAX, DirectMemory, hva_of, is_taken, process_behind
+from inspector.memory.direct import IOV_MAX, DirectMemory, hva_of
+from inspector.memory.processes import is_taken, process_behind
 from inspector.memory.ram import RamMap
 from inspector.memory.ranges import Ranges
 
