@@ -51,7 +51,7 @@ class _Unit:
     @cached_property
     def structs(self) -> dict[str, DIE]:
         found: dict[str, DIE] = {}
-        for die in self.top.iter_children():
+        for die in _children(self.top):
             if die.tag in _STRUCTS and "DW_AT_byte_size" in die.attributes:
                 name = die.attributes.get("DW_AT_name")
                 if name is not None:
@@ -149,7 +149,7 @@ class Dwarf:
             if depth > _NESTING_LIMIT:
                 raise BadData(f"{self._path}: the array at {die.offset:#x} is nested in itself")
             length = 1
-            for child in die.iter_children():
+            for child in _children(die):
                 if child.tag == "DW_TAG_subrange_type":
                     length *= _subrange(child)
             return length * self._size(_type_of(die), depth + 1)
@@ -160,7 +160,7 @@ class Dwarf:
         die = self._resolved(die)
         if die.tag not in _STRUCTS or depth > _NESTING_LIMIT:
             return None
-        for child in die.iter_children():
+        for child in _children(die):
             if child.tag != "DW_TAG_member":
                 continue
             target = _type_of(child)
@@ -174,6 +174,16 @@ class Dwarf:
                 if inner is not None:
                     return Member(offset + inner.offset, inner.size, inner.type_id)
         return None
+
+
+def _children(die: DIE) -> Iterator[DIE]:
+    """Yield the children; pyelftools follows what they say of their siblings wherever it leads."""
+    last = die.offset
+    for child in die.iter_children():
+        if child.offset <= last:
+            raise BadData(f"the entry at {last:#x} is followed by the one at {child.offset:#x}")
+        last = child.offset
+        yield child
 
 
 def _type_of(die: DIE) -> DIE:

@@ -99,6 +99,16 @@ def test_damaged_files_are_bad_data(tmp_path: Path) -> None:
     assert refused > DAMAGES // 4
 
 
+def test_an_entry_that_is_its_own_sibling(tmp_path: Path) -> None:
+    data = bytearray(lzma.decompress(WHOLE.read_bytes()))
+    assert data[0x223] == 0xF6, "the sibling of the entry at 0xe6"
+    data[0x223] = 0xE6
+    path = tmp_path / "circle.o"
+    path.write_bytes(bytes(data))
+    with pytest.raises(BadData, match="0xe6 is followed by the one at 0xe6"):
+        Dwarf(path).find_struct("module")
+
+
 def test_no_elf_file(tmp_path: Path) -> None:
     path = tmp_path / "text"
     path.write_text("no ELF")
