@@ -141,10 +141,17 @@ class LiveMachine:
         self._depth += 1
         try:
             yield
-        finally:
-            self._depth -= 1
-            if self._depth == 0:
-                self._went_on(go)
+        except BaseException:
+            # whoever is interrupted while it asks cannot ask any more, and leaves with ``close``
+            with contextlib.suppress(InspectorError):
+                self._end_stop(go)
+            raise
+        self._end_stop(go)
+
+    def _end_stop(self, go: Callable[[], None]) -> None:
+        self._depth -= 1
+        if self._depth == 0:
+            self._went_on(go)
 
     def for_reading(self) -> contextlib.AbstractContextManager[None]:
         """Return a block in which reading causes no stops of its own.
