@@ -19,6 +19,7 @@ markers      where every 256th name begins
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
@@ -47,6 +48,8 @@ MARKERS_LIMIT = 1 << 13
 MARKER_WINDOWS = (1 << 20, 1 << 22)
 """How far before the tokens the markers may lie: the order by name can lie between them."""
 NAMES_LIMIT = 1 << 26
+PLACES_LIMIT = 1 << 16
+"""So many places are tried; a kernel has its names at one of the first."""
 ALIGNMENTS = (4, 8)
 PADDING = 8
 TEXT_KINDS = tuple("tTwW")
@@ -85,7 +88,8 @@ class Window:
             return bytes(length)
         first, last = address // CHUNK, (address + length - 1) // CHUNK
         joined = b"".join(self.chunk(index) for index in range(first, last + 1))
-        return joined[address - first * CHUNK :][:length]
+        begin = address - first * CHUNK
+        return joined[begin : begin + length]
 
 
 class Tokens(NamedTuple):
@@ -200,17 +204,47 @@ def decode(window: Window, tokens: Tokens) -> Kallsyms:
     Raises:
         BadData: the table is damaged, or not of a known form.
     """
-    for size in MARKER_WINDOWS:
-        for at, markers in _marker_runs(window, tokens, size):
-            for start, number_at, count in _names_before(window, tokens, at, markers):
-                names = np.frombuffer(window.read(start, at - start), dtype=np.uint8)
-                rows = _rows(names, markers, count)
-                if rows is not None:
-                    values = _values(window, tokens, number_at, count)
-                    return Kallsyms(tokens, names, rows, values)
+    for at, markers, start, number_at, count in itertools.islice(
+        _places(window, tokens), PLACES_LIMIT
+    ):
+        second = int(markers[1])
+        if not _first_group_fits(window.read(start, min(second + 1, at - start)), second):
+            continue
+        names = np.frombuffer(window.read(start, at - start), dtype=np.uint8)
+        rows = _rows(names, markers, count)
+        if rows is not None:
+            values = _values(window, tokens, number_at, count)
+            return Kallsyms(tokens, names, rows, values)
     raise BadData(
         f"the kernel symbol names before the tokens at physical {tokens.place:#x} do not fit them"
     )
+
+
+def _places(
+    window: Window, tokens: Tokens
+) -> Iterator[tuple[int, NDArray[np.int64], int, int, int]]:
+    """Yield markers and where they stand, and for each where the names and their number may be."""
+    for size in MARKER_WINDOWS:
+        for at, markers in _marker_runs(window, tokens, size):
+            for start, number_at, count in _names_before(window, tokens, at, markers):
+                yield at, markers, start, number_at, count
+
+
+def _first_group_fits(names: bytes, marker: int) -> bool:
+    """Say whether the lengths lead from the beginning to the second marker: most do not."""
+    place = 0
+    last = min(marker, len(names)) - 1
+    for _ in range(GROUP):
+        if place >= last:
+            return False
+        size = names[place]
+        if size & 0x80:
+            place += 1
+            size = size & 0x7F | names[place] << 7
+        if not size:
+            return False
+        place += 1 + size
+    return place == marker
 
 
 def _tokens(window: Window, digits: int) -> Tokens | None:

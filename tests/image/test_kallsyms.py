@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import itertools
+from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from inspector.errors import BadData
+from inspector.image import kallsyms
 from inspector.image.kallsyms import CHUNK, SYMBOLS_BELOW, Kallsyms, Window, decode, token_tables
 from tests.kallsymswriter import Form, write
 from tests.memories import of_segments
@@ -155,3 +157,33 @@ def test_digits_alone_are_no_tokens() -> None:
     window = Window(of_segments([(0, text + bytes(-len(text) % 4096))]))
     assert not list(token_tables(window, range(2)))
     assert not list(token_tables(Window(of_segments([])), range(64)))
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_a_table_is_found_at_one_of_the_first_places(
+    form: Form, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data = write(symbols(700), form, PLACE)
+    monkeypatch.setattr(kallsyms, "PLACES_LIMIT", 4)
+    assert len(table_of(data)) == 700
+    monkeypatch.setattr(kallsyms, "PLACES_LIMIT", 0)
+    with pytest.raises(BadData, match="names before the tokens"):
+        table_of(data)
+
+
+def test_most_places_are_dismissed_before_their_names_are_followed(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Every number before the names could be that of the names."""
+    rows, calls = kallsyms._rows, itertools.count()
+
+    def counted(*given: Any) -> Any:
+        next(calls)
+        return rows(*given)
+
+    monkeypatch.setattr(kallsyms, "_rows", counted)
+    number = (700).to_bytes(4, "little")
+    assert BLOB.startswith(number)
+    with pytest.raises(BadData, match="names before the tokens"):
+        table_of(number * 2047 + bytes(8) + BLOB[4:])
+    assert next(calls) <= 1
