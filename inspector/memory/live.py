@@ -324,7 +324,9 @@ def _not_attached(host: str, port: int, said: str) -> TargetNotSupported:
     if what == relay.SILENCE:
         return TargetNotSupported(
             f"{place} takes the connection and says nothing: it is no GDB stub, or another "
-            "client is attached to it (QEMU serves one at a time; end that one first)",
+            "client is attached to it (QEMU serves one at a time; end that one first), or the "
+            f"network fails; should the machine stand still, 'inspector resume gdb:{place}' lets "
+            "it go on",
             Step.PORT,
         )
     if what == relay.UNREACHED and not _is_known(host):
