@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "ABSENT",
+    "CUT_OFF",
     "LEFT_OUT",
     "NOT_THERE",
     "U64",
@@ -36,6 +37,7 @@ __all__ = [
 
 ABSENT = "not in the target"
 """The reason why bytes are missing where the target is known to have no memory."""
+CUT_OFF = "not in the file, which is cut off"
 LEFT_OUT = "left out of the dump"
 NOT_THERE = "not in the dump"
 """The reason where nothing tells whether there is memory."""

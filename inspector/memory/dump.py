@@ -10,7 +10,7 @@ from pathlib import Path
 
 from inspector.errors import BadData
 from inspector.memory.base import PhysicalMemory
-from inspector.memory.dumpfile import DumpFile, open_file
+from inspector.memory.dumpfile import AGAIN, DumpFile, open_file
 from inspector.memory.elfcore import ELF_MAGIC, ElfCore, Note, read_core
 from inspector.memory.kdump import KDUMP_MAGIC, Layout, read_kdump
 from inspector.memory.raw import RAW_PREFIX, open_raw, parse_raw
@@ -22,6 +22,7 @@ __all__ = ["PREFIXES", "Dump", "open_dump"]
 PREFIXES = (RAW_PREFIX, SERVED_PREFIX, SPLIT_PREFIX)
 """What a target begins with that is more than the name of a file."""
 
+CUT = "cut off"
 FILTERS = {2: "cache", 4: "private cache", 8: "user", 16: "free"}
 """What makedumpfile's dump level leaves out; level 1, zero pages, loses nothing in this format."""
 
@@ -32,7 +33,8 @@ class Dump:
 
     ``kind`` says for people what it is.  ``dump_level`` is makedumpfile's,
     None where the format has none.  ``core`` is there for ELF cores.
-    ``lacks`` says what of a split dump is in files that were not given.
+    ``lacks`` says what is missing as a whole: files of a split dump that were
+    not given, or the end of a file that is cut off.
     """
 
     memory: PhysicalMemory
@@ -77,19 +79,27 @@ def open_dump(target: str | Path) -> Dump:
     magic = file.beginning(8)
     if magic.startswith(ELF_MAGIC):
         core = read_core(file)
-        return Dump(core.memory, _named("ELF core", file), core.notes, core=core)
+        kind = _named("ELF core", file) + (f" ({CUT})" if core.cut else "")
+        return Dump(core.memory, kind, core.notes, core=core, lacks=_again(core.cut))
     if magic == KDUMP_MAGIC:
         kdump = read_kdump(file)
         what = _named("kdump-compressed dump", file)
         lacks = what_lacks([kdump.layout]) if kdump.layout.split else ""
         what = f"one file of {what}" if lacks else what
-        kind = f"{what} ({_filter(kdump.layout)})"
+        kind = f"{what} ({_filter(kdump.layout)}{f', {CUT}' if kdump.cut else ''})"
+        lacks = lacks or _again(kdump.cut)
         return Dump(kdump.memory, kind, kdump.notes, kdump.layout.level, lacks=lacks)
+    if file.cut:
+        raise BadData(f"{file.cut}, and what there is of it is no dump; {AGAIN}")
     raise BadData(
         f"{file.path} is no dump of a format that is known (it begins with {magic!r}); give a "
         "capture of this tool, an ELF core or a kdump-compressed dump, or a raw image of "
         f"memory as {RAW_PREFIX}FILE@0xADDRESS"
     )
+
+
+def _again(cut: str) -> str:
+    return f"{cut}; {AGAIN}" if cut else ""
 
 
 def _named(name: str, file: DumpFile) -> str:

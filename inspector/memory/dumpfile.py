@@ -36,12 +36,16 @@ HELD_LIMIT = 1 << 26
 
 @dataclass(frozen=True)
 class DumpFile:
-    """An opened file: ``contents`` has its bytes, with positions for addresses."""
+    """An opened file: ``contents`` has its bytes, with positions for addresses.
+
+    ``cut`` says how its wrapping is cut off, if it is.
+    """
 
     path: Path
     contents: SegmentedMemory
     flattened: bool = False
     mapped: mmap.mmap | None = None
+    cut: str = ""
 
     @property
     def size(self) -> int:
@@ -84,7 +88,8 @@ def open_file(path: Path, *, wrapped: bool = True) -> DumpFile:
     except ValueError as error:
         raise BadData(f"{path} has no size to map it by; copy it to a file first") from error
     if wrapped and buffer[: len(FLAT_MAGIC)].tobytes() == FLAT_MAGIC:
-        return DumpFile(path, _unflattened(path, buffer, mapped), True, mapped)
+        contents, cut = _unflattened(path, buffer, mapped)
+        return DumpFile(path, contents, True, mapped, cut)
     size = addresses([buffer.size])
     return DumpFile(path, SegmentedMemory(buffer, size * 0, size, size * 0), mapped=mapped)
 
@@ -95,7 +100,10 @@ def _remedy(error: OSError) -> str:
     return "give the name of a dump or a capture"
 
 
-def _unflattened(path: Path, buffer: Bytes, mapped: mmap.mmap | None) -> SegmentedMemory:
+def _unflattened(
+    path: Path, buffer: Bytes, mapped: mmap.mmap | None
+) -> tuple[SegmentedMemory, str]:
+    """Return the file that was flattened, and how it is cut off if it is."""
     record = struct.Struct(">qq")
     starts, sizes, offsets = array("Q"), array("Q"), array("Q")
     view = buffer.data
@@ -107,9 +115,11 @@ def _unflattened(path: Path, buffer: Bytes, mapped: mmap.mmap | None) -> Segment
     if mapped is not None:
         # Otherwise the kernel reads all that lies between the records, too.
         mapped.madvise(mmap.MADV_RANDOM)
-    while True:
+    cut = ""
+    while not cut:
         if place + record.size > end:
-            raise BadData(f"{path} is truncated: its flattened form has no end; {AGAIN}")
+            cut = f"{path} is cut off: its flattened form has no end"
+            break
         position, size = record.unpack_from(view, place)
         if position == FLAT_END:
             break
@@ -120,7 +130,8 @@ def _unflattened(path: Path, buffer: Bytes, mapped: mmap.mmap | None) -> Segment
         if not (0 <= position < POSITION_LIMIT and 0 <= size < POSITION_LIMIT):
             raise BadData(f"{path} is damaged: a record of its flattened form cannot be; {AGAIN}")
         if size > end - place:
-            raise BadData(f"{path} is truncated within a record of its flattened form; {AGAIN}")
+            cut = f"{path} is cut off within a record of its flattened form"
+            size = end - place
         if size:
             starts.append(position)
             sizes.append(size)
@@ -129,7 +140,8 @@ def _unflattened(path: Path, buffer: Bytes, mapped: mmap.mmap | None) -> Segment
     if mapped is not None:
         mapped.madvise(mmap.MADV_DONTNEED)
         mapped.madvise(mmap.MADV_NORMAL)
-    return SegmentedMemory(buffer, *_latest(*(addresses(a) for a in (starts, sizes, offsets))))
+    pieces = _latest(*(addresses(a) for a in (starts, sizes, offsets)))
+    return SegmentedMemory(buffer, *pieces), cut
 
 
 def _latest(starts: U64, sizes: U64, offsets: U64) -> tuple[U64, U64, U64]:

@@ -17,10 +17,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from inspector.errors import BadData, MemoryNotReadable
-from inspector.memory.base import U64, addresses
+from inspector.memory.base import CUT_OFF, LEFT_OUT, U64, addresses
 from inspector.memory.dumpfile import AGAIN, DumpFile, open_file
 from inspector.memory.ranges import Ranges
-from inspector.memory.segments import SegmentedMemory
+from inspector.memory.segments import Lost, SegmentedMemory
 from inspector.regions import LINEAR_MAP, LINEAR_SIZE
 
 __all__ = ["ElfCore", "Note", "open_core", "parse_notes", "read_core", "write_core"]
@@ -58,10 +58,11 @@ class Note(NamedTuple):
 
 
 class ElfCore(NamedTuple):
-    """An opened core: its memory and its notes."""
+    """An opened core: its memory, its notes, and how its file is cut off if it is."""
 
     memory: SegmentedMemory
     notes: tuple[Note, ...]
+    cut: str = ""
 
     def note(self, name: str) -> bytes | None:
         """Return the contents of the first note of this name."""
@@ -121,7 +122,8 @@ def read_core(file: DumpFile) -> ElfCore:
         raise BadData(
             f"{path} is truncated or damaged: its ELF headers do not fit; {AGAIN}"
         ) from error
-    return ElfCore(_memory(file, headers[headers["type"] == PT_LOAD]), notes)
+    memory, cut = _memory(file, headers[headers["type"] == PT_LOAD])
+    return ElfCore(memory, notes, cut)
 
 
 def _part(file: DumpFile, position: int, length: int) -> bytes:
@@ -130,8 +132,8 @@ def _part(file: DumpFile, position: int, length: int) -> bytes:
     return file.contents.read(position, length)
 
 
-def _memory(file: DumpFile, loads: NDArray[np.void]) -> SegmentedMemory:
-    """Return the memory in the segments.
+def _memory(file: DumpFile, loads: NDArray[np.void]) -> tuple[SegmentedMemory, str]:
+    """Return the memory in the segments, and how the file is cut off if it is.
 
     What the headers count as memory (``memsz``) without bytes in the file
     (``filesz``) was left out by who wrote the dump; it is not zeros.
@@ -140,18 +142,23 @@ def _memory(file: DumpFile, loads: NDArray[np.void]) -> SegmentedMemory:
     starts, loads = starts[known], loads[known]
     offsets, sizes, whole = (loads[n].astype(np.uint64) for n in ("offset", "filesz", "memsz"))
     end = np.uint64(file.size)
-    cut = np.count_nonzero(sizes > end - np.minimum(offsets, end))
-    if cut:
-        raise BadData(
-            f"{file.path} is truncated: {cut} of its {np.count_nonzero(sizes)} segments "
-            f"end beyond the end of the file; {AGAIN}"
-        )
-    less = whole > sizes
+    held = np.minimum(sizes, end - np.minimum(offsets, end))
+    cut = int(np.count_nonzero(held < sizes))
+    lost = [
+        Lost(why, Ranges((starts + there)[less], (all_ - there)[less]))
+        for why, there, all_ in ((CUT_OFF, held, sizes), (LEFT_OUT, sizes, whole))
+        if (less := all_ > there).any()
+    ]
     # a gap between segments may be one in the dump as well as one in the machine
     ram = Ranges(addresses([0]), addresses([np.max(starts + whole, initial=0)]))
-    left_out = ((starts + sizes)[less], (whole - sizes)[less]) if less.any() else None
-    some = sizes > 0
-    return file.contents.view(starts[some], sizes[some], offsets[some], left_out).within(ram)
+    some = held > 0
+    memory = file.contents.view(starts[some], held[some], offsets[some], lost).within(ram)
+    if not cut:
+        return memory, file.cut
+    return memory, (
+        f"{file.path} is cut off: {cut} of its {np.count_nonzero(sizes)} segments "
+        f"end beyond its end at {file.size} bytes"
+    )
 
 
 def _physical(loads: NDArray[np.void]) -> tuple[U64, NDArray[np.bool_]]:

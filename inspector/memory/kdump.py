@@ -21,7 +21,16 @@ from numpy.typing import NDArray
 
 from inspector.errors import BadData, MemoryNotReadable, Step, TargetNotSupported
 from inspector.memory import compression
-from inspector.memory.base import ABSENT, LEFT_OUT, U64, Bytes, Records, addresses, is_address
+from inspector.memory.base import (
+    ABSENT,
+    CUT_OFF,
+    LEFT_OUT,
+    U64,
+    Bytes,
+    Records,
+    addresses,
+    is_address,
+)
 from inspector.memory.compression import PageDamaged
 from inspector.memory.dumpfile import AGAIN, DumpFile
 from inspector.memory.elfcore import Note, parse_notes
@@ -109,7 +118,8 @@ class Layout(NamedTuple):
 class Kdump:
     """An opened kdump-compressed dump.
 
-    ``alike`` is the part of its header that all files of a split dump share:
+    ``cut`` says how its file is cut off, where it is; of a large one that is seen only when it is
+    read.  ``alike`` is the part of its header that all files of a split dump share:
     the machine, the time, the compression and the sizes.
     """
 
@@ -117,6 +127,7 @@ class Kdump:
     notes: tuple[Note, ...]
     layout: Layout
     alike: bytes
+    cut: str = ""
 
 
 def read_kdump(file: DumpFile) -> Kdump:
@@ -138,9 +149,10 @@ def read_kdump(file: DumpFile) -> Kdump:
         text = _part(file, *layout.vmcoreinfo, "VMCOREINFO", NOTES_LIMIT)
         notes += (Note("VMCOREINFO", 0, text),)
     memory = KdumpMemory(file, layout)
+    cut = file.cut
     if layout.descriptors - layout.dumped_bits <= EAGER_BITMAP and not layout.incomplete:
-        memory.check_end()
-    return Kdump(memory, notes, layout, _part(file, 0, ALIKE, "header"))
+        cut = memory.cut_at_its_end() or cut
+    return Kdump(memory, notes, layout, _part(file, 0, ALIKE, "header"), cut)
 
 
 def _part(file: DumpFile, position: int, length: int, what: str, limit: int = 1 << 16) -> bytes:
@@ -299,29 +311,19 @@ class KdumpMemory:
             present[row] = True
         return Records(data, present)
 
-    def check_end(self) -> None:
-        """See that the descriptors and the last pages lie in the file.
-
-        Raises:
-            BadData: the file is truncated.
-        """
+    def cut_at_its_end(self) -> str:
+        """Return how the file is cut off: whether descriptors or the last pages lie behind it."""
         layout = self._layout
         if not layout.pages:
-            return
+            return ""
         count = int(self._ranks(addresses([layout.end]))[0])
-        if not self._file.holds(layout.descriptors, count * layout.descriptor.itemsize):
-            raise self._truncated("its page descriptors lie")
         last = np.arange(max(0, count - LAST_DESCRIPTORS), count, dtype=np.uint64)
-        found = self._descriptors(last)
+        found, there = self._descriptors(last)
         ends = found["offset"].astype(np.uint64) + found["size"]
-        if np.any(ends > np.uint64(self._file.size)):
-            raise self._truncated("the data of its last pages lie")
-
-    def _truncated(self, what: str) -> BadData:
-        return BadData(
-            f"{self._file.path} is truncated: {what} beyond its end at {self._file.size} bytes; "
-            "copy the whole dump"
-        )
+        if there.all() and not np.any(ends > np.uint64(self._file.size)):
+            return ""
+        what = "the data of its last pages lie" if there.all() else "its page descriptors lie"
+        return f"{self._file.path} is cut off: {what} beyond its end at {self._file.size} bytes"
 
     def _gather(
         self,
@@ -366,7 +368,9 @@ class KdumpMemory:
             ok[row] = True
         rows = np.array(wanted, dtype=np.int64)
         rows = rows[self._states(numbers[rows]) == HERE]
-        found = self._descriptors(self._ranks(numbers[rows]))
+        found, there = self._descriptors(self._ranks(numbers[rows]))
+        self._damaged |= dict.fromkeys(numbers[rows[~there]].tolist(), CUT_OFF)
+        rows, found = rows[there], found[there]
         columns = (found[name].tolist() for name in ("offset", "size", "flags"))
         # Pages of zeros are all described by one and the same place.
         expanded: dict[tuple[int, int, int], bytes] = {}
@@ -398,7 +402,8 @@ class KdumpMemory:
             if not 0 < stored <= layout.page_size:
                 raise PageDamaged(f"{stored} bytes cannot hold a page")
             if not self._file.holds(offset, stored):
-                raise self._truncated(f"the page at {number * layout.page_size:#x} lies")
+                self._damaged[number] = CUT_OFF
+                return None
             data = self._file.contents.read(offset, stored)
             return compression.expand(data, flags, layout.page_size)
         except (PageDamaged, MemoryNotReadable) as error:
@@ -482,14 +487,18 @@ class KdumpMemory:
             total = int(parts[-1][-1])
         self._counts = np.concatenate(parts)
 
-    def _descriptors(self, ranks: U64) -> NDArray[np.void]:
+    def _descriptors(self, ranks: U64) -> tuple[NDArray[np.void], NDArray[np.bool_]]:
+        """Return page descriptors, and which of them are in the file."""
         kind = self._layout.descriptor
-        size = np.uint64(kind.itemsize)
-        rows = self._contents(np.uint64(self._layout.descriptors) + ranks * size, kind.itemsize)
-        return np.ascontiguousarray(rows).view(kind).reshape(-1)
+        places = np.uint64(self._layout.descriptors) + ranks * np.uint64(kind.itemsize)
+        data, present = self._file.contents.read_many(places, kind.itemsize)
+        return np.ascontiguousarray(data).view(kind).reshape(-1), present
 
     def _contents(self, where: U64, length: int) -> Bytes:
         records = self._file.contents.read_many(where, length)
         if not records.present.all():
-            raise self._truncated("a part of its page tables lies")
+            raise BadData(
+                f"{self._file.path} is cut off or damaged: a part of its bitmaps is missing; "
+                f"{AGAIN}"
+            )
         return records.data

@@ -8,13 +8,15 @@ touched.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import NamedTuple
+
 import numpy as np
 from numpy.typing import NDArray
 
 from inspector.errors import MemoryNotReadable
 from inspector.memory.base import (
     ABSENT,
-    LEFT_OUT,
     NOT_THERE,
     U64,
     Bytes,
@@ -24,10 +26,17 @@ from inspector.memory.base import (
 )
 from inspector.memory.ranges import Ranges
 
-__all__ = ["SegmentedMemory"]
+__all__ = ["Lost", "SegmentedMemory"]
 
 GATHER_LIMIT = 1 << 12
 """Records up to this many bytes are gathered by one NumPy index."""
+
+
+class Lost(NamedTuple):
+    """Ranges that are known to be memory, and why their bytes are not here."""
+
+    why: str
+    ranges: Ranges
 
 
 class SegmentedMemory:
@@ -38,8 +47,7 @@ class SegmentedMemory:
         starts: physical address of each segment.
         sizes: its length in bytes.
         offsets: where it begins in ``buffer``.
-        left_out: start and size of ranges that are known to be memory, but
-            whose bytes are not in ``buffer``.
+        lost: what is known to be memory, but not in ``buffer``.
         ram: where the machine has memory at all, None where that is not known.
 
     Segments may come in any order.  Where two overlap, the one that starts
@@ -55,7 +63,7 @@ class SegmentedMemory:
         starts: U64,
         sizes: U64,
         offsets: U64,
-        left_out: tuple[U64, U64] | None = None,
+        lost: Sequence[Lost] = (),
         ram: Ranges | None = None,
     ) -> None:
         order = np.argsort(starts, kind="stable")
@@ -69,7 +77,7 @@ class SegmentedMemory:
         self.sizes = (sizes - overlap)[keep]
         self.offsets = (offsets + overlap)[keep]
         self._ends = self.starts + self.sizes
-        self._left_out = left_out
+        self._lost = lost
         self.ram = ram
 
     @classmethod
@@ -79,9 +87,7 @@ class SegmentedMemory:
 
     def within(self, ram: Ranges | None) -> SegmentedMemory:
         """Return the same of a machine that has its memory there, None where that is not known."""
-        return SegmentedMemory(
-            self._buffer, self.starts, self.sizes, self.offsets, self._left_out, ram
-        )
+        return SegmentedMemory(self._buffer, self.starts, self.sizes, self.offsets, self._lost, ram)
 
     @property
     def end(self) -> int:
@@ -94,7 +100,7 @@ class SegmentedMemory:
         return index >= 0 and address < int(self._ends[index])
 
     def view(
-        self, starts: U64, sizes: U64, offsets: U64, left_out: tuple[U64, U64] | None = None
+        self, starts: U64, sizes: U64, offsets: U64, lost: Sequence[Lost] = ()
     ) -> SegmentedMemory:
         """Return the memory whose segments lie at these addresses of this one.
 
@@ -112,7 +118,7 @@ class SegmentedMemory:
             starts[segment] + (begin - offsets[segment]),
             end - begin,
             self.offsets[piece] + (begin - self.starts[piece]),
-            left_out,
+            lost,
         )
 
     def read(self, address: int, length: int) -> bytes:
@@ -134,10 +140,9 @@ class SegmentedMemory:
         return b"".join(pieces)
 
     def _why(self, address: int) -> str:
-        if self._left_out is not None and is_address(address):
-            starts, sizes = self._left_out
+        for why, (starts, sizes) in self._lost if is_address(address) else ():
             if np.any(np.uint64(address) - starts < sizes):
-                return LEFT_OUT
+                return why
         if self.ram is None:
             return NOT_THERE if is_address(address) else ABSENT
         return NOT_THERE if self.ram.hold(address) else ABSENT

@@ -73,7 +73,8 @@ def open_split(target: str) -> tuple[Kdump, SplitMemory, str]:
     """Open the files of a split dump.
 
     Returns:
-        The first of them, the memory in all, and what lacks (see ``what_lacks``).
+        The first of them, the memory in all, and what lacks: files (see ``what_lacks``), or
+        the end of one.
 
     Raises:
         BadData: a file cannot be read, or is not one of the same split dump.
@@ -97,7 +98,8 @@ def open_split(target: str) -> tuple[Kdump, SplitMemory, str]:
             )
         reached = part
     parts = [part for part, _ in opened]
-    return first, SplitMemory(parts), what_lacks([part.layout for part in parts])
+    cut = "; ".join(part.cut for part in parts if part.cut)
+    return first, SplitMemory(parts), what_lacks([part.layout for part in parts]) or cut
 
 
 def _part(path: Path) -> Kdump:

@@ -303,7 +303,6 @@ GARBAGE = {
     "elf header": CORE[:64],
     "program headers": CORE[:4096],
     "half a core": CORE[: len(CORE) // 2],
-    "all but a byte": CORE[:-1],
     "half a frame": PACKED[: len(PACKED) // 2],
     "no checksum": PACKED[:-4],
     "flipped frame": PACKED[:5000] + bytes([PACKED[5000] ^ 0xFF]) + PACKED[5001:],
@@ -318,6 +317,18 @@ GARBAGE = {
     "kdump": b"KDUMP   " + bytes(8192),
     "directory": None,
 }
+
+
+@pytest.mark.parametrize("lost", [1 << 14, 1 << 17])
+def test_of_a_core_that_is_cut_off_the_rest_is_shown(lost: int, tmp_path: Path) -> None:
+    path = tmp_path / "cut"
+    path.write_bytes(CORE[:-lost])
+    checked = run("check", str(path))
+    assert checked.exit_code == 3
+    assert "verdict: inconclusive" in checked.stdout
+    assert "which is cut off" in checked.stdout
+    listed = run("rmap", str(path), "--json")
+    assert json.loads(listed.stdout)["slots"]
 
 
 @pytest.mark.parametrize("name", GARBAGE)
