@@ -84,10 +84,9 @@ def rows(machine: Machine, name: str) -> Iterator[Row]:
         f"{len(seen.stopped) / seen.seconds:.1f} samples a second, each with a stop of "
         f"{statistics.median(seen.stopped):.1f} ms and taken in "
         f"{statistics.median(seen.took):.0f} ms; watching takes "
-        f"{100 * statistics.median(seen.shares):.0f} % of a processor",
+        f"{100 * statistics.median(seen.shares):.0f} % of a processor, its start included",
         why="the processors of the host share what they have: what a process beside QEMU takes, "
-        "the guest loses, and watching takes more than the stops do; and most of a stop is GDB's, "
-        "which looks at registers and at the stack each time",
+        "the guest loses",
     )
 
 
