@@ -95,16 +95,16 @@ description of the registers), asks QEMU for its blocks of RAM and where in the 
 (`info ramblock`, `gpa2hva`), and compares some pages. Then the machine runs, and is walked. The
 second stop is an interrupt, one `process_vm_readv` for each 1,024 ranges of the plan, and letting
 go on; GDB is not told of it, since it would look at registers and at the stack first. Nothing is
-decoded in a stop, and after it only what is not as it was seen before. There is no third stop: GDB is ended while the machine runs. A
-copy that lacks something makes one stop more.
+decoded in a stop, and after it only what is not as it was seen before. There is no third stop: GDB
+is ended while the machine runs. A copy that lacks something makes one stop more.
 
 **Through GDB** everything has to be read in a stop. A process between GDB and QEMU's stub reads,
 with many packets under way at once, while GDB waits; the bare client beside it waits for each
 answer.
 
 **Watching** stops the machine once for each sample, for the copy, and compares it with that of the
-sample before. What has not changed is not decoded again, so on a machine at rest a sample takes some
-4 ms of processor time; where much changes it takes up to what the first one did (20 to 50 ms).
+sample before. What has not changed is not decoded again, so on a machine at rest a sample takes
+some 4 ms of processor time; where much changes it takes up to what the first one did (20 to 50 ms).
 Decoding takes the inspector's processor, not the guest's, unless both share one.
 
 **The whole process** is mostly Python importing NumPy; GDB starts meanwhile. The modules of the
