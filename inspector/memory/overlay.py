@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
+
 import numpy as np
 
+from inspector.errors import MemoryNotReadable
 from inspector.memory.base import U64, PhysicalMemory, Records, read_one
 from inspector.memory.ranges import Ranges
 from inspector.memory.segments import SegmentedMemory
@@ -32,6 +35,8 @@ class Overlay:
 
     def read(self, address: int, length: int) -> bytes:
         """Return ``length`` bytes at a physical address."""
+        with contextlib.suppress(MemoryNotReadable):
+            return self._copy.read(address, length)
         return read_one(self, address, length)
 
     def read_many(self, where: U64, length: int) -> Records:

@@ -7,6 +7,7 @@ was stopped in.
 
 from __future__ import annotations
 
+import contextlib
 from typing import NamedTuple, Protocol
 
 import numpy as np
@@ -129,6 +130,14 @@ class KernelSpace(_Translated):
         self.profile = profile
         swapper = linear_to_physical(profile.symbols["swapper_pg_dir"])
         self._root = pte.Root(swapper, pte.PGD_BITS)
+
+    def read(self, address: int, length: int) -> bytes:
+        """Return ``length`` bytes at one address; most are in the linear map, in one piece."""
+        if address >= LINEAR_MAP and address + length <= LINEAR_MAP + LINEAR_SIZE:
+            # which of several pages is missing is told below
+            with contextlib.suppress(MemoryNotReadable):
+                return self.memory.read(address & OFFSET_MASK, length)
+        return super().read(address, length)
 
     def translate(self, where: U64) -> tuple[U64, NDArray[np.bool_]]:
         """Return physical addresses of kernel virtual addresses."""
