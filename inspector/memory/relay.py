@@ -524,7 +524,8 @@ def main() -> int:
     try:
         stands = relay.begin(found)
     except Exception as error:  # whatever it is, the machine is not left standing for it
-        stub.farewell()
+        if found != STANDS:
+            stub.farewell()
         what = {Silent: SILENCE, Refused: FOREIGN}.get(type(error), UNREACHED)
         _tell(control, f"{what} {error}")
         return LEFT

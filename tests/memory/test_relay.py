@@ -348,12 +348,29 @@ def test_nobody_listens() -> None:
     assert asked.close()
 
 
-def test_a_connection_that_is_served_late_lets_the_machine_go_on(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
+@pytest.fixture
+def impatient(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Have relays give up soon."""
     quick = tmp_path / "relay.py"
     quick.write_text(Path(relay.__file__).read_text().replace("SILENT = 10.0", "SILENT = 0.2"))
     monkeypatch.setattr("inspector.memory.relayed.PROGRAM", quick)
+
+
+@pytest.mark.usefixtures("impatient")
+def test_a_connection_that_is_served_late_leaves_standing_what_stood_still() -> None:
+    stub = Stub(serving=False)
+    asked = Relay("127.0.0.1", stub.port)
+    asked.stands()
+    Gdb(asked.socket_name)
+    with pytest.raises(Lost, match="silence"):
+        asked.about()
+    assert asked.close()
+    stub.serve_late()
+    assert not [packet for packet in stub.ended() if packet.startswith("D")]
+
+
+@pytest.mark.usefixtures("impatient")
+def test_a_connection_that_is_served_late_lets_the_machine_go_on() -> None:
     stub = Stub(serving=False)
     asked = Relay("127.0.0.1", stub.port, resume=True)
     with pytest.raises(Lost, match="silence"):
