@@ -7,12 +7,20 @@ LENGTH`` or ``lost LENGTH`` and so many bytes.
 from __future__ import annotations
 
 import contextlib
+import select
+import signal
 import socket
+import weakref
 from collections.abc import Iterator, Sequence
 
 from inspector.errors import TargetNotSupported
 
-__all__ = ["Lender", "Lost", "Refused"]
+__all__ = ["SIGNALS", "Lender", "Lost", "Refused"]
+
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+"""Those that are kept waiting where an exception would do harm."""
+PIECE = 1 << 18
+LINE_LIMIT = 64
 
 BATCH_BYTES = 1 << 23
 ANSWER_LIMIT = 1 << 26
@@ -40,50 +48,83 @@ class Lost(TargetNotSupported):
 class Lender:
     """The other end of a socket.
 
+    A question that was interrupted while its answer was waited for is no
+    obstacle: the answer is passed over before the next question.
+
     Args:
         end: the socket, which is taken over.
         batch: ranges in one request.
     """
 
     def __init__(self, end: socket.socket, batch: int) -> None:
-        with end:
-            self._stream = end.makefile("rwb")
+        self._end = end
+        # who lends until this process ends is not told before
+        weakref.finalize(self, end.close)
         self._batch = batch
-        self._halfway = False
+        self._heard = bytearray()
+        self._owed = 0
+        """Answers that were not heard to their end."""
+        self._torn = False
+        """Whether a request may have been sent in part."""
 
     def ask(self, request: str) -> bytes:
         """Return the answer to a request.
 
         Raises:
             Refused: it could not be done.
-            Lost: the other end is gone, or an answer was not waited for.
+            Lost: the other end is gone.
         """
-        if self._halfway:
-            raise Lost(request, "an earlier answer was interrupted")
-        self._halfway = True
+        if self._torn:
+            raise Lost(request, "an earlier request was interrupted")
         try:
+            while self._owed:
+                kind, answer = self._answer()
+                if kind == b"lost":
+                    raise Lost(request, answer.decode("utf-8", "replace"))
+            self._torn = True
             # what the other end said last can be read, also if it takes nothing more
             with contextlib.suppress(BrokenPipeError):
-                self._stream.write(request.encode() + b"\n")
-                self._stream.flush()
-            kind, _, length = self._stream.readline().partition(b" ")
-            if length and not 0 <= int(length) <= ANSWER_LIMIT:
-                raise ValueError(f"it announces {int(length)} bytes")
-            answer = self._stream.read(int(length)) if length else b""
+                self._end.sendall(request.encode() + b"\n")
+            self._owed, self._torn = 1, False
+            kind, answer = self._answer()
         except (OSError, ValueError) as error:
             raise Lost(request, str(error)) from error
-        if not length or len(answer) != int(length):
-            raise Lost(request, "the connection was closed")
-        self._halfway = False
         if kind == b"ok":
             return answer
         said = answer.decode("utf-8", "replace")
         raise Refused(request, said) if kind == b"error" else Lost(request, said)
 
+    def _answer(self) -> tuple[bytes, bytes]:
+        """Hear the next answer to its end: its kind, and what it says."""
+        while (end := self._heard.find(b"\n")) < 0:
+            if len(self._heard) > LINE_LIMIT:
+                raise ValueError(f"it says {bytes(self._heard[:LINE_LIMIT])!r}")
+            self._listen()
+        kind, _, announced = bytes(self._heard[:end]).partition(b" ")
+        length = int(announced)
+        if not 0 <= length <= ANSWER_LIMIT:
+            raise ValueError(f"it announces {length} bytes")
+        whole = end + 1 + length
+        while len(self._heard) < whole:
+            self._listen()
+        answer = bytes(memoryview(self._heard)[end + 1 : whole])
+        with _uninterrupted():
+            del self._heard[:whole]
+            self._owed = 0
+        return kind, answer
+
+    def _listen(self) -> None:
+        select.select([self._end], [], [])
+        # what was taken from the socket and not kept would be missing in every answer from then on
+        with _uninterrupted():
+            piece = self._end.recv(PIECE)
+            self._heard += piece
+        if not piece:
+            raise OSError("the connection was closed")
+
     def tell(self, text: str) -> None:
         """Send what is not answered."""
-        self._stream.write(text.encode())
-        self._stream.flush()
+        self._end.sendall(text.encode())
 
     def read_ranges(self, ranges: list[Span]) -> list[bytes]:
         """Return the bytes of ranges of RAM."""
@@ -101,8 +142,17 @@ class Lender:
 
     def close(self) -> None:
         """Close the socket, which the other end notices."""
-        with contextlib.suppress(OSError):
-            self._stream.close()
+        self._end.close()
+
+
+@contextlib.contextmanager
+def _uninterrupted() -> Iterator[None]:
+    """Keep signals waiting for a block."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def _batches(ranges: list[Span], count: int) -> Iterator[Sequence[Span]]:

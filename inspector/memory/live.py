@@ -27,7 +27,7 @@ from inspector.memory import relay
 from inspector.memory.ahead import behind
 from inspector.memory.base import addresses
 from inspector.memory.direct import DirectMemory, hva_of
-from inspector.memory.lender import Lost
+from inspector.memory.lender import SIGNALS, Lost
 from inspector.memory.mi import GdbError, GdbProcess
 from inspector.memory.processes import is_local, is_taken
 from inspector.memory.ram import RamMap, large_blocks, parse_mtree
@@ -36,8 +36,6 @@ from inspector.memory.stub import StubMemory
 
 __all__ = ["LiveMachine", "resumed"]
 
-SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-"""Those that wait until a machine is left."""
 CONNECT_TIMEOUT = 2 * relay.SILENT
 PROBE_LENGTH = 1 << 12
 REMOTE_TIMEOUT = 30
