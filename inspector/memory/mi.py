@@ -25,7 +25,15 @@ __all__ = ["GdbError", "GdbProcess", "GdbSilent", "Result"]
 
 TIMEOUT = 30.0
 STRING = re.compile(rb'"(?:[^"\\]|\\.)*"')
-BRACKETS = ((b"{", b"}"), (b"[", b"]"))
+VALUE = b"\1"
+"""Stands for a string, a tuple or a list while a record is gone through."""
+RESULT = rb"[\w-]+=" + VALUE
+GROUP = re.compile(
+    rb"\{(?:%b(?:,%b)*)?\}|\[(?:(?:%b|%b)(?:,(?:%b|%b))*)?\]"
+    % (RESULT, RESULT, RESULT, VALUE, RESULT, VALUE)
+)
+RECORD = re.compile(rb"\d+\^[a-z]+(?:,%b)*" % RESULT)
+DEPTH = 32
 STREAMS = (b'~"', b'@"', b'&"')
 
 
@@ -162,10 +170,19 @@ class GdbProcess:
         return self._lines.pop()
 
 
+def _is_record(line: bytes) -> bool:
+    """Say whether a line is a result record of GDB/MI, whole and in order."""
+    bare = STRING.sub(VALUE, line)
+    for _ in range(DEPTH):
+        bare, found = GROUP.subn(VALUE, bare)
+        if not found:
+            break
+    return VALUE not in line and RECORD.fullmatch(bare) is not None
+
+
 def _parsed(line: bytes) -> dict[str, Any] | None:
-    # pygdbmi looks for the end of an open list for ever
-    bare = STRING.sub(b"", line)
-    if any(bare.count(begin) != bare.count(end) for begin, end in BRACKETS):
+    # pygdbmi looks for the end of what is open for ever
+    if not _is_record(line):
         return None
     try:
         record: dict[str, Any] = parse_response(line.decode("utf-8", "replace"))

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from inspector.errors import TargetNotSupported
-from inspector.memory.mi import GdbError, GdbProcess
+from inspector.memory.mi import GdbError, GdbProcess, _parsed
 
 SCRIPT = r"""#!{python}
 import sys, time
@@ -70,6 +70,78 @@ def test_a_command_gets_its_own_answer(gdb: GdbProcess) -> None:
 
 def test_torn_lines_are_passed_over(gdb: GdbProcess) -> None:
     assert gdb.command("-torn").payload == {}
+
+
+@pytest.mark.parametrize(
+    ("line", "payload"),
+    [
+        (b"1^done", None),
+        (b"2^running", None),
+        (
+            b'3^error,msg="a \\"b\\" {[",code="undefined-command"',
+            {"msg": 'a "b" {[', "code": "undefined-command"},
+        ),
+        (
+            b'4^connected,frame={level="0",addr="0x1",func="??",args=[],arch="powerpc:common64"}',
+            {
+                "frame": {
+                    "level": "0",
+                    "addr": "0x1",
+                    "func": "??",
+                    "args": [],
+                    "arch": "powerpc:common64",
+                }
+            },
+        ),
+        (
+            b'5^done,asm_insns=[{address="0x1",opcodes="60 00",inst="nop"},{address="0x5"}]',
+            {
+                "asm_insns": [
+                    {"address": "0x1", "opcodes": "60 00", "inst": "nop"},
+                    {"address": "0x5"},
+                ]
+            },
+        ),
+        (
+            b'6^done,bkpt={number="1",type="hw breakpoint",thread-groups=["i1"],times="0"}',
+            {
+                "bkpt": {
+                    "number": "1",
+                    "type": "hw breakpoint",
+                    "thread-groups": ["i1"],
+                    "times": "0",
+                }
+            },
+        ),
+        (
+            b'7^done,stack=[frame={level="0"},frame={level="1"}]',
+            {"stack": [{"level": "0"}, {"level": "1"}]},
+        ),
+    ],
+)
+def test_records(line: bytes, payload: object) -> None:
+    record = _parsed(line)
+    assert record is not None
+    assert record["payload"] == payload
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        b'1^d"one,asm_insns=[{address="0x0",inst="noadded,id="i1"',
+        b'1^done,a=["b"',
+        b'1^done,a={"b"}',
+        b'1^done,a="b',
+        b"1^done,a=b",
+        b'1^done,a="b"c="d"',
+        b"1^done,a=\1",
+        b"1^done,a=" + b"[" * 100 + b"]" * 100,
+        b"1^done,a=" + b"[" * 5000,
+        b"done",
+    ],
+)
+def test_what_is_no_record(line: bytes) -> None:
+    assert _parsed(line) is None
 
 
 def test_an_error_is_gdbs_own(gdb: GdbProcess) -> None:
