@@ -42,7 +42,8 @@ def inspect(
         text=True,
         check=False,
         preexec_fn=prepare,
-        env={**os.environ, **extra},
+        # Python would keep what it could write of a compiled module
+        env={**os.environ, "PYTHONDONTWRITEBYTECODE": "1", **extra},
     )
 
 

@@ -57,8 +57,6 @@ def main(arguments: list[str] | None = None) -> None:
         help="take the rows of a recorded run; of several, the first that has a row",
     )
     options = parser.parse_args(arguments)
-    # as for whoever uses a program twice: its modules are compiled once
-    os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
     if options.recorded:
         document = _joined([json.loads(path.read_text()) for path in options.recorded])
     else:
@@ -154,4 +152,6 @@ def _exerciser(scenario: str) -> Machine:
 
 
 if __name__ == "__main__":
+    # as for whoever uses a program twice: its modules are compiled once
+    os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
     main()
