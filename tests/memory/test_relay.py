@@ -102,6 +102,11 @@ class Gdb:
             assert self._incoming.fill(), "the relay has closed the connection"
         return packet
 
+    def let_run(self) -> None:
+        """Ask why the machine stands still, and let it go on."""
+        self.ask(b"?")
+        self.send(b"vCont;c:p1.-1")
+
     def interrupt(self) -> None:
         """Ask the machine to stop."""
         self._end.sendall(b"\3")
@@ -214,8 +219,7 @@ def test_the_machine_goes_on_when_gdb_goes(begin: Callable[[Stub], Begun]) -> No
 def test_a_running_machine_is_not_stopped_to_leave_it(begin: Callable[[Stub], Begun]) -> None:
     stub = Stub()
     asked, gdb = begin(stub)
-    gdb.ask(b"?")
-    gdb.send(b"vCont;c:p1.-1")
+    gdb.let_run()
     with pytest.raises(Refused, match="runs"):
         asked.read_ranges([(0, 8)])
     gdb.interrupt()
@@ -231,8 +235,7 @@ def test_a_running_machine_is_not_stopped_to_leave_it(begin: Callable[[Stub], Be
 def test_a_machine_is_held_without_gdb(begin: Callable[[Stub], Begun]) -> None:
     stub = Stub()
     asked, gdb = begin(stub)
-    gdb.ask(b"?")
-    gdb.send(b"vCont;c:p1.-1")
+    gdb.let_run()
     for _ in range(3):
         asked.hold()
         asked.hold()
@@ -250,8 +253,7 @@ def test_a_machine_is_held_without_gdb(begin: Callable[[Stub], Begun]) -> None:
 def test_a_machine_that_was_held_goes_on(begin: Callable[[Stub], Begun]) -> None:
     stub = Stub()
     asked, gdb = begin(stub)
-    gdb.ask(b"?")
-    gdb.send(b"vCont;c:p1.-1")
+    gdb.let_run()
     asked.hold()
     assert asked.close()
     assert stub.ended()[-1] == "D"
@@ -274,8 +276,7 @@ def test_a_machine_that_ends_cannot_be_held(begin: Callable[[Stub], Begun]) -> N
 
     stub = Ending()
     asked, gdb = begin(stub)
-    gdb.ask(b"?")
-    gdb.send(b"vCont;c:p1.-1")
+    gdb.let_run()
     with pytest.raises(Lost, match="QEMU has ended"):
         asked.hold()
 
@@ -320,8 +321,7 @@ def test_a_stop_that_is_under_way_is_waited_for(begin: Callable[[Stub], Begun]) 
     stub = Stub()
     stub.stops_after = 0.5
     asked, gdb = begin(stub)
-    gdb.ask(b"?")
-    gdb.send(b"vCont;c:p1.-1")
+    gdb.let_run()
     gdb.interrupt()
     while "\3" not in stub.packets:
         time.sleep(0.01)
