@@ -1,0 +1,464 @@
+"""GDB commands that show what KVM-HV on POWER believes about nested guests.
+
+Source this file in a GDB (12 or later, built with Python) that is attached to
+the GDB stub of a QEMU machine; ``help kvmhv`` says what there is.
+
+GDB's own Python needs no packages for it.  What reads the target runs the
+``inspector`` command, lends it the stopped machine's physical memory over a
+socket (see inspector/memory/served.py for the protocol), and prints what it
+says.  The machine is not let go on and nothing is written to it; physical mode
+is put back before anything else may happen, also after an error or Ctrl-C.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import select
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import IO
+
+import gdb
+import gdb.printing
+
+if not hasattr(gdb, "RemoteTargetConnection"):
+    raise gdb.GdbError(f"kvmhv.py needs GDB 12 or later, this is {gdb.VERSION}")
+
+ROOT = next(
+    folder
+    for folder in Path(__file__).resolve().parents
+    if (folder / "inspector" / "encoding.py").is_file()
+)
+"""The checkout, or the site-packages that the inspector is installed in."""
+
+if str(ROOT) not in sys.path:
+    # Last, so that nothing else that is installed there hides a module of GDB's Python.
+    sys.path.append(str(ROOT))
+
+from inspector import encoding  # noqa: E402
+from inspector.reports.words import words_text  # noqa: E402
+
+NAME = "inspector"
+POLL = 0.1
+"""Seconds between two looks for a Ctrl-C, or another signal that was held back."""
+ANSWER_TIMEOUT = 30.0
+"""Seconds the inspector may take to fetch an answer."""
+REMOTE_TIMEOUT = 30
+"""After GDB's own 2 s the late answer of a busy QEMU would be taken for that to the next packet."""
+FAILED = 2
+"""The first exit code that says that something failed; 1 says that violations were found."""
+HELD_BACK = {signal.SIGINT, signal.SIGTERM, signal.SIGHUP}
+"""Signals that would have GDB leave while the stub is in physical mode."""
+U64 = (1 << 64) - 1
+
+
+class _Setting(gdb.Parameter):
+    """A setting that is a text, empty where it is not set."""
+
+    shown = ""
+
+    def __init__(self, name: str, kind: int) -> None:
+        super().__init__(f"kvmhv {name}", gdb.COMMAND_DATA, kind)
+        self.value: str | None = ""
+
+    def get_set_string(self) -> str:
+        return ""
+
+    def get_show_string(self, text: str) -> str:
+        return f"{self.shown}: {text or 'not set'}"
+
+
+class _InspectorSetting(_Setting):
+    """The inspector command that the kvmhv commands run.
+
+    Without it, the one that belongs to this script, or else the first one on PATH."""
+
+    set_doc = "Set the inspector command that the kvmhv commands run."
+    show_doc = "Show the inspector command that the kvmhv commands run."
+    shown = "The inspector command"
+
+
+class _OptionsSetting(_Setting):
+    """Options for every inspector command that reads the machine.
+
+    For example --debug-file FILE, for a kernel without BTF."""
+
+    set_doc = "Set options for every inspector command that reads the machine."
+    show_doc = "Show options for every inspector command that reads the machine."
+    shown = "Options for the inspector"
+
+
+SETTINGS = {
+    "inspector": (_InspectorSetting, gdb.PARAM_OPTIONAL_FILENAME),
+    "options": (_OptionsSetting, gdb.PARAM_STRING_NOESCAPE),
+}
+
+
+class _Prefix(gdb.Command):
+    """Commands for KVM-HV on POWER: what L0 believes about nested guests.
+
+    They need a stopped machine: a QEMU that runs the host kernel (powernv, or
+    pseries with nested HV), attached to with 'target remote HOST:PORT'.  It may
+    have stopped in the host or in a guest."""
+
+    def __init__(self) -> None:
+        super().__init__("kvmhv", gdb.COMMAND_DATA, gdb.COMPLETE_COMMAND, True)
+
+
+class _SettingsPrefix(gdb.Command):
+    """Settings of the kvmhv commands."""
+
+    def __init__(self, verb: str) -> None:
+        super().__init__(f"{verb} kvmhv", gdb.COMMAND_DATA, gdb.COMPLETE_COMMAND, True)
+
+    def invoke(self, argument: str, from_tty: bool) -> None:
+        """Show them all, where no one is named."""
+        for name in SETTINGS:
+            gdb.execute(f"show kvmhv {name}")
+
+
+class _Command(gdb.Command):
+    """A command whose arguments are words, of which GDB expressions are evaluated."""
+
+    name = ""
+    options: tuple[str, ...] = ("--json",)
+
+    def __init__(self) -> None:
+        super().__init__(f"kvmhv {self.name}", gdb.COMMAND_DATA)
+
+    def complete(self, text: str, word: str | None) -> object:
+        """Complete an option; ``word`` is None where only the kind of what follows is asked for."""
+        typed = "" if not text or text[-1].isspace() else text.split()[-1]
+        if not typed.startswith("-"):
+            return self.others(typed)
+        known = len(typed) - len(typed if word is None else word)
+        return [option[known:] for option in self.options if option.startswith(typed)]
+
+    def others(self, typed: str) -> object:
+        """Return what may stand where no option does."""
+        return gdb.COMPLETE_EXPRESSION if typed.startswith(("$", "(")) else gdb.COMPLETE_NONE
+
+
+class _OfMachine(_Command):
+    """A command of the inspector, run on the stopped machine."""
+
+    def invoke(self, argument: str, from_tty: bool) -> None:
+        """Run it."""
+        given = [_evaluated(word) for word in gdb.string_to_argv(argument)]
+        _run_inspector(self.name, given)
+
+
+class _Vms(_OfMachine):
+    """List the VMs with their memslots and nested guests.
+
+    Usage: kvmhv vms [--json]"""
+
+    name = "vms"
+
+
+class _NestedGuests(_OfMachine):
+    """List the nested guests of every VM.
+
+    Usage: kvmhv nested [--json]"""
+
+    name = "nested"
+
+    def invoke(self, argument: str, from_tty: bool) -> None:
+        """Run it."""
+        _run_inspector("vms", ["--nested", *gdb.string_to_argv(argument)])
+
+
+class _Rmap(_OfMachine):
+    """Show rmap slots, every entry decoded and marked live or stale.
+
+    Usage: kvmhv rmap [GFN...] [--all] [--json] [--jsonl]
+    GFN is a page number of an L1 guest, or a GDB expression that begins with $
+    or a parenthesis.  Without one, every slot that is not empty is shown."""
+
+    name = "rmap"
+    options = ("--all", "--json", "--jsonl")
+
+    def invoke(self, argument: str, from_tty: bool) -> None:
+        """Run it."""
+        given = [_evaluated(word) for word in gdb.string_to_argv(argument)]
+        _run_inspector(
+            self.name,
+            [part for word in given for part in ((word,) if word[0] == "-" else ("--gfn", word))],
+        )
+
+
+class _Lookup(_OfMachine):
+    """Show how a page is mapped, from L2 to the host and back.
+
+    Usage: kvmhv lookup HOW [--vm LPID] [--all] [--json]
+    HOW is one of
+      --gfn GFN, --gpa GPA   a page of L1, by its number or an address in it
+      --l2 LPID:GPA          a page of L2
+      --hpa HPA              a page of the host, by a physical address in it
+      --word WORD            an rmap word
+      --address ADDRESS      a kernel address of a node, a slot, a memslot, ...
+    Numbers may be GDB expressions that begin with $ or a parenthesis."""
+
+    name = "lookup"
+    options = (
+        *("--gfn", "--gpa", "--l2", "--hpa", "--word", "--address"),
+        *("--vm", "--all", "--json"),
+    )
+
+
+class _Capture(_OfMachine):
+    """Save what an inspection needs as a small core file, for the inspector.
+
+    Usage: kvmhv capture FILE [--json]"""
+
+    name = "capture"
+    options = ("--json", "--note")
+
+    def invoke(self, argument: str, from_tty: bool) -> None:
+        """Run it."""
+        file, *rest = gdb.string_to_argv(argument) or [""]
+        if not file or file.startswith("-"):
+            raise gdb.GdbError("Usage: kvmhv capture FILE [--json]")
+        _run_inspector(self.name, ["-o", os.path.expanduser(file), *rest])
+
+    def others(self, typed: str) -> object:
+        """Complete the file."""
+        return gdb.COMPLETE_FILENAME
+
+
+class _Check(_OfMachine):
+    """Check every VM's reverse maps and shadow tables against the inspector's model.
+
+    Usage: kvmhv check [--json]
+    $kvmhv_exit is 0 afterwards if they are consistent, 1 if there are violations."""
+
+    name = "check"
+
+
+class _Decode(_Command):
+    """Decode rmap words; no machine is needed.
+
+    Usage: kvmhv decode WORD... [--hash]
+    A WORD is a GDB expression, in quotes if there are blanks in it.  --hash says
+    that the words are of a guest with the hash MMU."""
+
+    name = "decode"
+    options = ("--hash",)
+
+    def invoke(self, argument: str, from_tty: bool) -> None:
+        """Run it."""
+        given = gdb.string_to_argv(argument)
+        words = [_value(word) for word in given if word != "--hash"]
+        if not words:
+            raise gdb.GdbError("Usage: kvmhv decode WORD... [--hash]")
+        for line in words_text(words, of_hash="--hash" in given):
+            gdb.write(f"{line}\n")
+
+    def others(self, typed: str) -> object:
+        """Complete an expression."""
+        return gdb.COMPLETE_EXPRESSION
+
+
+class _NestedRmapFunction(gdb.Function):
+    """Decode the word of an entry of a nested reverse map.
+
+    Usage: $nested_rmap (WORD [, PART])
+    It is "LPID:ADDRESS", for example "1:0x1014000", or "empty" for 0.  With a
+    PART it is a number: "lpid" the L1 LPID, "gpa" the L2 guest real address,
+    "single" whether the single-entry bit is set.  For example:
+    break *ADDRESS if $nested_rmap($r4, "lpid") == 5"""
+
+    def __init__(self) -> None:
+        super().__init__("nested_rmap")
+
+    def invoke(self, word: gdb.Value, part: gdb.Value | None = None) -> str | int:
+        """Evaluate it."""
+        value = int(word) & U64
+        if part is None:
+            return _entry(value)
+        lpid, gpa = encoding.decode(value)
+        parts = {"lpid": lpid, "gpa": gpa, "single": encoding.is_single(value)}
+        name = part.string()
+        if name not in parts:
+            raise gdb.GdbError(f'$nested_rmap has no part "{name}", it has {", ".join(parts)}')
+        return parts[name]
+
+
+class _RmapNestedPrinter:
+    """Prints a ``struct rmap_nested``, where its type is loaded."""
+
+    def __init__(self, node: gdb.Value) -> None:
+        self._node = node
+
+    def to_string(self) -> str:
+        """Return the entry of the node and what follows it."""
+        after = int(self._node["list"]["next"]) & U64
+        form = encoding.form_of(after)
+        follows = {
+            encoding.SlotForm.EMPTY: "then nothing",
+            encoding.SlotForm.SINGLE: f"then the last entry, L2 {_entry(after)}",
+            encoding.SlotForm.LIST: f"then node {after:#x}",
+        }
+        return f"L2 {_entry(int(self._node['rmap']) & U64)}, {follows[form]}"
+
+
+def _entry(word: int) -> str:
+    entry = encoding.decode(word)
+    return f"{entry.lpid}:{entry.gpa:#x}" if word else "empty"
+
+
+def _value(expression: str) -> int:
+    return int(gdb.parse_and_eval(expression)) & U64
+
+
+def _evaluated(word: str) -> str:
+    return f"{_value(word):#x}" if word.startswith(("$", "(")) else word
+
+
+def _program() -> str:
+    """Return the inspector command to run."""
+    given: str | None = gdb.parameter("kvmhv inspector")
+    if given:
+        found = shutil.which(os.path.expanduser(given))
+        if found is None:
+            raise gdb.GdbError(f"'{given}' is no program; see 'show kvmhv inspector'")
+        return found
+    own = [ROOT / ".venv" / "bin" / NAME]
+    if ROOT.name in ("site-packages", "dist-packages"):
+        own.append(ROOT.parents[2] / "bin" / NAME)
+    found = next((str(path) for path in own if os.access(path, os.X_OK)), shutil.which(NAME))
+    if found is None:
+        raise gdb.GdbError(
+            "what reads the machine needs the 'inspector' command, and it is not on PATH; "
+            "install it (see its README), or say where it is with 'set kvmhv inspector FILE'"
+        )
+    return found
+
+
+def _machine() -> gdb.RemoteTargetConnection:
+    """Return the connection to the machine; GDB itself runs no such command while it runs."""
+    connection = gdb.selected_inferior().connection
+    if not isinstance(connection, gdb.RemoteTargetConnection):
+        raise gdb.GdbError("no machine is attached; use 'target remote HOST:PORT' first")
+    return connection
+
+
+def _run_inspector(command: str, arguments: list[str]) -> None:
+    """Run a command of the inspector on the machine, and print what it says when it is done."""
+    connection, program = _machine(), _program()
+    options = gdb.string_to_argv(gdb.parameter("kvmhv options") or "")
+    ours, theirs = socket.socketpair()
+    target = f"served:{theirs.fileno()}"
+    # GDB may have been started with a PYTHONHOME of its own.
+    environment = {k: v for k, v in os.environ.items() if k != "PYTHONHOME"}
+    with ours, theirs, tempfile.TemporaryFile() as out, tempfile.TemporaryFile() as error:
+        with (
+            _lent(connection),
+            subprocess.Popen(
+                [program, command, target, *options, *arguments],
+                stdin=subprocess.DEVNULL,
+                stdout=out,
+                stderr=error,
+                pass_fds=[theirs.fileno()],
+                env=environment,
+                start_new_session=True,
+            ) as child,
+        ):
+            theirs.close()
+            try:
+                _serve(ours, connection)
+            except BaseException:
+                child.kill()
+                raise
+        said, failure = (_text(file) for file in (out, error))
+    gdb.set_convenience_variable("kvmhv_exit", child.returncode)
+    gdb.write(said)
+    if child.returncode >= FAILED or child.returncode < 0:
+        raise gdb.GdbError(failure.strip() or f"{NAME} {command}: exit code {child.returncode}")
+    gdb.write(failure, gdb.STDERR)
+
+
+def _text(file: IO[bytes]) -> str:
+    file.seek(0)
+    return file.read().decode("utf-8", "replace")
+
+
+@contextlib.contextmanager
+def _lent(connection: gdb.RemoteTargetConnection) -> Iterator[None]:
+    """Hold the stub in physical mode for a block; signals wait until it is as it was."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, HELD_BACK)
+    timeout = gdb.parameter("remotetimeout")
+    try:
+        gdb.execute(f"set remotetimeout {REMOTE_TIMEOUT}", to_string=True)
+        mode = connection.send_packet("qqemu.PhyMemMode")
+        if mode not in (b"0", b"1"):
+            raise gdb.GdbError("the stub has no physical mode, so it is not QEMU's, or too old")
+        try:
+            connection.send_packet("Qqemu.PhyMemMode:1")
+            yield
+        finally:
+            connection.send_packet(b"Qqemu.PhyMemMode:" + mode)
+    finally:
+        gdb.execute(f"set remotetimeout {timeout or 'unlimited'}", to_string=True)
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def _serve(end: socket.socket, connection: gdb.RemoteTargetConnection) -> None:
+    """Answer what is asked until the other end closes."""
+    end.settimeout(ANSWER_TIMEOUT)
+    asked = b""
+    while True:
+        if HELD_BACK & signal.sigpending():
+            raise KeyboardInterrupt
+        if not select.select([end], [], [], POLL)[0]:
+            continue
+        piece = end.recv(1 << 16)
+        if not piece:
+            return
+        asked += piece
+        if asked.endswith(b"\n"):
+            try:
+                kind, answer = b"ok", _answer(asked.decode().split(), connection)
+            except (gdb.error, ValueError) as error:
+                kind, answer = b"error", str(error).encode()
+            asked = b""
+            end.sendall(b"%s %d\n" % (kind, len(answer)) + answer, socket.MSG_NOSIGNAL)
+
+
+def _answer(request: list[str], connection: gdb.RemoteTargetConnection) -> bytes:
+    """Answer one request; see inspector/memory/served.py for what there is."""
+    kind, *numbers = request
+    if kind == "about":
+        return f"GDB {gdb.VERSION}, attached to {connection.details}".encode()
+    if kind == "map":
+        return bytes(gdb.execute("monitor info mtree -f", to_string=True), "utf-8")
+    if kind == "read":
+        memory = gdb.selected_inferior()
+        places = [int(number, 16) for number in numbers]
+        pairs = zip(places[::2], places[1::2], strict=True)
+        return b"".join(bytes(memory.read_memory(*pair)) for pair in pairs)
+    raise gdb.error(f"'{kind}' is not known; {NAME} and kvmhv.py are of different versions")
+
+
+def _install() -> None:
+    _Prefix()
+    for verb in ("set", "show"):
+        _SettingsPrefix(verb)
+    for name, (setting, kind) in SETTINGS.items():
+        setting(name, kind)
+    for command in (_Vms, _NestedGuests, _Rmap, _Lookup, _Capture, _Check, _Decode):
+        command()
+    _NestedRmapFunction()
+    printers = gdb.printing.RegexpCollectionPrettyPrinter("kvmhv")
+    printers.add_printer("rmap_nested", "^rmap_nested$", _RmapNestedPrinter)
+    gdb.printing.register_pretty_printer(None, printers, replace=True)
+
+
+_install()
