@@ -82,7 +82,8 @@ MANUAL = Path(__file__).parent.parent / "manual"
 @click.command(
     cls=_Commands,
     context_settings={"help_option_names": ["-h", "--help"]},
-    epilog=f"The manual, from start.md on: {MANUAL}",
+    # The \b keeps click from breaking the path into two lines.
+    epilog=f"\b\nThe manual: {MANUAL / 'start.md'}",
 )
 @click.version_option(__version__)
 def cli() -> None:
