@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import copy
 import enum
+import json
 import re
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import jsonschema
 import pytest
 
+from fixtures.schemas import __main__ as command
 from fixtures.schemas.__main__ import BEGIN, PAGE, PROMISED, SCHEMAS, page, promised
 from fixtures.schemas.build import broken_promises, promises_of, schema_of, text_of
 from fixtures.schemas.documents import DOCUMENTS
@@ -127,6 +130,22 @@ def test_what_may_be_added() -> None:
     vm["required"].append("basis")
     vm["properties"]["not_judged"]["items"]["properties"]["part"]["examples"].append("other")
     assert list(broken_promises(promises_of(schema), promises_of(changed))) == []
+
+
+def test_nothing_is_written_that_breaks_a_promise(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    record = promised()
+    record["inspector.resume/1"]["machine"] = {"required": True, "type": "string"}
+    for name in ("PROMISED", "PAGE"):
+        monkeypatch.setattr(command, name, tmp_path / name)
+    monkeypatch.setattr(command, "SCHEMAS", tmp_path)
+    command.PROMISED.write_text(json.dumps(record))
+    assert command.main() == 1
+    said = capsys.readouterr().err
+    assert "inspector.resume/1: machine: removed" in said
+    assert "nothing was written; give the document its next version" in said
+    assert [path.name for path in tmp_path.iterdir()] == ["PROMISED"]
 
 
 def values(label: str, *path: str) -> set[object]:
