@@ -17,7 +17,7 @@ from fixtures.schemas import __main__ as command
 from fixtures.schemas.__main__ import BEGIN, PAGE, PROMISED, SCHEMAS, page, promised
 from fixtures.schemas.build import broken_promises, promises_of, schema_of, text_of
 from fixtures.schemas.documents import DOCUMENTS
-from fixtures.schemas.forms import Document
+from fixtures.schemas.forms import Document, integer, later, structure
 from inspector.checks.base import Severity
 from inspector.checks.verdict import Verdict
 from inspector.diagnosis import Outcome
@@ -104,6 +104,15 @@ def _grown(schema: dict[str, Any]) -> None:
     schema["properties"]["verdict"]["enum"].append("perhaps")
 
 
+def _new_in_all(schema: dict[str, Any]) -> None:
+    _vm(schema)["properties"]["basis"] = {"type": "string"}
+    _vm(schema)["required"].append("basis")
+
+
+def _new_form(schema: dict[str, Any]) -> None:
+    schema["$defs"]["evidence"]["properties"]["value"]["type"].append("integer")
+
+
 def _open_value_lost(schema: dict[str, Any]) -> None:
     _vm(schema)["properties"]["not_judged"]["items"]["properties"]["part"]["examples"].pop()
 
@@ -113,7 +122,11 @@ def _inner(schema: dict[str, Any]) -> None:
 
 
 @pytest.mark.parametrize(
-    "change", [_retyped, _narrowed, _optional, _removed, _grown, _open_value_lost, _inner]
+    "change",
+    [
+        *(_retyped, _narrowed, _optional, _removed, _grown, _open_value_lost, _inner),
+        *(_new_in_all, _new_form),
+    ],
 )
 def test_what_makes_a_new_version(change: Callable[[dict[str, Any]], None]) -> None:
     schema = schema_of(BY_LABEL["inspector.check/1"])
@@ -126,8 +139,10 @@ def test_what_may_be_added() -> None:
     schema = schema_of(BY_LABEL["inspector.check/1"])
     changed = copy.deepcopy(schema)
     vm = _vm(changed)
-    vm["properties"]["basis"] = {"type": "object", "properties": {}, "required": []}
-    vm["required"].append("basis")
+    read = later("0.2.0", structure("what the verdict rests on", {"words": integer("read")}))
+    added = structure("a VM", {"basis": read})
+    vm["properties"] |= added["properties"]
+    vm["required"] += added["required"]
     vm["properties"]["not_judged"]["items"]["properties"]["part"]["examples"].append("other")
     assert list(broken_promises(promises_of(schema), promises_of(changed))) == []
 
