@@ -17,7 +17,7 @@ SOURCES = sorted(PACKAGE.rglob("*.py"))
 
 FLOORS = (
     ("__init__", "errors", "regions", "encoding", "hash_encoding", "pte"),
-    ("plugins", "storage"),
+    ("plugins", "schemas", "storage"),
     ("memory",),
     ("image",),
     ("structures",),

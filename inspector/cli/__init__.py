@@ -44,6 +44,7 @@ COMMANDS = {
     "report": "Write one self-contained HTML page of a check.",
     "resume": "Let a live machine go on that was left standing.",
     "rmap": "List the rmap slots with their entries.",
+    "schema": "Print the JSON Schema of a document that --json prints.",
     "trace": "Follow a live machine with the model, call by call.",
     "vms": "List the VMs with their memslots and nested guests.",
     "watch": "Watch a live machine: entries, live and stale, longest lists, as they change.",

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import json
 from collections.abc import Callable, Iterator
 
 import pytest
@@ -11,7 +10,7 @@ import pytest
 from fixtures.lab.machine import Machine
 from fixtures.lab.record import record
 from inspector import encoding
-from tests.live.tools import Lab, inspector
+from tests.live.tools import Lab, document, inspector
 
 WRITERS = {"llist_add_batch", "kvmhv_insert_nest_rmap"}
 
@@ -38,7 +37,7 @@ def test_every_writer_of_a_list_is_found(replay: Machine) -> None:
     )
     done = inspector("history", replay.target, "--gfn", hex(gfn), "--limit", "200", "--json")
     assert done.returncode == 0, done.stderr
-    found = json.loads(done.stdout)
+    found = document(done)
     assert found["complete"]
     assert found["until"] == found["end"] == before[1]
     assert _stands(replay) == before
@@ -79,7 +78,7 @@ def test_an_entry_and_the_link_to_it(replay: Machine) -> None:
         "history", replay.target, "--gfn", hex(gfn), "--entry", "1", "--since", since, "--json"
     )
     assert done.returncode == 0, done.stderr
-    found = json.loads(done.stdout)
+    found = document(done)
     entry, link = found["words"]
     assert int(entry["value"], 16) == words[1]
     assert int(link["value"], 16) == int(entry["address"], 16) - 8
@@ -95,7 +94,7 @@ def test_a_part_is_no_verdict_and_the_replay_is_put_back(replay: Machine) -> Non
     gfn = next(gfn for _, gfn in replay.expectation.slots)
     done = inspector("history", replay.target, "--gfn", hex(gfn), "--seconds", "0.01", "--json")
     assert done.returncode == 3, done.stderr
-    found = json.loads(done.stdout)
+    found = document(done)
     assert not found["complete"]
     assert found["until"] < found["end"]
     assert _stands(replay) == before

@@ -23,7 +23,7 @@ from inspector.model.vm import EntryState, Leaf
 from inspector.questions.changes import Change, LeafChange, LeafKind, TableName
 from inspector.questions.difference import difference
 from inspector.session import Options, acquire
-from tests.live.tools import Lab, document, inspector
+from tests.live.tools import Lab, as_published, document, inspector
 
 STEPS = (6, 9, 32, 34, 47, 67, 72, 82, 84, 94, 97)
 """Operations of the scenario at which it is held; they are logged before they are done."""
@@ -146,7 +146,7 @@ def test_watched_until_interrupted(held: Lab) -> None:
         env={**os.environ, "PYTHONWARNINGS": "error"},
     )
     assert process.stdout is not None
-    rows = [json.loads(process.stdout.readline()) for _ in range(3)]
+    rows = [as_published(json.loads(process.stdout.readline())) for _ in range(3)]
     process.send_signal(signal.SIGINT)
     rest, errors = process.communicate(timeout=60)
     rows += [json.loads(line) for line in rest.splitlines()]

@@ -15,6 +15,7 @@ from fixtures.lab import packages
 from fixtures.lab.machine import Machine
 from fixtures.lab.stub import Stub
 from inspector.kvm.snapshot import Snapshot, Vm
+from tests.schemas.closed import hold
 
 
 @dataclass(frozen=True)
@@ -76,9 +77,15 @@ def inspector(*arguments: str) -> subprocess.CompletedProcess[str]:
 
 
 def document(done: subprocess.CompletedProcess[str]) -> Any:
-    """Return the JSON a command printed."""
+    """Return the JSON a command printed, held against the published schema."""
     assert "Traceback" not in done.stderr
-    return json.loads(done.stdout)
+    return as_published(json.loads(done.stdout))
+
+
+def as_published(found: Any) -> Any:
+    """Hold a document against the published schema it names; return it."""
+    hold(found["schema"].removeprefix("inspector.").replace("/", "."), found)
+    return found
 
 
 def physical_mode(port: int) -> str:
