@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from fixtures.lab import command, packages
-from fixtures.lab.packages import LabError, MirrorError, host
+from fixtures.lab.packages import LabError, MirrorError, host, sources
 from tests.lab.archive import FAULTS, Archive, Deb, debug_package, kernel, split_kernel
 
 KEY = "6.12-4k"
@@ -247,3 +247,23 @@ def test_a_kernel_that_must_be_built_and_one_that_nobody_knows(cache: Path) -> N
         packages.kernel("5.10-64k")
     with pytest.raises(LabError, match=r"unknown kernel '5\.11'"):
         packages.kernel("5.11")
+
+
+def test_an_archive_without_a_signature_is_no_mirror(
+    archive: Archive, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    archive.publish("trixie", kernel("6.12.107-1"))
+    monkeypatch.setattr(sources, "mirror", lambda: sources.Source(archive.uri, (), None))
+    monkeypatch.setattr(sources, "host_sources", lambda: iter(()))
+    with pytest.raises(MirrorError, match=r"trixie: .*is not signed"):
+        packages.kernel(KEY)
+    assert archive.asked_debs == []
+
+
+@pytest.mark.parametrize("text", ["nonsense", "http://host/debian sid main\ndeb http://x"])
+def test_a_mirror_that_is_no_address(
+    cache: Path, monkeypatch: pytest.MonkeyPatch, text: str
+) -> None:
+    monkeypatch.setenv(sources.MIRROR_VARIABLE, text)
+    with pytest.raises(LabError, match=r"INSPECTOR_LAB_MIRROR is .*, which is no address"):
+        packages.kernel(KEY)
