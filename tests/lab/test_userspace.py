@@ -116,3 +116,12 @@ def test_offline(archive: Archive, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(packages.OFFLINE_VARIABLE, "1")
     assert packages.extract(PROGRAM) == root
     assert archive.requests == []
+
+
+def test_a_suite_beside_the_one_that_is_needed_may_have_no_index(archive: Archive) -> None:
+    wanted = UserSpace("program", (Release("trixie", ("trixie-updates", "trixie-gone")),))
+    archive.publish("trixie", program("1.0-1"), library("1.0-1", fault="missing"))
+    archive.publish("trixie-updates", library("1.1-1"))
+    record = known(packages.extract(wanted))
+    assert record["packages"] == {"program": "1.0-1", "library": "1.1-1"}
+    assert record["refused"][0]["suite"] == "trixie-gone"
