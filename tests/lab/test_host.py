@@ -62,20 +62,30 @@ def test_older_versions_and_backports(
     packages.install_host()
     assert installed == [
         (("lab-tool",), ["lab-tool_1.0-1"]),
-        (("lab-qemu",), ["lab-qemu_10.0-1", "lab-tool_1.0-1"]),
+        (("lab-qemu",), ["lab-qemu_10.0-1"]),
     ]
     said = capsys.readouterr().err
-    assert "using lab-tool 1.0-1 from bookworm; the mirror does not give" in said
+    assert "lab-tool: using 1.0-1 from bookworm; the mirror does not give" in said
     assert "bookworm-updates: no index: " in said
-    assert "using lab-qemu 10.0-1 from bookworm-backports; " in said
+    assert "lab-qemu: using 10.0-1 from bookworm-backports; " in said
 
 
 def test_a_qemu_that_is_too_old_is_not_installed(archive: Archive, installed: Installed) -> None:
     archive.publish("bookworm", deb("lab-tool", "1.0-1"), deb("lab-qemu", "7.2-1"))
     archive.publish("bookworm-backports", deb("lab-qemu", "10.0-1", "missing"))
-    with pytest.raises(MirrorError, match=r"lab-qemu 10\.0-1 \(404 .*only QEMU 7\.2-1 is left"):
+    with pytest.raises(MirrorError, match=r"lab-qemu 10\.0-1 \(404 .*7\.2-1 is older than 10"):
         packages.install_host()
     assert [names for names, _ in installed] == [("lab-tool",)]
+
+
+def test_backports_where_the_hosts_own_qemu_cannot_be_had(
+    archive: Archive, installed: Installed, capsys: pytest.CaptureFixture[str]
+) -> None:
+    archive.publish("bookworm", deb("lab-tool", "1.0-1"), deb("lab-qemu", "10.0-1", "changed"))
+    archive.publish("bookworm-backports", deb("lab-qemu", "11.1-1"))
+    packages.install_host()
+    assert installed[1] == (("lab-qemu",), ["lab-qemu_11.1-1"])
+    assert "lab-qemu 10.0-1 (Hash Sum mismatch)" in capsys.readouterr().err
 
 
 def test_offline(archive: Archive, installed: Installed, monkeypatch: pytest.MonkeyPatch) -> None:
