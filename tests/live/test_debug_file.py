@@ -23,8 +23,7 @@ CACHE = packages.cache_dir()
 def debug_file() -> Path:
     """Return the debug file, if the lab has it or may fetch it."""
     need_kernel(KERNEL)
-    kept = CACHE / "debug" / packages.kernel(KERNEL).release / "kvm-hv.ko.debug"
-    if not kept.exists() and os.environ.get(VARIABLE) != "1":
+    if packages.cached_debug_file(KERNEL) is None and os.environ.get(VARIABLE) != "1":
         pytest.skip(
             f"set {VARIABLE}=1 to download the debug package of Linux 6.1 (700 MB) once, "
             "of which the debug file of kvm-hv (3 MB) is kept"

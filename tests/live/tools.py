@@ -60,7 +60,7 @@ def absent(what: str, remedy: str) -> NoReturn:
 
 def need_kernel(key: str) -> None:
     """See that a kernel of the lab is there."""
-    if not (packages.cache_dir() / "kernels" / key).is_dir():
+    if packages.cached_kernel(key) is None:
         absent(f"kernel {key} is not downloaded", f"fixtures/lab/lab install --kernel {key}")
 
 
