@@ -6,8 +6,9 @@
     pytest --full      everything, with searches and property tests in their thorough profile
 
 ``pytest --full -m "not live"`` is the thorough profile without machines. A
-test is quick unless it is live or carries the marker ``slow``, which belongs
-to a test that takes more than two seconds of processor time. A test for which
+test is quick unless it is live, runs on a shipped capture that is not one of
+``QUICK_CAPTURES``, or carries the marker ``slow``, which belongs to a test that
+takes more than two seconds of processor time. A test for which
 something is missing is skipped, and the last line says what and how to get
 it. Where CI is set and live tests were asked for, it fails instead.
 
@@ -28,6 +29,7 @@ from hypothesis import settings
 
 import tests.profiles  # registers them  # noqa: F401
 from inspector.memory.gdb import CANDIDATES
+from tests.fixtures import CAPTURES
 
 TESTS = Path(__file__).parent
 LIVE = TESTS / "live"
@@ -35,6 +37,9 @@ LIVE_SECONDS = 6
 """What a live test takes on two processors, on average over all of them."""
 
 MOST_WORKERS = 8
+QUICK_CAPTURES = ("powernv9-mixed", "powernv9-stale-5.10-64k", "powernv9-two-vms")
+"""Of the tests that run over every shipped capture, the quick tier has these."""
+
 OWN_CODE = r"(inspector|gdb_scripts|fixtures|tests)(\.|$)"
 
 
@@ -80,7 +85,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
             item.add_marker("live")
             if not _asks_for_live(config):
                 item.add_marker(pytest.mark.skip(reason=_how_to_run_live()))
-        elif not item.get_closest_marker("slow"):
+        elif not item.get_closest_marker("slow") and _capture_of(item) in (None, *QUICK_CAPTURES):
             item.add_marker("quick")
 
 
@@ -114,6 +119,12 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     if reasons:
         listed = "; ".join(f"{count} {reason}" for reason, count in reasons.most_common())
         terminalreporter.write_line(f"not run: {listed}")
+
+
+def _capture_of(item: pytest.Item) -> str | None:
+    """Return the shipped capture that is named in a test's parameters."""
+    named = [path.name.partition(".core")[0] for path in CAPTURES]
+    return max((name for name in named if name in item.name), key=len, default=None)
 
 
 def _asks_for_live(config: pytest.Config) -> bool:
