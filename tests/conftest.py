@@ -1,17 +1,147 @@
-"""Settings that all tests share."""
+"""Settings that all tests share, and the tiers they are run in.
+
+    pytest -m quick    what takes little: no live machine, nothing that is marked slow
+    pytest             everything that boots no machine; needs Python alone
+    pytest -m live     what boots machines of the lab (tests/live)
+    pytest --full      everything, with searches and property tests in their thorough profile
+
+``pytest --full -m "not live"`` is the thorough profile without machines. A
+test is quick unless it is live, runs on a shipped capture that is not one of
+``QUICK_CAPTURES``, or carries the marker ``slow``, which belongs to a test that
+takes more than two seconds of processor time. A test for which
+something is missing is skipped, and the last line says what and how to get
+it. Where CI is set and live tests were asked for, it fails instead.
+
+With pytest-xdist, a run of the whole directory uses every processor. Live
+tests run one after another, because machines disturb each other's times.
+"""
 
 from __future__ import annotations
 
-import pytest
-from hypothesis import HealthCheck, settings
+import math
+import os
+import shutil
+from collections import Counter
+from pathlib import Path
 
-settings.register_profile(
-    "offline",
-    deadline=None,
-    max_examples=60,
-    suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large],
-)
-settings.load_profile("offline")
+import pytest
+from hypothesis import settings
+
+import tests.profiles  # registers them  # noqa: F401
+from inspector.memory.gdb import CANDIDATES
+from tests.fixtures import CAPTURES
+
+TESTS = Path(__file__).parent
+LIVE = TESTS / "live"
+LIVE_SECONDS = 6
+"""What a live test takes on two processors, on average over all of them."""
+
+MOST_WORKERS = 8
+QUICK_CAPTURES = ("powernv9-mixed", "powernv9-stale-5.10-64k", "powernv9-two-vms")
+"""Of the tests that run over every shipped capture, the quick tier has these."""
+
+OWN_CODE = r"(inspector|gdb_scripts|fixtures|tests)(\.|$)"
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """Add the option for everything."""
+    parser.addoption(
+        "--full",
+        action="store_true",
+        help="run live tests too, and searches and property tests in their thorough profile",
+    )
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Choose the profile before the tests are imported; be strict where all is tested."""
+    settings.load_profile("thorough" if config.getoption("full") else "short")
+    if config.getoption("full"):
+        config.addinivalue_line("filterwarnings", f"error:::{OWN_CODE}")
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_cmdline_main(config: pytest.Config) -> None:
+    """Give a run of everything that is not live a worker for each processor."""
+    option = config.option
+    if "numprocesses" not in option or option.numprocesses is not None:
+        return
+    whole = all(Path(argument).resolve() in (TESTS, TESTS.parent) for argument in config.args)
+    worker = hasattr(config, "workerinput")
+    if worker or not whole or option.keyword or option.usepdb or option.collectonly:
+        return
+    if _asks_for_live(config):
+        return
+    workers = min(len(os.sched_getaffinity(0)), MOST_WORKERS)
+    if workers > 1:
+        option.numprocesses = workers
+        option.dist = "worksteal"
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Put every test into its tier, before ``-m`` chooses among them."""
+    for item in items:
+        if item.path.is_relative_to(LIVE):
+            item.add_marker("live")
+            if not _asks_for_live(config):
+                item.add_marker(pytest.mark.skip(reason=_how_to_run_live()))
+        elif not item.get_closest_marker("slow") and _capture_of(item) in (None, *QUICK_CAPTURES):
+            item.add_marker("quick")
+
+
+def pytest_collection_finish(session: pytest.Session) -> None:
+    """Say before machines are booted that they will be."""
+    live = [item for item in session.items if "live" in item.keywords]
+    reporter = session.config.pluginmanager.get_plugin("terminalreporter")
+    if live and reporter is not None and _asks_for_live(session.config):
+        minutes = math.ceil(len(live) * LIVE_SECONDS / 60)
+        reporter.write_line(
+            f"{len(live)} live tests boot machines under QEMU: about {minutes} min on 2 processors"
+        )
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """Skip a test that needs a GDB where there is none."""
+    if item.get_closest_marker("needs_gdb") and not any(map(shutil.which, CANDIDATES)):
+        text = "need GDB: apt install gdb-multiarch"
+        if os.environ.get("CI") and _asks_for_live(item.config):
+            pytest.fail(text)
+        pytest.skip(text)
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """Say in one line what was skipped and what would enable it."""
+    reasons = Counter(
+        report.longrepr[2].removeprefix("Skipped: ")
+        for report in terminalreporter.stats.get("skipped", [])
+        if isinstance(report.longrepr, tuple)
+    )
+    if reasons:
+        listed = "; ".join(f"{count} {reason}" for reason, count in reasons.most_common())
+        terminalreporter.write_line(f"not run: {listed}")
+
+
+def _capture_of(item: pytest.Item) -> str | None:
+    """Return the shipped capture that is named in a test's parameters."""
+    named = [path.name.partition(".core")[0] for path in CAPTURES]
+    return max((name for name in named if name in item.name), key=len, default=None)
+
+
+def _asks_for_live(config: pytest.Config) -> bool:
+    """Say whether live tests were asked for: by --full, by their marker or by their place."""
+    expression = config.option.markexpr
+    if "not live" in expression:
+        return False
+    if config.getoption("full") or "live" in expression:
+        return True
+    places = (Path(argument.partition("::")[0]).resolve() for argument in config.args)
+    return any(place.is_relative_to(LIVE) for place in places)
+
+
+def _how_to_run_live() -> str:
+    installed = shutil.which("qemu-system-ppc64") and shutil.which("gdb-multiarch")
+    command = "pytest -m live" if installed else "fixtures/lab/lab install, then pytest -m live"
+    return f"live (they boot machines): {command}"
 
 
 @pytest.fixture(autouse=True)

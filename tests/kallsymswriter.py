@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import struct
 from collections.abc import Container, Sequence
 from dataclasses import dataclass
@@ -48,6 +49,9 @@ class _Blob:
     def next(self) -> int:
         end = self._place + len(self.data)
         return end + -end % self._alignment
+
+
+_SHARED = re.compile(b"|".join(re.escape(text.encode()) for text in SHARED))
 
 
 def write(
@@ -117,13 +121,7 @@ def _tokens(symbols: Sequence[Symbol]) -> list[bytes]:
 
 
 def _compressed(text: str, tokens: list[bytes]) -> bytes:
-    data, out = text.encode(), b""
-    shared = {text.encode(): tokens.index(text.encode()) for text in SHARED}
-    while data:
-        best = next((token for token in shared if data.startswith(token)), None)
-        out += bytes([shared[best] if best else data[0]])
-        data = data[len(best) if best else 1 :]
-    return out
+    return _SHARED.sub(lambda found: bytes([tokens.index(found[0])]), text.encode())
 
 
 def _length(length: int) -> bytes:

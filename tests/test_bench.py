@@ -12,6 +12,7 @@ from tests.bench.measure import Row
 from tests.bench.report import page, table
 
 
+@pytest.mark.slow
 def test_the_bench_runs(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = tmp_path / "figures.json"
     capture = Path(__file__).parent.parent / "fixtures/captures/powernv9-mixed.core.zst"

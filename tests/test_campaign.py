@@ -19,6 +19,7 @@ from tests.fixtures import DIRECTORY
 SHORT = ("powernv9-memslots", "powernv9-stale-5.10-64k", "powernv9-zero-word")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", SHORT)
 def test_no_mutant_is_unexplained(name: str) -> None:
     seed = random.Random(name).randrange(64)

@@ -52,6 +52,7 @@ def report_all(acquired: Acquired) -> Verdict:
     return judgement.verdict
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["powernv9-singles", "powernv9-two-vms"])
 @pytest.mark.parametrize("seed", range(2))
 def test_any_word_anywhere_is_judged_or_refused(name: str, seed: int) -> None:

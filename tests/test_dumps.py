@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Set
 from pathlib import Path
 
@@ -21,13 +22,17 @@ from tests.memory.kdumpwriter import KdumpSpec, kdump
 PAGE = 4096
 
 
+@functools.cache
 def pages_of_the_capture() -> dict[int, bytes]:
     """Return its memory as whole pages; what it does not hold of them is never asked for."""
     found: dict[int, bytearray] = {}
     for start, data in pieces_of(pieces(SMALL)[0]):
-        for at in range(0, len(data), 1):
-            page = found.setdefault((start + at) // PAGE, bytearray(PAGE))
-            page[(start + at) % PAGE] = data[at]
+        at = 0
+        while at < len(data):
+            number, offset = divmod(start + at, PAGE)
+            part = data[at : at + PAGE - offset]
+            found.setdefault(number, bytearray(PAGE))[offset : offset + len(part)] = part
+            at += len(part)
     return {number: bytes(page) for number, page in found.items()}
 
 

@@ -17,6 +17,7 @@ from tests.memories import without
 FEW = 24
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "name",
     ["powernv9-two-vms", "powernv9-mixed-6.12-64k", "powernv9-list-many-lpids-5.10-64k"],

@@ -57,6 +57,7 @@ def example(tmp_path: Path) -> Path:
     return distribution(tmp_path, EXAMPLES[3], points)
 
 
+@pytest.mark.slow
 def test_the_example_of_the_manual_judges(example: Path) -> None:
     done = run(example, "check", str(SMALL), "--json")
     assert (done.returncode, done.stderr) == (1, "")
@@ -66,6 +67,7 @@ def test_the_example_of_the_manual_judges(example: Path) -> None:
     assert "short-lists  (bookkeeping)" in run(example, "check", "--list").stdout
 
 
+@pytest.mark.slow
 def test_the_example_of_the_manual_reports(example: Path) -> None:
     output = example / "out.csv"
     done = run(example, "report", str(SMALL), "--form", "csv", "-o", str(output))

@@ -243,7 +243,7 @@ def test_without_its_packages_it_says_what_to_install(
     assert "pip install 'kvmhv-inspector[report]'" in str(made.exception)
 
 
-@pytest.mark.skipif(not os.environ.get(WITH_BROWSER), reason=f"set {WITH_BROWSER}=1")
+@pytest.mark.skipif(not os.environ.get(WITH_BROWSER), reason=f"need chromium: set {WITH_BROWSER}=1")
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_a_browser_shows_it(scheme: str, tmp_path: Path) -> None:
     """Offline, and in either scheme; the corner of the picture has the page's own colour."""

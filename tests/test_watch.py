@@ -8,6 +8,7 @@ from collections import Counter
 from dataclasses import replace
 from datetime import UTC, datetime
 
+import pytest
 from click.testing import CliRunner
 from hypothesis import given
 from rich.console import Console
@@ -59,6 +60,7 @@ def made(state: VmState) -> set[tuple[int, int, int, int]]:
     }
 
 
+@pytest.mark.slow
 @given(vm_states(12), vm_states(12))
 def test_what_came_about(old: VmState, new: VmState) -> None:
     (vm,) = sampled(host(new), host(old), 0.5)

@@ -34,8 +34,11 @@ __all__ = [
     "set_memslot_flags",
 ]
 
-FAULT_ATTEMPTS = 4
-"""A fault is settled after at most: stale permission, R/C, instantiation, access."""
+FAULT_ATTEMPTS = 5
+"""A fault is settled after at most: stale permission, R/C, instantiation, access.
+
+A leaf that was widened (the departure present-leaf-widened) can ask for R/C twice.
+"""
 
 Trap = Outcome | None
 """How an access ends: None where it is made."""
@@ -85,21 +88,21 @@ def process_map(vm: State, hva: int, frame: int, shift: int, *, writable: bool =
 def process_unmap(vm: State, hva: int, size: int) -> None:
     """The host takes pages away (``kvm_unmap_gfn_range_hv``, by the MMU notifier).
 
-    A larger page that the range cuts is split: all of it is unmapped for the
-    guest, and the process keeps the rest of it in single pages.
+    A larger page that either end of the range cuts is split: all of it is
+    unmapped for the guest, and the process keeps the rest of it in single pages.
     """
-    cut = vm.process.at(hva)
-    if cut is not None and cut.size > size:
-        gone, first, length = [cut], cut.address, cut.size
-    else:
-        gone, first, length = vm.process.inside(hva, size), hva, size
-    for leaf in gone:
+    gone = range(hva, hva + size)
+    ends = {vm.process.at(hva), vm.process.at(gone[-1])}
+    cut = [leaf for leaf in ends if leaf and not hva <= leaf.address <= gone.stop - leaf.size]
+    first = min([hva, *(leaf.address for leaf in cut)])
+    end = max([gone.stop, *(leaf.address + leaf.size for leaf in cut)])
+    for leaf in vm.process.inside(first, end - first):
         vm.process.drop(leaf)
-    for memslot, gfns in _mapped(vm, first, length):
+    for memslot, gfns in _mapped(vm, first, end - first):
         for gfn in vm.rules.unmapped_gfns(gfns):
             removal.unmap_gfn(vm, memslot, gfn)
-    if length > size and cut is not None:
-        _keep_rest(vm.process, cut, range(hva, hva + size), vm.page_shift)
+    for leaf in cut:
+        _keep_rest(vm.process, leaf, gone, vm.page_shift)
 
 
 def age_pages(vm: State, hva: int, size: int) -> bool:

@@ -26,6 +26,7 @@ from inspector.model.vm import (
 )
 from tests.builders import made_states, snapshot_vm, state_of, vm_states
 from tests.fixtures import CAPTURES, opened
+from tests.profiles import examples
 
 VIEWED = 500
 """Leaves of a table for which the model is also asked through the snapshot's own view."""
@@ -127,10 +128,11 @@ def as_sets(judgement: LeafJudgement) -> tuple[object, ...]:
     )
 
 
+@pytest.mark.slow
 def test_arrays_and_model_agree_in_every_state() -> None:
     met: Counter[Met] = Counter()
 
-    @settings(max_examples=300, derandomize=True, database=None)
+    @settings(max_examples=examples(300), derandomize=True, database=None)
     @given(vm_states(odd_bits=True) | made_states())
     def run(state: VmState) -> None:
         met.update(compare(snapshot_vm(state), state))
@@ -145,10 +147,11 @@ def test_arrays_and_model_agree_in_every_state() -> None:
     }
 
 
+@pytest.mark.slow
 def test_they_agree_on_where_things_stand() -> None:
     met: Counter[str] = Counter()
 
-    @settings(max_examples=200, derandomize=True, database=None)
+    @settings(max_examples=examples(200), derandomize=True, database=None)
     @given(made_states())
     def run(state: VmState) -> None:
         slots = (Memslot(0, 0, 0, 2, 0, 0, 1), Memslot(0, 1, 512, 1 << 30, 0, 0, 1))
@@ -160,6 +163,7 @@ def test_they_agree_on_where_things_stand() -> None:
     assert met["not held"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("path", CAPTURES, ids=lambda path: path.name)
 def test_they_agree_on_every_fixture(path: Path) -> None:
     acquired = opened(path)

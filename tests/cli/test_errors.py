@@ -24,9 +24,19 @@ NEXT = {
     "split:a": "give all as split:FILE,FILE",
     "gdb:x": "for example gdb:127.0.0.1:1234",
     "gdb:127.0.0.1:70000": "for example gdb:127.0.0.1:1234",
+}
+NEXT_OF_GDB = {
     "gdb:127.0.0.1:1": "Start QEMU with '-gdb tcp:127.0.0.1:PORT'",
     "gdb:no.such.host.invalid:1": "give gdb:HOST:PORT with a name or an address",
 }
+
+
+@pytest.mark.needs_gdb
+@pytest.mark.parametrize("target", NEXT_OF_GDB)
+def test_a_machine_that_is_not_there(target: str) -> None:
+    message = str(run("check", target).exception)
+    assert NEXT_OF_GDB[target] in message
+    assert "Traceback" not in message
 
 
 @pytest.mark.parametrize("target", NEXT)
@@ -57,7 +67,7 @@ def test_a_file_that_is_no_target(content: bytes, action: str, tmp_path: Path) -
     assert action in str(run("check", str(path)).exception)
 
 
-@pytest.mark.skipif(os.geteuid() == 0, reason="root may read everything")
+@pytest.mark.skipif(os.geteuid() == 0, reason="need a user who is not root")
 def test_a_file_that_may_not_be_read(tmp_path: Path) -> None:
     path = tmp_path / "target"
     path.write_bytes(CORE)

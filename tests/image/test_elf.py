@@ -18,6 +18,7 @@ from inspector.image.elf import ElfFile, SymbolTable, build_id_in, unpacked
 from inspector.memory import packed
 from inspector.memory.dump import open_dump
 from tests.elfwriter import build_id_note, elf_file, function_table, symbol_table
+from tests.profiles import examples
 
 STRINGS = b"\0driver_modules\0linux_banner\0twice\0elsewhere\0"
 BUILD_ID = bytes(range(20))
@@ -144,7 +145,7 @@ def test_every_truncation_is_bad_data(tmp_path: Path) -> None:
             use(saved(tmp_path, data[:length]))
 
 
-@settings(max_examples=150, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=examples(150), suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.integers(0, len(kernel()) - 1), st.binary(min_size=1, max_size=8))
 def test_changed_bytes_raise_bad_data_or_nothing(
     tmp_path: Path, position: int, change: bytes

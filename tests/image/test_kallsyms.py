@@ -90,6 +90,7 @@ def test_a_name_with_several_addresses() -> None:
     }
 
 
+@pytest.mark.slow
 @given(
     st.lists(st.text("abckvm_lispge0", min_size=1, max_size=60), min_size=520, max_size=700),
     st.sampled_from(FORMS),
@@ -120,6 +121,7 @@ def test_tables_across_the_border_of_two_chunks(back: int) -> None:
 BLOB = write(symbols(700), Form(), PLACE)
 
 
+@pytest.mark.slow
 @given(
     st.lists(
         st.tuples(st.integers(0, len(BLOB) - 1), st.integers(0, 255)), min_size=1, max_size=20

@@ -140,6 +140,7 @@ def test_unknown_page_sizes_are_refused(size: int) -> None:
         Profile.from_json(damaged(page_size=size))
 
 
+@pytest.mark.slow
 @given(
     st.recursive(
         st.none() | st.booleans() | st.integers() | st.floats() | st.text(),

@@ -16,6 +16,7 @@ from inspector.memory.segments import SegmentedMemory
 from inspector.structures.space import KernelSpace
 from tests.kallsymswriter import Form
 from tests.memories import of_segments, patch
+from tests.profiles import examples
 from tests.selfdescribed import BUILD_ID, furnish
 
 BASE = Form()
@@ -179,7 +180,8 @@ WHOLE = host()
 TYPES = content(WHOLE).index((0xEB9F).to_bytes(2, "little") + b"\1\0")
 
 
-@settings(max_examples=40)
+@pytest.mark.slow
+@settings(max_examples=examples(40))
 @given(
     st.lists(
         st.tuples(

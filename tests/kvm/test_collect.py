@@ -53,6 +53,7 @@ def kept(state: VmState) -> VmState:
     )
 
 
+@pytest.mark.slow
 @given(st.sampled_from((12, 16)), ORDERS, AGES, st.data())
 def test_everything_put_in_comes_back(
     page_shift: int, order: str, age: str, data: st.DataObject

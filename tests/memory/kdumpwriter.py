@@ -61,15 +61,13 @@ def lzo_compress(data: bytes) -> bytes:
 
 def _match(data: bytes, at: int) -> tuple[int, int]:
     best = (0, 0)
+    limit = min(1000, len(data) - at)
     for distance in (1, 2, 3, 5, 8, 100, 2049, 3000, 16385, 20000, 40000):
-        if distance > at:
+        # no distance gives a longer match than the limit, and pages of zeros reach it at once
+        if distance > at or best[0] == limit:
             break
         length = 0
-        while (
-            at + length < len(data)
-            and length < 1000
-            and data[at + length] == data[at + length - distance]
-        ):
+        while length < limit and data[at + length] == data[at + length - distance]:
             length += 1
         if length > best[0]:
             best = (length, distance)

@@ -16,6 +16,7 @@ from inspector.memory.base import CUT_OFF, addresses
 from inspector.memory.elfcore import Note, open_core, write_core
 from inspector.memory.segments import SegmentedMemory
 from tests.memories import of_segments, pieces_of
+from tests.profiles import examples
 
 NOTES = (Note("VMCOREINFO", 0, b"OSRELEASE=1\n"), Note("INSPECTOR", 7, b"{}"), Note("X", 1, b""))
 HEADER = 64
@@ -122,7 +123,7 @@ def test_every_changed_byte_of_a_compressed_core_is_noticed(tmp_path: Path) -> N
         assert pieces_of(found.memory) == pieces_of(whole.memory)
 
 
-@settings(max_examples=300, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=examples(300), suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.integers(0, 300), st.binary(min_size=1, max_size=9), st.sampled_from("<>"))
 def test_changed_bytes_raise_bad_data_or_nothing(
     tmp_path: Path, position: int, change: bytes, order: str

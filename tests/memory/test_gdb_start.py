@@ -38,7 +38,7 @@ def bait(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-@pytest.mark.skipif(GDB is None, reason="there is no GDB")
+@pytest.mark.needs_gdb
 def test_no_init_file_is_run(bait: Path) -> None:
     gdb = GdbProcess()
     try:
@@ -52,7 +52,7 @@ def test_no_init_file_is_run(bait: Path) -> None:
     assert not list(bait.glob("ran-*"))
 
 
-@pytest.mark.skipif(GDB is None, reason="there is no GDB")
+@pytest.mark.needs_gdb
 def test_the_bait_is_good(bait: Path) -> None:
     """A GDB that is started as usual runs some of it."""
     assert GDB is not None

@@ -18,6 +18,7 @@ from inspector.memory.base import CUT_OFF, addresses
 from inspector.memory.dump import Dump, open_dump
 from inspector.memory.elfcore import Note
 from tests.memory.kdumpwriter import COMPRESSORS, INCOMPLETE, KdumpSpec, flattened, kdump
+from tests.profiles import examples
 
 SIZES = (4096, 65536)
 NOTE = struct.pack("<III", 11, 8, 0) + b"VMCOREINFO\0\0" + b"PAGE=1\n\0"
@@ -134,7 +135,7 @@ def test_reads_of_any_length_and_place(tmp_path: Path) -> None:
     assert memory.read(base, 0) == b""
 
 
-@settings(max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=examples(40), suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     st.dictionaries(st.integers(0, 70_000), st.integers(0, 3), min_size=1, max_size=40),
     st.sets(st.integers(0, 70_000), max_size=20),
@@ -341,7 +342,8 @@ def test_snappy_without_its_package(tmp_path: Path, monkeypatch: pytest.MonkeyPa
         opened(tmp_path, data)
 
 
-@settings(max_examples=300, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@pytest.mark.slow
+@settings(max_examples=examples(300), suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     st.one_of(st.integers(0, 500), st.integers(4096, 4220), st.integers(16384, 17000)),
     st.binary(min_size=1, max_size=9),

@@ -25,6 +25,7 @@ from inspector.model.state import State
 from inspector.model.vm import Leaf
 from inspector.structures.space import KernelSpace
 from tests.model.world import Step, World, steps
+from tests.profiles import examples
 
 READINGS = st.sampled_from([MUST_HOLD, AS_IT_IS])
 KERNELS = sorted(ALL_LAYOUTS)
@@ -116,7 +117,8 @@ def checked(snapshot: Snapshot) -> list[Counter[str]]:
     return counted
 
 
-@settings(max_examples=100, deadline=None)
+@pytest.mark.slow
+@settings(max_examples=examples(100), deadline=None)
 @given(steps, READINGS, st.sampled_from([12, 16]), ORDERS, st.sampled_from(KERNELS), st.booleans())
 def test_a_state_comes_back_and_is_judged_alike(
     done: list[Step], rules: Rules, page_shift: int, order: str, layouts: str, hardware: bool

@@ -15,7 +15,9 @@ from inspector.pte import READ
 from tests.model.search import broken_by, search
 from tests.model.world import (
     ALL_RIGHTS,
+    DATA,
     DATA_GPA,
+    HUGE,
     MIB,
     ODD_GPA,
     RC,
@@ -24,24 +26,39 @@ from tests.model.world import (
     run,
     steps,
 )
+from tests.profiles import examples
 
 PAGE_SHIFTS = st.sampled_from([12, 16])
 BELOW, BEHIND = ODD_GPA, ODD_GPA + MIB
 
 
-@settings(max_examples=600, deadline=None)
+@pytest.mark.slow
+@settings(max_examples=examples(600), deadline=None)
 @given(steps, PAGE_SHIFTS, st.booleans())
 def test_what_must_hold_holds(done: list[Step], page_shift: int, hardware: bool) -> None:
     assert not run(done, MUST_HOLD, page_shift, hardware_sets_rc=hardware)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("departure", DEPARTURES, ids=lambda departure: str(departure.id))
 def test_a_departure_is_found_and_shrunk(departure: Departure) -> None:
-    found = search(departure)
-    broken = {item.invariant for item in broken_by(found, reading([departure]))}
-    assert broken <= set(departure.breaks), found
-    assert len(found) <= 4, found
-    assert not broken_by(found, MUST_HOLD)
+    for seed in range(examples(1)):
+        found = search(departure, seed)
+        broken = {item.invariant for item in broken_by(found, reading([departure]))}
+        assert broken <= set(departure.breaks), found
+        assert len(found) <= 4, found
+        assert not broken_by(found, MUST_HOLD)
+
+
+@pytest.mark.parametrize("gpa", [DATA_GPA + 0x1_0000, DATA_GPA + 2 * MIB + 0x1_0000])
+def test_a_range_that_ends_inside_a_large_page(gpa: int) -> None:
+    """The large page is split, whichever end of the range cuts it."""
+    steps = [
+        ("log_dirty", DATA, True),
+        ("put", 0, 0x1_0000, DATA_GPA + 2 * MIB, HUGE, ALL_RIGHTS | RC, Access.READ),
+        ("throw_away", gpa, 2 * MIB >> 12),
+    ]
+    assert not run(steps, MUST_HOLD, 12, hardware_sets_rc=False)
 
 
 def test_what_departures_break_is_known() -> None:

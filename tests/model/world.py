@@ -5,8 +5,8 @@ Steps are plain tuples, so that a failing sequence reads as what was done.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
-from typing import Any
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, NamedTuple
 
 from hypothesis import strategies as st
 
@@ -188,60 +188,65 @@ def run(
     return []
 
 
-_lpids = st.sampled_from(LPIDS)
-_l2 = st.sampled_from([0, 0x1_0000, (1 << HUGE) + 0x1_0000])
-_l1 = st.sampled_from(
-    [DATA_GPA, DATA_GPA + 0x1_0000, DATA_GPA + 2 * MIB, DATA_GPA + 2 * MIB + 0x1_0000, ODD_GPA]
-)
-_slots = st.sampled_from([DATA, ODD])
-_access = st.sampled_from(list(Access))
-_ric = st.sampled_from([0, 1, 2])
-_shift = st.sampled_from([12, 12, HUGE])
-_flags = st.sampled_from(
-    [ALL_RIGHTS | RC, READ_WRITE | RC, pte.READ | RC, ALL_RIGHTS | pte.REFERENCED]
-)
+class Act(NamedTuple):
+    """A method of the world, and what each of its arguments may be, the plainest first."""
+
+    name: str
+    choices: tuple[Sequence[Any], ...]
 
 
-def _step(name: str, *arguments: st.SearchStrategy[Any]) -> st.SearchStrategy[Step]:
-    return st.tuples(st.just(name), *arguments)
+_L2 = (0, 0x1_0000, (1 << HUGE) + 0x1_0000)
+_L1 = (DATA_GPA, DATA_GPA + 0x1_0000, DATA_GPA + 2 * MIB, DATA_GPA + 2 * MIB + 0x1_0000, ODD_GPA)
+_AGED = (DATA_GPA, DATA_GPA + 2 * MIB, DATA_GPA + 2 * MIB + 0x1_0000)
+_SLOTS = (DATA, ODD)
+_ACCESS = tuple(Access)
+_RIC = (0, 1, 2)
+_SHIFT = (12, 12, HUGE)
+_FLAGS = (ALL_RIGHTS | RC, READ_WRITE | RC, pte.READ | RC, ALL_RIGHTS | pte.REFERENCED)
+_SWITCH = (False, True)
+
+_L2_ACTS = (
+    Act("put", (LPIDS, _L2, _L1, _SHIFT, _FLAGS, _ACCESS)),
+    Act("put", (LPIDS, _L2, _L1, (12,), (ALL_RIGHTS | RC,), _ACCESS)),
+    Act("careless", (LPIDS, _L2, _L1, _SHIFT, _FLAGS, _ACCESS)),
+    Act("touch", (LPIDS, _L2, _ACCESS)),
+)
+_L1_ACTS = (
+    Act("map", (LPIDS, _L2, _L1, _SHIFT, _FLAGS)),
+    Act("flush_page", (LPIDS, _L2)),
+    Act("unmap", (LPIDS, _L2)),
+    Act("flush_lpid", (LPIDS, _RIC)),
+    Act("flush_all", (_RIC, (None, *LPIDS))),
+    Act("flush_range", (LPIDS, _L2, (1, 3, 40))),
+    Act("kill", (LPIDS,)),
+    Act("big_endian", (_SWITCH,)),
+)
+_HOST_ACTS = (
+    Act("throw_away", (_L1, (1, 2, 512))),
+    Act("replace", (_L1, _SWITCH)),
+    Act("collapse", (_L1,)),
+    Act("touch_l1", (_L1, _ACCESS)),
+    Act("log_dirty", (_SLOTS, _SWITCH)),
+    Act("delete_memslot", (_SLOTS,)),
+    Act("add_memslot", ((DATA,), (DATA_GPA,), (4 * MIB,))),
+)
+_BITS_CLEARED = (Act("age", (_AGED,)), Act("dirty_log", (_SLOTS,)))
+
+KINDS = (_L2_ACTS, _L2_ACTS, _L1_ACTS, _HOST_ACTS, _BITS_CLEARED)
+"""The acts by kind. A kind is chosen first, because most acts need pages to act on."""
 
 
-_l2_acts = st.one_of(
-    _step("put", _lpids, _l2, _l1, _shift, _flags, _access),
-    _step("put", _lpids, _l2, _l1, st.just(12), st.just(ALL_RIGHTS | RC), _access),
-    _step("careless", _lpids, _l2, _l1, _shift, _flags, _access),
-    _step("touch", _lpids, _l2, _access),
-)
-_l1_acts = st.one_of(
-    _step("map", _lpids, _l2, _l1, _shift, _flags),
-    _step("flush_page", _lpids, _l2),
-    _step("unmap", _lpids, _l2),
-    _step("flush_lpid", _lpids, _ric),
-    _step("flush_all", _ric, st.none() | _lpids),
-    _step("flush_range", _lpids, _l2, st.sampled_from([1, 3, 40])),
-    _step("kill", _lpids),
-    _step("big_endian", st.booleans()),
-)
-_host_acts = st.one_of(
-    _step("throw_away", _l1, st.sampled_from([1, 2, 512])),
-    _step("replace", _l1, st.booleans()),
-    _step("collapse", _l1),
-    _step("touch_l1", _l1, _access),
-    _step("log_dirty", _slots, st.booleans()),
-    _step("delete_memslot", _slots),
-    _step("add_memslot", st.just(DATA), st.just(DATA_GPA), st.just(4 * MIB)),
-)
-_bits_cleared = st.one_of(
-    _step("age", st.sampled_from([DATA_GPA, DATA_GPA + 2 * MIB, DATA_GPA + 2 * MIB + 0x1_0000])),
-    _step("dirty_log", _slots),
-)
+def _strategy(act: Act) -> st.SearchStrategy[Step]:
+    return st.tuples(st.just(act.name), *map(st.sampled_from, act.choices))
+
+
+_strategies = [[_strategy(act) for act in kind] for kind in KINDS]
 
 
 @st.composite
 def _any_step(draw: st.DrawFn) -> Step:
-    # drawn by hand: one_of would weigh every kind of step alike, and most need pages to act on
-    kind = draw(st.sampled_from([_l2_acts, _l2_acts, _l1_acts, _host_acts, _bits_cleared]))
-    return draw(kind)
+    # drawn by hand: one_of would weigh every kind of step alike
+    return draw(st.one_of(draw(st.sampled_from(_strategies))))
 
 
 steps = st.lists(_any_step(), min_size=1, max_size=12)

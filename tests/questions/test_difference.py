@@ -60,6 +60,7 @@ def test_a_state_does_not_differ_from_itself(state: VmState) -> None:
     assert found.whole
 
 
+@pytest.mark.slow
 @given(vm_states(12, odd_bits=True), vm_states(12, odd_bits=True))
 def test_the_difference_is_the_symmetric_one(old: VmState, new: VmState) -> None:
     found = one(snapshot_vm(old), snapshot_vm(new))
@@ -85,6 +86,7 @@ def test_the_difference_is_the_symmetric_one(old: VmState, new: VmState) -> None
     }
 
 
+@pytest.mark.slow
 @given(vm_states(12), vm_states(12))
 def test_the_other_way_round(old: VmState, new: VmState) -> None:
     one_way = one(snapshot_vm(old), snapshot_vm(new))

@@ -85,6 +85,7 @@ def test_the_chain_of_the_stack_is_whole() -> None:
         assert (lpid, address) in mapped
 
 
+@pytest.mark.slow
 @given(vm_states(12))
 def test_marks_are_the_models(state: VmState) -> None:
     snapshot = snapshot_of(state)
