@@ -74,7 +74,8 @@ def pytest_cmdline_main(config: pytest.Config) -> None:
     workers = min(len(os.sched_getaffinity(0)), MOST_WORKERS)
     if workers > 1:
         option.numprocesses = workers
-        option.dist = "worksteal"
+        # Tests of one group share what they have seen, so they need one process.
+        option.dist = "loadgroup"
 
 
 @pytest.hookimpl(tryfirst=True)

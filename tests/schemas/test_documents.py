@@ -40,6 +40,8 @@ from tests.test_replay import CAPTURE as RECORDED
 from tests.test_replay import INSERT, RECORDING, first, flipped, rows, write
 from tests.test_watch import sample_of
 
+pytestmark = pytest.mark.xdist_group("documents")
+
 SEEN: set[str] = set()
 """What the tests of this module have met; the last one asks whether that was all."""
 
@@ -395,6 +397,7 @@ def test_every_name_of_a_document_in_the_sources_is_described() -> None:
     assert found - files == {document.label for document in DOCUMENTS if document.has_schema}
 
 
+@pytest.mark.slow  # because it needs the tests over all captures
 def test_everything_that_is_described_was_seen() -> None:
     """This is the last test of the module, for it asks what the others have seen."""
     every = {document.name for document in DOCUMENTS}
