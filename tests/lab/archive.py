@@ -100,17 +100,19 @@ class Archive:
     def publish(self, suite: str, *debs: Deb) -> None:
         """Write a suite's index, and into the pool what the packages' faults leave of them."""
         records = "".join(self._record(deb) for deb in debs).encode()
-        for architecture in {"ppc64el", *(deb.architecture for deb in debs)}:
-            directory = self.folder / "dists" / suite
+        directory = self.folder / "dists" / suite
+        architectures = sorted({"ppc64el", *(deb.architecture for deb in debs)})
+        digest = hashlib.sha256(records).hexdigest()
+        sums = ""
+        for architecture in architectures:
             index = f"main/binary-{architecture}/Packages"
             (directory / index).parent.mkdir(parents=True, exist_ok=True)
             (directory / index).write_bytes(records)
-            digest = hashlib.sha256(records).hexdigest()
-            (directory / "Release").write_text(
-                f"Suite: {suite}\nCodename: {suite}\nArchitectures: {architecture}\n"
-                f"Components: main\nDate: Fri, 27 Nov 2026 00:00:00 UTC\n"
-                f"SHA256:\n {digest} {len(records)} {index}\n"
-            )
+            sums += f" {digest} {len(records)} {index}\n"
+        (directory / "Release").write_text(
+            f"Suite: {suite}\nCodename: {suite}\nArchitectures: {' '.join(architectures)}\n"
+            f"Components: main\nDate: Fri, 27 Nov 2026 00:00:00 UTC\nSHA256:\n{sums}"
+        )
 
     def _record(self, deb: Deb) -> str:
         data = self._built(deb)

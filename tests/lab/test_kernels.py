@@ -242,6 +242,16 @@ def test_an_old_index_will_do_where_the_mirror_gives_no_new_one(
     assert packages.kernel(KEY).version == "6.12.95-1"
 
 
+def test_an_index_that_is_damaged_here_is_fetched_again(archive: Archive, cache: Path) -> None:
+    archive.publish("trixie", kernel("6.12.107-1", flavour="powerpc64le-64k"), kernel("6.12.95-1"))
+    packages.kernel("6.12-64k")
+    (index,) = cache.glob("apt/*/lists/*Packages*")
+    index.write_bytes(index.read_bytes()[:-20])
+    for other in ("sources.list", "apt.conf"):
+        (index.parents[1] / other).write_bytes(b"\xff")
+    assert packages.kernel(KEY).version == "6.12.95-1"
+
+
 def test_a_kernel_that_must_be_built_and_one_that_nobody_knows(cache: Path) -> None:
     with pytest.raises(LabError, match=r"build-kernel 5\.10-64k"):
         packages.kernel("5.10-64k")
