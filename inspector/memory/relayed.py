@@ -3,24 +3,26 @@
 from __future__ import annotations
 
 import contextlib
+import ipaddress
 import os
 import socket
 import subprocess
-import sys
 import tempfile
-from pathlib import Path
 
 from inspector.errors import MemoryNotReadable, Step, TargetNotSupported
-from inspector.memory import relay
+from inspector.memory import confine, relay
 from inspector.memory.lender import Lender, Refused
+from inspector.memory.processes import Place
 
 __all__ = ["Relay"]
 
-PROGRAM = Path(relay.__file__)
+MODULE = relay.__name__
 BATCH = 1 << 12
 """Ranges in one request; the relay has many packets under way at once."""
 FAREWELL = 12.0
-"""Seconds in which a relay leaves the machine, or cannot."""
+"""Seconds in which a relay leaves the machine, or cannot; it ends by itself before."""
+PATIENCE = 4 * relay.SILENT + relay.PATIENCE
+"""Seconds in which a relay answers: that much it gives the stub itself, and says so."""
 
 
 class Relay:
@@ -40,7 +42,7 @@ class Relay:
         try:
             self._process = subprocess.Popen(
                 [
-                    *(sys.executable, "-I", "-S", str(PROGRAM), host, str(port)),
+                    *(*confine.program(MODULE), host, str(port)),
                     str(theirs.fileno()),
                     str(listener.fileno() if listener is not None else -1),
                     self.socket_name,
@@ -56,7 +58,7 @@ class Relay:
             theirs.close()
             if listener is not None:
                 listener.close()
-        self._lender = Lender(ours, BATCH)
+        self._lender = Lender(ours, BATCH, PATIENCE)
 
     def stands(self) -> None:
         """Say that the machine stands still and shall stay so; only before GDB connects."""
@@ -70,6 +72,11 @@ class Relay:
         """
         status, _, replay = self._lender.ask("about").decode().partition(relay.SEPARATOR)
         return status, replay
+
+    def ends(self) -> tuple[Place, Place]:
+        """Return address and port of both ends of the connection: the stub's, and the relay's."""
+        there, here = self._lender.ask("ends").decode().split(relay.SEPARATOR)
+        return _place(there), _place(here)
 
     def hold(self) -> None:
         """Stop the machine, which runs for all that GDB knows, and wait until it stands still."""
@@ -110,7 +117,14 @@ class Relay:
         try:
             return self._process.wait(FAREWELL) != relay.STUCK
         except subprocess.TimeoutExpired:
+            self._process.kill()
+            self._process.wait()
             return False
+
+
+def _place(text: str) -> Place:
+    address, _, port = text.rpartition(" ")
+    return Place(ipaddress.ip_address(address), int(port))
 
 
 def _listening() -> tuple[socket.socket, str]:
