@@ -131,6 +131,11 @@ class Guard:
         self._owner, self._signalled = owner, signalled
         self._until: float | None = None
 
+    @property
+    def leaving(self) -> bool:
+        """Whether there is nobody left for whom to wait."""
+        return self._until is not None
+
     def leave(self) -> None:
         """From now on wait for the owner no more, and in all no longer than it takes to leave."""
         self._owner = self._signalled = -1

@@ -108,6 +108,10 @@ class _Reader:
 
     def result(self) -> Description:
         self._file(ROOT, "")
+        if not self._elements:
+            raise NotDescribed(f"{ROOT} is empty")
+        if not self._architecture:
+            raise OtherArchitecture("not given")
         architecture = f"<architecture>{self._architecture}</architecture>"
         text = f"{PROLOG}<target>{architecture}{''.join(self._written)}</target>"
         return Description(text.encode(), self._sizes)
@@ -153,6 +157,8 @@ class _Reader:
         self._elements += 1
         if WITHIN.get(element, element) != opened[-1] or self._elements > ELEMENT_LIMIT:
             raise NotDescribed(f"{name} has <{element[:40]}> in <{opened[-1]}>")
+        if element == "target" and self._elements > 1:
+            raise NotDescribed(f"{name} has a second <target>")
         pairs = ATTRIBUTE.findall(token["attributes"])
         given = dict(pairs)
         if len(given) != len(pairs):
@@ -169,7 +175,7 @@ class _Reader:
         if not FILE.fullmatch(file) or file in self._files or len(self._files) > FILE_LIMIT:
             raise NotDescribed(f"{name} includes {file[:40]!r}")
         if not self._architecture:
-            raise OtherArchitecture("unknown")
+            raise OtherArchitecture("not given")
         self._files.add(file)
         self._file(file, "target")
 

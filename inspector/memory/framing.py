@@ -26,7 +26,7 @@ COUNT_BASE = 29
 COUNTS = range(ord(" "), ord("~") + 1)
 CHECKED_AT_ONCE = 256
 """Bytes whose sum Adler-32 keeps whole: 256 * 255 is less than its modulus."""
-SPECIAL = {byte: bytes((ESCAPE[0], byte ^ FLIP)) for byte in b"$#}*\x03"}
+SPECIAL = {byte: bytes((ESCAPE[0], byte ^ FLIP)) for byte in b"$#}*"}
 
 
 class Malformed(ValueError):  # noqa: N818

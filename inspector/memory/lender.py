@@ -75,6 +75,8 @@ class Lender:
         """Answers that were not heard to their end."""
         self._torn = False
         """Whether a request may have been sent in part."""
+        self._last_word = ""
+        """Why nothing is answered any more."""
 
     def ask(self, request: str, length: int = 0) -> bytes:
         """Return the answer to a request.
@@ -87,6 +89,8 @@ class Lender:
             Refused: it could not be done.
             Lost: the other end is gone, or does not answer in time.
         """
+        if self._last_word:
+            raise Lost(request, self._last_word)
         if self._torn:
             raise Lost(request, "an earlier request was interrupted")
         deadline = time.monotonic() + self._patience + length / RATE
@@ -94,7 +98,7 @@ class Lender:
             while self._owed:
                 kind, answer = self._answer(deadline)
                 if kind == b"lost":
-                    raise Lost(request, answer.decode("utf-8", "replace"))
+                    raise self._lost(request, answer.decode("utf-8", "replace"))
             self._torn = True
             # what the other end said last can be read, also if it takes nothing more
             with contextlib.suppress(BrokenPipeError):
@@ -102,11 +106,16 @@ class Lender:
             self._owed, self._torn = 1, False
             kind, answer = self._answer(deadline)
         except (OSError, ValueError) as error:
-            raise Lost(request, str(error)) from error
+            raise self._lost(request, str(error)) from error
         if kind == b"ok":
             return answer
         said = answer.decode("utf-8", "replace")
-        raise Refused(request, said) if kind == b"error" else Lost(request, said)
+        raise Refused(request, said) if kind == b"error" else self._lost(request, said)
+
+    def _lost(self, request: str, said: str) -> Lost:
+        """Keep why there is no answer, for whoever asks again."""
+        self._last_word = said
+        return Lost(request, said)
 
     def _answer(self, deadline: float) -> tuple[bytes, bytes]:
         """Hear the next answer to its end: its kind, and what it says."""

@@ -83,8 +83,8 @@ class LiveMachine:
             self._over_stub = StubMemory(self._relay.read_ranges, self._ram, self.stopped)
             self.memory: StubMemory | DirectMemory = self._choose(read_path)
             self._went_on(self.gdb.resume)
-        except BaseException:
-            self.close()
+        except BaseException as error:
+            self.close(error)
             raise
 
     def __enter__(self) -> LiveMachine:
@@ -96,15 +96,24 @@ class LiveMachine:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        self.close()
+        try:
+            if isinstance(error, GdbError):
+                # where the relay has closed GDB's connection, it knows better why
+                with contextlib.suppress(Lost):
+                    self._relay.about()
+        finally:
+            self.close(error)
 
     @property
     def stopped_seconds(self) -> float:
         """How long the machine stood still in all."""
         return sum(self.stops)
 
-    def close(self) -> None:
+    def close(self, after: BaseException | None = None) -> None:
         """Leave the machine as it was found; signals wait until this is done.
+
+        Args:
+            after: the error that ends the session.
 
         Raises:
             TargetNotSupported: it could not be let go on.
@@ -117,7 +126,7 @@ class LiveMachine:
         finally:
             signal.pthread_sigmask(signal.SIG_SETMASK, before)
         if not left:
-            raise _stuck(self.host, self.port)
+            raise _stuck(self.host, self.port, after)
 
     def stopped(self) -> contextlib.AbstractContextManager[None]:
         """Keep the machine still for the length of a block; blocks may be nested.
@@ -308,9 +317,11 @@ def _not_power(host: str, port: int, what: str) -> TargetNotSupported:
     )
 
 
-def _stuck(host: str, port: int) -> TargetNotSupported:
+def _stuck(host: str, port: int, after: BaseException | None = None) -> TargetNotSupported:
+    before = f"{after}; after that, " if isinstance(after, InspectorError) else ""
     return TargetNotSupported(
-        f"the machine at {host}:{port} could not be let go on, since its stub does not answer; "
+        f"{before}the machine at {host}:{port} could not be let go on, since its stub does not "
+        "answer; "
         f"'inspector resume gdb:{host}:{port}' does it when it can be reached"
     )
 
@@ -321,12 +332,6 @@ def _not_attached(host: str, port: int, said: str) -> TargetNotSupported:
     what, _, reason = said.partition(" ")
     if what == relay.OTHER:
         return _not_power(host, port, f"its architecture is {reason}.")
-    if what == relay.BROKEN:
-        return TargetNotSupported(
-            f"{place} does not speak as QEMU's stub does: {reason}; nothing that it says is used. "
-            "Give the port that QEMU was started with ('-gdb tcp:127.0.0.1:PORT')",
-            Step.QEMU,
-        )
     if what == relay.FOREIGN:
         return TargetNotSupported(
             f"the stub at {place} has no physical mode, so it is not QEMU's (or older than "

@@ -144,7 +144,7 @@ class Relay:
         """
         ends = [self.stub.end, self.control, *([self.gdb] if self.gdb is not None else ())]
         wanted = {end.fileno(): select.POLLIN for end in ends}
-        while True:
+        while not self._guard.leaving:
             ready = self._guard.ready(wanted)
             if self.gdb is not None and self.gdb.fileno() in ready and not self._to_stub(self.gdb):
                 return
@@ -360,29 +360,22 @@ def _served(
 def _relayed(relay: Relay, guard: Guard, found: str) -> int:
     """Relay until somebody goes away, and leave the machine; returns the exit code."""
     stub = relay.stub
-    problem, word = "", GONE
+    stands = found == STANDS
+    word, problem = UNREACHED, ""
     try:
-        try:
-            stands = relay.begin(found)
-        except Abandoned:
-            # how the machine was found has to be known all the same
-            _leave(guard)
-            stub.catch_up()
-            stands = relay.begin(found)
-        else:
-            word, problem = _until_the_end(relay)
-            _leave(guard)
-            if word == BROKEN:
-                # no answer of this stub is worth waiting for
-                if not stands:
-                    stub.farewell()
-                _tell(relay.control, f"{word} {problem}")
-                return LEFT
+        stands = _begun(relay, guard, found)
+        word, problem = GONE, "GDB has ended"
+        relay.serve()
     except Exception as error:  # whatever it is, the machine is not left standing for it
-        if found != STANDS:
-            stub.farewell()
-        _tell(relay.control, f"{_word(error, UNREACHED)} {error}")
-        return LEFT
+        began = word == GONE
+        word, problem = _word(error, word), str(error)
+        if not began or word == BROKEN:
+            # no answer is worth waiting for
+            if not stands:
+                stub.farewell()
+            _tell(relay.control, f"{word} {problem}")
+            return LEFT
+    _leave(guard)
     try:
         stub.leave(stands)
         return LEFT
@@ -392,27 +385,29 @@ def _relayed(relay: Relay, guard: Guard, found: str) -> int:
         _tell(relay.control, f"{word} {problem}")
 
 
-def _word(error: Exception, otherwise: str) -> str:
-    """Return how what the inspector is told of an error begins."""
-    words = {Refused: FOREIGN, Broken: BROKEN, Other: OTHER}
-    if otherwise == UNREACHED:
-        words[Silent] = SILENCE
-    return next((word for kind, word in words.items() if isinstance(error, kind)), otherwise)
-
-
-def _until_the_end(relay: Relay) -> tuple[str, str]:
-    """Relay; returns what to say when that is over."""
+def _begun(relay: Relay, guard: Guard, found: str) -> bool:
+    """Look how the machine was found, also for an inspector that has gone away meanwhile."""
     try:
-        relay.serve()
-    except Exception as error:  # whatever it is, the machine is left as it was found
-        return _word(error, GONE), str(error)
-    return GONE, "GDB has ended"
+        return relay.begin(found)
+    except Abandoned:
+        _leave(guard)
+        relay.stub.catch_up()
+        return relay.begin(found)
+
+
+def _word(error: Exception, stage: str) -> str:
+    """Return how that begins which the inspector is told of an error."""
+    words = {Refused: FOREIGN, Broken: BROKEN, Other: OTHER}
+    if stage == UNREACHED:
+        words[Silent] = SILENCE
+    return next((word for kind, word in words.items() if isinstance(error, kind)), stage)
 
 
 def _leave(guard: Guard) -> None:
     """See that this process ends soon, whatever the stub does."""
-    signal.alarm(GIVEN_UP)
-    guard.leave()
+    if not guard.leaving:
+        signal.alarm(GIVEN_UP)
+        guard.leave()
 
 
 def _gdb_of(

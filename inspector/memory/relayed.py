@@ -8,10 +8,11 @@ import os
 import socket
 import subprocess
 import tempfile
+from collections.abc import Iterator
 
 from inspector.errors import MemoryNotReadable, Step, TargetNotSupported
 from inspector.memory import confine, relay
-from inspector.memory.lender import Lender, Refused
+from inspector.memory.lender import Lender, Lost, Refused
 from inspector.memory.processes import Place
 
 __all__ = ["Relay"]
@@ -58,6 +59,7 @@ class Relay:
             theirs.close()
             if listener is not None:
                 listener.close()
+        self._place = f"{host}:{port}"
         self._lender = Lender(ours, BATCH, PATIENCE)
 
     def stands(self) -> None:
@@ -70,29 +72,29 @@ class Relay:
         Raises:
             Lost: it is not; what was said begins with what is the matter.
         """
-        status, _, replay = self._lender.ask("about").decode().partition(relay.SEPARATOR)
+        status, _, replay = self._ask("about").decode().partition(relay.SEPARATOR)
         return status, replay
 
     def ends(self) -> tuple[Place, Place]:
         """Return address and port of both ends of the connection: the stub's, and the relay's."""
-        there, here = self._lender.ask("ends").decode().split(relay.SEPARATOR)
+        there, here = self._ask("ends").decode().split(relay.SEPARATOR)
         return _place(there), _place(here)
 
     def hold(self) -> None:
         """Stop the machine, which runs for all that GDB knows, and wait until it stands still."""
-        self._lender.ask("hold")
+        self._ask("hold")
 
     def go(self) -> None:
         """Let a machine that is held go on."""
-        self._lender.ask("go")
+        self._ask("go")
 
     def packet(self, text: str) -> str:
         """Send a packet of the remote protocol and return the answer."""
-        return self._lender.ask(f"packet {text}").decode("ascii", "replace")
+        return self._ask(f"packet {text}").decode("ascii", "replace")
 
     def monitor(self, text: str) -> str:
         """Run a command of QEMU's monitor and return what it printed."""
-        return self._lender.ask(f"monitor {text}").decode("utf-8", "replace")
+        return self._ask(f"monitor {text}").decode("utf-8", "replace")
 
     def read_ranges(self, ranges: list[tuple[int, int]]) -> list[bytes]:
         """Return the bytes of ranges of RAM.
@@ -101,7 +103,8 @@ class Relay:
             MemoryNotReadable: one of them cannot be read.
         """
         try:
-            return self._lender.read_ranges(ranges)
+            with self._explaining():
+                return self._lender.read_ranges(ranges)
         except Refused as error:
             address, _, rest = error.said.partition(" ")
             length, _, reason = rest.partition(" ")
@@ -110,6 +113,27 @@ class Relay:
             except ValueError:
                 raise error from None
             raise MemoryNotReadable(*place, reason) from error
+
+    def _ask(self, request: str) -> bytes:
+        with self._explaining():
+            return self._lender.ask(request)
+
+    @contextlib.contextmanager
+    def _explaining(self) -> Iterator[None]:
+        """Say of a stub that breaks the protocol what it said."""
+        try:
+            yield
+        except Lost as error:
+            what, _, reason = error.said.partition(" ")
+            if what != relay.BROKEN:
+                raise
+            raise TargetNotSupported(
+                f"{self._place} does not speak as QEMU's stub does: {reason}. Nothing more of it "
+                "is used; give the port that QEMU was started with ('-gdb tcp:127.0.0.1:PORT'). "
+                f"Should it be a machine that stands still, 'inspector resume gdb:{self._place}' "
+                "lets it go on",
+                Step.QEMU,
+            ) from error
 
     def close(self) -> bool:
         """Have the machine left as it was found; false if that was not possible."""
