@@ -15,8 +15,8 @@ from inspector import pte
 from inspector.errors import InspectorError, Step, TargetNotSupported
 from inspector.kvm.snapshot import Snapshot, Vm
 from inspector.memory.ahead import LIVE_PREFIX, address_of
-from inspector.memory.confine import protections
 from inspector.memory.dump import Dump
+from inspector.memory.gdb import protections
 from inspector.memory.processes import process_behind
 from inspector.session import (
     Acquired,

@@ -6,7 +6,7 @@ file, connect to nobody, and grow only so far.
 
 ``launcher`` gives the command that starts a program so confined: a Python
 that confines itself and then becomes the program.  What this kernel cannot
-take away stays; ``protections`` tells what is in force.
+take away stays.
 """
 
 from __future__ import annotations
@@ -23,10 +23,11 @@ from typing import TYPE_CHECKING, NamedTuple
 if TYPE_CHECKING:
     import ctypes
 
-__all__ = ["Limits", "confine", "landlock_version", "launcher", "program", "protections"]
+__all__ = ["Limits", "confine", "landlock_version", "launcher", "program"]
 
 MIB = 1 << 20
 
+CLONE_NEWUSER, CLONE_NEWNET = 1 << 28, 1 << 30
 PR_SET_PDEATHSIG = 1
 PR_SET_NO_NEW_PRIVS = 38
 CREATE_RULESET, ADD_RULE, RESTRICT_SELF = 444, 445, 446
@@ -79,6 +80,7 @@ def confine(limits: Limits) -> None:
     """
     libc = _libc()
     libc.prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0)
+    _no_network(libc)
     if limits.dies:
         parent = os.getppid()
         libc.prctl(PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
@@ -94,6 +96,12 @@ def confine(limits: Limits) -> None:
         _limit(resource.RLIMIT_CPU, limits.processor, hard=False)
     if limits.landlock:
         _landlock(libc)
+
+
+def _no_network(libc: ctypes.CDLL) -> None:
+    """Leave of the network only the sockets that are open, where the kernel lets a user do that."""
+    if libc.unshare(CLONE_NEWNET):
+        libc.unshare(CLONE_NEWUSER | CLONE_NEWNET)
 
 
 def _libc() -> ctypes.CDLL:
@@ -142,15 +150,6 @@ def _landlock(libc: ctypes.CDLL) -> None:
         libc.syscall(RESTRICT_SELF, rules, 0)
     finally:
         os.close(rules)
-
-
-def protections() -> str:
-    """Say in a few words what is in force for GDB and the relay on this host."""
-    version = landlock_version()
-    if not version:
-        return "limits of memory and file size; this kernel has no Landlock (Linux 5.13 or later)"
-    network = ", no TCP" if version >= NETWORK_SINCE else ""
-    return f"limits of memory and file size; no file is written{network} (Landlock {version})"
 
 
 def program(module: str) -> list[str]:

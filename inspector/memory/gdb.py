@@ -14,7 +14,7 @@ from inspector.errors import Step, TargetNotSupported
 from inspector.memory import confine
 from inspector.memory.confine import Limits
 
-__all__ = ["RENEWED_AFTER", "end_ahead", "renew", "start", "start_ahead"]
+__all__ = ["RENEWED_AFTER", "end_ahead", "protections", "renew", "start", "start_ahead"]
 
 
 CANDIDATES = ("gdb-multiarch", "gdb")
@@ -33,6 +33,7 @@ PROCESSOR = 120
 """Seconds of processor time from one renewal to the next; a command takes less than one."""
 RENEWED_AFTER = 30.0
 LIMITS = Limits(MEMORY, PROCESSOR)
+NETWORK = "/proc/self/ns/net"
 WITHHELD = ("DEBUGINFOD_URLS",)
 """Variables of the environment that would have GDB ask servers for files."""
 _ahead: list[subprocess.Popen[bytes]] = []
@@ -62,6 +63,31 @@ def start() -> subprocess.Popen[bytes]:
             Step.GDB,
         )
     return _started(program)
+
+
+def protections() -> str:
+    """Say in a few words what is in force for GDB and the relay on this host."""
+    network = os.readlink(NETWORK)
+    done = subprocess.run(
+        confine.launcher(LIMITS, [shutil.which("readlink") or "readlink", NETWORK]),
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    version = confine.landlock_version()
+    apart = done.returncode == 0 and done.stdout.strip() != network
+    words = (
+        "limits of memory and file size",
+        f"no file is written or made (Landlock {version})"
+        if version
+        else "an empty file can be made, since this kernel has no Landlock (Linux 5.13 or later)",
+        "no network"
+        if apart
+        else "no TCP (Landlock)"
+        if version >= confine.NETWORK_SINCE
+        else "the network can be used, since this kernel gives no namespace to this user",
+    )
+    return "; ".join(words)
 
 
 def renew(process: subprocess.Popen[bytes]) -> None:
