@@ -16,11 +16,13 @@ from inspector.memory.framing import CONTENT_LIMIT
 
 __all__ = [
     "BREAKPOINT",
+    "CHANGE_OF_MODE",
     "FOR_GDB",
     "GO",
     "MONITOR",
     "NO_SUCH_FILE",
     "OK",
+    "OWN_MEMORY",
     "PACKET_SIZES",
     "STOP",
     "UNKNOWN",
@@ -107,15 +109,24 @@ MONITOR = _form(
 """Answered by any number of packets with what was printed, and one that says OK."""
 BREAKPOINT = _form("breakpoint", rb"[Zz][1-4],%b,[0-9a-f]{1,8}" % ADDRESS, DONE)
 """Software breakpoints (Z0) are writes, and have no form."""
+MEMORY = rb"m%b,[0-9a-f]{1,4}" % ADDRESS
+OWN_MEMORY = _form(
+    "memory",
+    MEMORY,
+    lambda answer: True,
+    lambda question: max(len(b"E00"), 2 * _last_number(question)),
+)
+"""For whoever decodes the digits, which tells whether they are some."""
+CHANGE_OF_MODE = _form("change of the mode", rb"Qqemu\.PhyMemMode:[01]", DONE)
 REGISTER_DIGITS = b"0123456789abcdefx"
 """A register that is not known is so many ``x``."""
 
 FOR_GDB = (
     _form(
         "memory",
-        rb"m%b,[0-9a-f]{1,4}" % ADDRESS,
+        MEMORY,
         _bytes_or_error(b"0123456789abcdef"),
-        lambda question: max(len(b"E00"), 2 * _last_number(question)),
+        OWN_MEMORY.limit,
     ),
     _form("why it stands still", rb"\?", STOP.fullmatch),
     GO,
@@ -142,7 +153,7 @@ FOR_US = (
     ),
     _form("detach", rb"D(?:;[0-9a-f]{1,8})?", DONE),
     _form("physical mode", rb"qqemu\.PhyMemMode", rb"[01]?"),
-    _form("change of the mode", rb"Qqemu\.PhyMemMode:[01]", DONE),
+    CHANGE_OF_MODE,
 )
 """What the relay asks by itself besides."""
 

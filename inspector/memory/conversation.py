@@ -55,6 +55,7 @@ SUPPORTED = b"qSupported:multiprocess+"
 """What the stub is asked instead of what GDB offers it, which has more that a stub could use."""
 ACKNOWLEDGED = b"+"
 INTERRUPT = b"\3"
+PHYSICAL = b"Qqemu.PhyMemMode:1"
 
 WINDOW = 64
 """Packets under way: their questions fit in any socket's buffer."""
@@ -223,14 +224,27 @@ class Stub:
             form = answers.form_of(question)
             if form is None:
                 raise Refused(f"'{shown(question)}' is none of what a stub may be asked")
-            self._log.note(">", question)
-            self._asked.append(Asked(question, form))
-            if question[:1] == b"Z":
-                self._breakpoints.add(question[1:])
-            elif question[:1] == b"z":
-                self._breakpoints.discard(question[1:])
-            self._physical = self._physical or question == b"Qqemu.PhyMemMode:1"
+            self._owe(question, form)
         self._put(b"".join(map(packet_of, questions)))
+
+    def _send_reads(self, questions: list[bytes], before: tuple[bytes, ...] = ()) -> None:
+        """Send questions for memory, whose digits are decoded here, in one piece with others."""
+        for question in before:
+            self._owe(question, answers.CHANGE_OF_MODE)
+        for question in questions:
+            self._owe(question, answers.OWN_MEMORY)
+        self._put(b"".join(map(packet_of, (*before, *questions))))
+
+    def _owe(self, question: bytes, form: Form) -> None:
+        """Expect an answer to a question that is about to be sent."""
+        self._log.note(">", question)
+        self._asked.append(Asked(question, form))
+        if question[:1] == b"Z":
+            self._breakpoints.add(question[1:])
+        elif question[:1] == b"z":
+            self._breakpoints.discard(question[1:])
+        elif question == PHYSICAL:
+            self._physical = True
 
     def _put(self, data: bytes) -> None:
         try:
@@ -387,7 +401,7 @@ class Stub:
         deadline = self.deadline(sum(length for _, length in ranges))
         questions = [b"m%x,%x" % piece for piece in pieces]
         sent = min(WINDOW, len(questions))
-        self.send(b"Qqemu.PhyMemMode:1", *questions[:sent])
+        self._send_reads(questions[:sent], before=(PHYSICAL,))
         if self.answer(deadline) != OK:
             raise Refused("the stub has no physical mode")
         found: list[bytes] = []
@@ -398,13 +412,16 @@ class Stub:
                 wrong = len(found) - 1
             if sent < len(questions) and sent - len(found) <= WINDOW // 2:
                 more = questions[sent : len(found) + WINDOW]
-                self.send(*more)
+                self._send_reads(more)
                 sent += len(more)
         self.virtual()
         if wrong is not None:
             address, length = pieces[wrong]
             raise Refused(f"{address:x} {length:x} the stub answered {_said(found[wrong])}")
-        return binascii.unhexlify(b"".join(found))
+        try:
+            return binascii.unhexlify(b"".join(found))
+        except ValueError as error:
+            raise Broken("the stub was asked for memory, and what came is no bytes") from error
 
     def virtual(self) -> None:
         """Put virtual mode back.

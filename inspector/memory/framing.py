@@ -22,6 +22,7 @@ CONTENT_LIMIT = 1 << 16
 BETWEEN_LIMIT = 1 << 12
 """Bytes between two packets; there is one acknowledgement for each packet that was sent."""
 START, END, ESCAPE, REPEAT = b"$", b"#", b"}", b"*"
+ACKNOWLEDGED, NOTIFIES = ord("+"), ord("%")
 FLIP = 0x20
 COUNT_BASE = 29
 """What is added to a count of repetitions so that it can be printed."""
@@ -38,8 +39,8 @@ class Malformed(ValueError):  # noqa: N818
 class Sign(enum.Enum):
     """What stands between packets and means something."""
 
-    INTERRUPT = b"\x03"
-    REPEAT = b"-"
+    INTERRUPT = 3
+    REPEAT = ord("-")
     """A request to send the last packet again."""
 
 
@@ -47,17 +48,16 @@ def checksum(content: bytes) -> int:
     """Return the sum of all bytes, modulo 256."""
     # Adler-32 that begins at 0 has the sum in its low half; Python's own ``sum`` takes four times
     # as long, which shows where memory is read
+    if len(content) <= CHECKED_AT_ONCE:
+        return zlib.adler32(content, 0) & 0xFF
     view = memoryview(content)
-    sums = [
-        zlib.adler32(view[begin : begin + CHECKED_AT_ONCE], 0) & 0xFFFF
-        for begin in range(0, len(view), CHECKED_AT_ONCE)
-    ]
-    return sum(sums) & 0xFF
+    starts = range(0, len(view), CHECKED_AT_ONCE)
+    return sum([zlib.adler32(view[at : at + CHECKED_AT_ONCE], 0) & 0xFF for at in starts]) & 0xFF
 
 
 def encoded(content: bytes) -> bytes:
     """Return the packet that carries a content."""
-    if any(byte in content for byte in SPECIAL):
+    if any(map(content.__contains__, SPECIAL)):
         content = b"".join(SPECIAL.get(byte, bytes((byte,))) for byte in content)
     return b"$%b#%02x" % (content, checksum(content))
 
@@ -120,9 +120,10 @@ class Decoder:
         Raises:
             Malformed: what has come is no packet.
         """
-        while self._at < len(self._buffer):
-            begins = self._buffer[self._at : self._at + 1]
-            if begins == START:
+        buffer = self._buffer
+        while self._at < len(buffer):
+            begins = buffer[self._at]
+            if begins == START[0]:
                 return self._packet()
             self._at += 1
             self._between += 1
@@ -132,8 +133,8 @@ class Decoder:
                 return Sign.REPEAT
             if begins == Sign.INTERRUPT.value and self._interrupts:
                 return Sign.INTERRUPT
-            if begins != b"+":
-                what = "a notification" if begins == b"%" else f"byte {begins[0]:#04x}"
+            if begins != ACKNOWLEDGED:
+                what = "a notification" if begins == NOTIFIES else f"byte {begins:#04x}"
                 raise Malformed(f"{what} where a packet was to begin")
         return None
 
@@ -149,9 +150,10 @@ class Decoder:
         wire = bytes(self._buffer[begin:end])
         if START in wire:
             raise Malformed("a packet begins inside a packet")
-        given = bytes(self._buffer[end + 1 : end + 3])
-        if given.lower() != b"%02x" % checksum(wire):
-            raise Malformed(f"a packet has the checksum {checksum(wire):02x} and says {given!r}")
+        given = self._buffer[end + 1 : end + 3]
+        right = b"%02x" % checksum(wire)
+        if given.lower() != right:
+            raise Malformed(f"a packet has the checksum {right.decode()} and says {bytes(given)!r}")
         self._at = end + 3
         self._between = 0
         return decoded(wire)
