@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import signal
 import socket
 import threading
 import time
@@ -11,10 +12,10 @@ from pathlib import Path
 
 import pytest
 
-from inspector.errors import MemoryNotReadable
-from inspector.memory import relay
+from inspector.errors import MemoryNotReadable, TargetNotSupported
+from inspector.memory import terms
+from inspector.memory.framing import Decoder, Sign, encoded
 from inspector.memory.lender import Lost, Refused
-from inspector.memory.relay import Incoming, framed
 from inspector.memory.relayed import Relay
 
 CONTENTS = bytes(i * 7 % 251 for i in range(1 << 20))
@@ -47,14 +48,24 @@ class Stub:
 
     def _serve(self) -> None:
         end, _ = self._listener.accept()
-        incoming = Incoming(end)
-        while incoming.fill():
-            while (packet := incoming.packet()) is not None:
-                self.packets.append(packet.decode())
-                for answer in self._answers(packet.decode()):
+        decoder = Decoder(interrupts=True)
+        while piece := _received(end):
+            decoder.feed(piece)
+            while (packet := decoder.next()) is not None:
+                text = "\3" if isinstance(packet, Sign) else packet.decode()
+                self.packets.append(text)
+                if raw := self._raw(text):
                     with contextlib.suppress(OSError):
-                        end.sendall(framed(answer.encode()))
+                        end.sendall(raw)
+                    continue
+                for answer in self._answers(text):
+                    with contextlib.suppress(OSError):
+                        end.sendall(b"+" + encoded(answer.encode()))
         end.close()
+
+    def _raw(self, packet: str) -> bytes:
+        """Return what is sent in place of an answer, as it is."""
+        return b""
 
     def _answers(self, packet: str) -> list[str]:
         if packet.startswith("qRcmd,"):
@@ -73,10 +84,18 @@ class Stub:
             return ["E14" if address >= HOLE else CONTENTS[address : address + length].hex()]
         if packet == "?":
             return ["T05thread:01;"]
+        if packet == "g":
+            return ["0123456789abcdef"]
         if packet == "\3":
             time.sleep(self.stops_after)
             return ["T02thread:01;"]
         return [] if packet.startswith("vCont;c") else ["OK"]
+
+
+def _received(end: socket.socket) -> bytes:
+    with contextlib.suppress(ConnectionResetError):
+        return end.recv(1 << 18)
+    return b""
 
 
 class Gdb:
@@ -85,11 +104,11 @@ class Gdb:
     def __init__(self, name: str) -> None:
         self._end = socket.socket(socket.AF_UNIX)
         self._end.connect(name)
-        self._incoming = Incoming(self._end)
+        self._decoder = Decoder(interrupts=False)
 
     def send(self, packet: bytes) -> None:
         """Send a packet."""
-        self._end.sendall(framed(packet))
+        self._end.sendall(b"+" + encoded(packet))
 
     def ask(self, packet: bytes) -> bytes:
         """Send a packet and return the answer."""
@@ -98,9 +117,19 @@ class Gdb:
 
     def answer(self) -> bytes:
         """Return the next answer."""
-        while (packet := self._incoming.packet()) is None:
-            assert self._incoming.fill(), "the relay has closed the connection"
+        while (packet := self._decoder.next()) is None:
+            piece = self._end.recv(1 << 18)
+            assert piece, "the relay has closed the connection"
+            self._decoder.feed(piece)
+        assert isinstance(packet, bytes)
         return packet
+
+    def rest(self) -> bytes:
+        """Return all that comes until the relay has closed the connection."""
+        heard = b""
+        while piece := self._end.recv(1 << 18):
+            heard += piece
+        return heard
 
     def let_run(self) -> None:
         """Ask why the machine stands still, and let it go on."""
@@ -167,7 +196,7 @@ def test_what_writes_does_not_reach_the_stub(begin: Callable[[Stub], Begun]) -> 
         assert gdb.ask(packet) == b""
     assert gdb.ask(b"qXfer:memory-map:write:0:00") == b""
     assert gdb.ask(b"Qqemu.PhyMemMode:1") == b""
-    assert gdb.ask(b"g") == b"OK"
+    assert gdb.ask(b"g") == b"0123456789abcdef"
     for text in ("quit", "info status; quit", "gpa2hva 0x0; quit", "pmemsave 0 1 /tmp/x"):
         with pytest.raises(Refused):
             asked.monitor(text)
@@ -179,21 +208,46 @@ def test_what_writes_does_not_reach_the_stub(begin: Callable[[Stub], Begun]) -> 
     assert not [packet for packet in sent if packet[:1] in "MXGPkvR" or "Z0" in packet]
 
 
-def test_no_stub_reaches_files_of_this_host(begin: Callable[[Stub], Begun]) -> None:
+SMUGGLED = (
+    b"$Fopen,1000/9,201,1b6#%02x" % (sum(b"Fopen,1000/9,201,1b6") & 0xFF),
+    # GDB takes the second "$" for the beginning of a packet
+    b"$Y_$$Funlink,1000/9#%02x" % (sum(b"Funlink,1000/9") & 0xFF),
+    b"$Y_$$Funlink,1000/9#%02x" % (sum(b"Y_$$Funlink,1000/9") & 0xFF),
+    b"%Stop:T05thread:01;#00",
+    b"$T05thread:01;exec:2f62696e2f7368;#00",
+    b"\3",
+    b"x" * 100,
+    b"-",
+    b"$" + b"0" * (1 << 18),
+)
+
+
+@pytest.mark.parametrize("smuggled", SMUGGLED)
+@pytest.mark.parametrize("moment", ["?", "g", "vCont;c:p1.-1"])
+def test_no_stub_reaches_files_of_this_host(smuggled: bytes, moment: str) -> None:
     """GDB opens and removes files for a stub that asks while the machine runs, or in an answer."""
 
     class Asking(Stub):
-        def _answers(self, packet: str) -> list[str]:
-            asked = ["Fopen,1000/9,201,1b6", "Funlink,1000/9"]
-            return asked + super()._answers(packet)
+        def _raw(self, packet: str) -> bytes:
+            return smuggled if packet == moment else b""
 
     stub = Asking()
-    _, gdb = begin(stub)
-    assert gdb.ask(b"?") == b"T05thread:01;"
-    gdb.send(b"vCont;c:p1.-1")
-    gdb.interrupt()
-    assert gdb.answer() == b"T02thread:01;"
-    assert gdb.ask(b"g") == b"OK"
+    asked = Relay("127.0.0.1", stub.port)
+    gdb = Gdb(asked.socket_name)
+    questions = [b"?", b"g", b"vCont;c:p1.-1"]
+    heard = b""
+    for question in questions[: questions.index(moment.encode()) + 1]:
+        gdb.send(question)
+        if question == moment.encode():
+            heard = gdb.rest()
+        else:
+            gdb.answer()
+    assert heard.strip(b"+") == b""
+    with pytest.raises(TargetNotSupported, match="the stub was asked") as lost:
+        asked.read_ranges([(0, 8)])
+    assert str(lost.value).isprintable()
+    assert len(str(lost.value)) < 700
+    asked.close()
 
 
 def test_the_machine_goes_on_when_the_inspector_goes(begin: Callable[[Stub], Begun]) -> None:
@@ -245,7 +299,7 @@ def test_a_machine_is_held_without_gdb(begin: Callable[[Stub], Begun]) -> None:
             asked.read_ranges([(0, 8)])
     gdb.interrupt()
     assert gdb.answer() == b"T02thread:01;", "GDB hears of its own stop only"
-    assert gdb.ask(b"g") == b"OK"
+    assert gdb.ask(b"g") == b"0123456789abcdef"
     assert asked.close()
     assert stub.ended().count("\3") == 4
 
@@ -349,11 +403,9 @@ def test_nobody_listens() -> None:
 
 
 @pytest.fixture
-def impatient(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
     """Have relays give up soon."""
-    quick = tmp_path / "relay.py"
-    quick.write_text(Path(relay.__file__).read_text().replace("SILENT = 10.0", "SILENT = 0.2"))
-    monkeypatch.setattr("inspector.memory.relayed.PROGRAM", quick)
+    monkeypatch.setattr("inspector.memory.relayed.MODULE", "tests.memory.impatient")
 
 
 @pytest.mark.usefixtures("impatient")
@@ -382,7 +434,7 @@ def test_a_connection_that_is_served_late_lets_the_machine_go_on() -> None:
 
 def test_packets_are_logged(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     log = tmp_path / "packets"
-    monkeypatch.setenv(relay.LOG, str(log))
+    monkeypatch.setenv(terms.LOG, str(log))
     stub = Stub()
     asked = Relay("127.0.0.1", stub.port)
     gdb = Gdb(asked.socket_name)
@@ -404,3 +456,157 @@ def test_nothing_is_left_of_the_socket() -> None:
     assert folder.stat().st_mode & 0o777 == 0o700
     asked.close()
     assert not folder.exists()
+
+
+ENDS_WITHIN = 10.0
+
+
+class Flooding(Stub):
+    """Sends without end whatever it was told to, from a moment on."""
+
+    def __init__(self, flood: bytes, moment: str) -> None:
+        self._flood, self._moment = flood, moment
+        super().__init__()
+
+    def _raw(self, packet: str) -> bytes:
+        return (
+            self._flood * (1 << 24 >> len(self._flood).bit_length())
+            if (packet == self._moment)
+            else b""
+        )
+
+
+@pytest.mark.parametrize("number", [None, signal.SIGTERM])
+@pytest.mark.parametrize("moment", ["qRcmd,696e666f20737461747573", "?", "vCont;c:p1.-1"])
+@pytest.mark.parametrize(
+    "flood", [b"+", b"$O41#b4", b"$T05thread:01;#07", b"$" + b"0" * 5000], ids=range(4)
+)
+def test_no_flood_keeps_a_relay(flood: bytes, moment: str, number: int | None) -> None:
+    """The relay ends when its owner goes away, or is told to, however much the stub sends."""
+    stub = Flooding(flood, moment)
+    asked = Relay("127.0.0.1", stub.port)
+    process = asked._process
+    gdb = Gdb(asked.socket_name)
+    with contextlib.suppress(OSError):
+        gdb.send(b"?")
+        gdb.send(b"vCont;c:p1.-1")
+    time.sleep(0.3)
+    began = time.monotonic()
+    if number is None:
+        asked._lender.close()
+    else:
+        process.send_signal(number)
+    process.wait(ENDS_WITHIN)
+    assert time.monotonic() - began < ENDS_WITHIN
+    asked.close()
+
+
+@pytest.mark.parametrize("connected", [True, False])
+def test_a_relay_ends_when_it_is_told_to(connected: bool) -> None:
+    stub = Stub()
+    asked = Relay("127.0.0.1", stub.port)
+    gdb = Gdb(asked.socket_name) if connected else None
+    if gdb is not None:
+        gdb.ask(b"?")
+    else:
+        # it has to be there before it can be told
+        time.sleep(0.5)
+    asked._process.terminate()
+    assert asked._process.wait(ENDS_WITHIN) in (terms.LEFT, -signal.SIGTERM)
+    if connected:
+        assert stub.ended()[-1] == "D"
+    asked.close()
+
+
+def test_a_relay_ends_with_its_owner_while_it_waits(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The stub owes an answer, and the machine still loses its breakpoints and goes on."""
+
+    class Slow(Stub):
+        def _answers(self, packet: str) -> list[str]:
+            if packet == "qC":
+                time.sleep(1)
+                return ["QC01"]
+            return super()._answers(packet)
+
+    stub = Slow()
+    asked = Relay("127.0.0.1", stub.port)
+    gdb = Gdb(asked.socket_name)
+    gdb.ask(b"Z1,c0,4")
+    gdb.send(b"qC")
+    time.sleep(0.2)
+    asked._lender.close()
+    assert asked._process.wait(ENDS_WITHIN) == terms.LEFT
+    assert stub.ended()[-3:] == ["qC", "z1,c0,4", "D"]
+    asked.close()
+
+
+def test_gdb_is_given_one_description_and_three_abilities(
+    begin: Callable[[Stub], Begun],
+) -> None:
+    target = (
+        '<target><architecture>powerpc:common64</architecture><xi:include href="a.xml"/></target>'
+    )
+    files = {"target.xml": target, "a.xml": '<feature name="f"><reg name="r" bitsize="64"/>'}
+    files["a.xml"] += "<!-- }$#* --></feature>"
+
+    class Described(Stub):
+        def _answers(self, packet: str) -> list[str]:
+            if packet.startswith("qXfer:features:read:"):
+                name, _, place = packet.split(":", 3)[3].partition(":")
+                begin, length = (int(word, 16) for word in place.split(","))
+                text = files[name]
+                sign = "l" if begin + length >= len(text) else "m"
+                return [sign + text[begin : begin + length]]
+            if packet.startswith("qSupported"):
+                return ["PacketSize=1000;qXfer:features:read+;qXfer:exec-file:read+;vFile+"]
+            return ["00" * 8] if packet.startswith("p") else super()._answers(packet)
+
+    stub = Described()
+    _, gdb = begin(stub)
+    assert gdb.ask(b"qSupported:xmlRegisters=i386;exec-events+") == (
+        b"PacketSize=1000;qXfer:features:read+"
+    )
+    text = gdb.ask(b"qXfer:features:read:target.xml:0,ffb")
+    assert text.startswith(b"l<?xml")
+    assert b'<feature name="f"><reg name="r" bitsize="64"/></feature></target>' in text
+    assert gdb.ask(b"qXfer:features:read:target.xml:5,3") == b"m" + text[6:9]
+    assert gdb.ask(b"qXfer:features:read:a.xml:0,ffb") == b"E00"
+    assert gdb.ask(b"p0") == b"00" * 8
+    for question in (b"qXfer:exec-file:read:1:0,ffb", b"vFile:setfs:0", b"qSymbol::", b"qOffsets"):
+        assert gdb.ask(question) == b""
+    assert not [packet for packet in stub.packets if packet.startswith(("vFile", "qSymbol"))]
+    assert stub.packets.count("qSupported:multiprocess+") == 1
+
+
+def test_a_register_has_its_size(begin: Callable[[Stub], Begun]) -> None:
+    class Short(Stub):
+        def _answers(self, packet: str) -> list[str]:
+            if packet.startswith("qXfer:features:read:"):
+                return [
+                    "l<target><architecture>powerpc:common64</architecture>"
+                    '<feature name="f"><reg name="r" bitsize="64"/></feature></target>'
+                ][: 1 if packet.endswith(",800") else 0] or ["m<"]
+            return ["00" * 4] if packet == "p0" else super()._answers(packet)
+
+    stub = Short()
+    asked, gdb = begin(stub)
+    gdb.ask(b"qXfer:features:read:target.xml:0,ffb")
+    gdb.send(b"p0")
+    gdb.rest()
+    with pytest.raises(TargetNotSupported, match="a register of 8 bytes"):
+        asked.about()
+
+
+def test_another_architecture_is_told(begin: Callable[[Stub], Begun]) -> None:
+    class Arm(Stub):
+        def _answers(self, packet: str) -> list[str]:
+            if packet.startswith("qXfer:features:read:"):
+                short = packet.endswith(",1")
+                return ["m<" if short else "l<target><architecture>aarch64</architecture>"]
+            return super()._answers(packet)
+
+    asked, gdb = begin(Arm())
+    gdb.send(b"qXfer:features:read:target.xml:0,ffb")
+    gdb.rest()
+    with pytest.raises(Lost, match="other aarch64"):
+        asked.about()
