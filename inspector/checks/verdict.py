@@ -259,7 +259,8 @@ def _judge(checked: CheckedVm) -> VmJudgement:
     if not vm.radix:
         notes.append(
             f"hash-MMU guest: its {len(vm.hash_rmaps)} rmap words are of another kind "
-            "(`inspector rmap` shows them) and it has no nested guests, so it is not checked"
+            "(`inspector rmap` shows them); what is checked of it are these words, their rings of "
+            "HPT entries, its memslots, and that it has no nested guests"
         )
     elif not vm.nested and not len(vm.rmaps):
         notes.append("no nested guests" + ("" if vm.nesting else " (nesting is not enabled)"))

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from inspector.memory.base import U64
 from inspector.structures.radix import LeafTable
+from inspector.structures.witness import UNCONFIRMED, Confirmation, Word
 
 __all__ = [
     "NO_HASH_RMAPS",
@@ -33,6 +34,7 @@ __all__ = [
     "Slot",
     "Snapshot",
     "Vm",
+    "VmList",
 ]
 
 
@@ -50,6 +52,7 @@ class Part(enum.Enum):
     SHADOW = "shadow tables"
     L1 = "L1's tables"
     PARTITION = "partition table"
+    RINGS = "rings of HPT entries"
 
 
 class PartitionEntry(NamedTuple):
@@ -70,6 +73,7 @@ class Memslot:
     flags: int
     userspace_addr: int
     rmap: int
+    as_id: int = 0
     places: Places = field(default_factory=dict, compare=False)
 
 
@@ -198,7 +202,7 @@ class HashSlot:
 class HashRmaps:
     """All rmap words of a hash guest that are not zero (see ``inspector.hash_encoding``).
 
-    They are no nested entries and nothing that is checked looks at them.
+    They are no nested entries.
     Slot *i* has HPT indices ``start[i]:start[i + 1]`` of ``index``, in ring
     order.  Where the rings are not ``followed`` each slot has only the index
     in its word.
@@ -245,7 +249,8 @@ class Nested:
 
     ``lpid`` is the key it is found under; ``l1_lpid`` what it says of
     itself.  ``shadow`` is L0's table for it, ``l1`` the table L1 gave it,
-    None where L1 has none.
+    None where L1 has none.  ``l1_host`` is the VM it says it belongs to, None
+    where that is missing.
     """
 
     address: int
@@ -259,6 +264,7 @@ class Nested:
     shadow: LeafTable
     l1: LeafTable | None
     partition: PartitionEntry | None = None
+    l1_host: int | None = None
     places: Places = field(default_factory=dict, compare=False)
 
 
@@ -285,6 +291,11 @@ class Vm:
     ``unread_guests`` are the L1 LPIDs of nested guests that could not be read,
     None where it is not known whether there are more than those in ``nested``.
     ``pid`` is the process of the VM, None where that could not be read.
+    ``strays`` are the nested guests, with their L1 LPIDs, that a guest has
+    which is not ``radix``: it should have none.  ``members`` are words of
+    ``struct kvm`` that only confirm others, by their names, as far as they
+    are there.  ``memslot_words`` and ``nested_words`` say which words of the
+    containers confirm each other.
     """
 
     address: int
@@ -304,7 +315,32 @@ class Vm:
     unread_guests: tuple[int, ...] | None = ()
     pgtable: int = 0
     partition: PartitionEntry | None = None
+    strays: tuple[tuple[int, int], ...] = ()
+    members: Mapping[str, Word] = field(default_factory=dict)
+    memslot_words: Confirmation = UNCONFIRMED
+    nested_words: Confirmation = UNCONFIRMED
     places: Places = field(default_factory=dict, compare=False)
+
+    def member(self, name: str) -> int | None:
+        """Return a word of ``struct kvm`` that only confirms others, None where it is missing."""
+        word = self.members.get(name)
+        return None if word is None else word.value
+
+
+class VmList(NamedTuple):
+    """KVM's list of VMs: how many it leads to, and which of its words confirm each other.
+
+    ``users`` is ``module.refcnt`` of kvm_hv, on which every VM has a
+    reference, None where there is no such word.
+    """
+
+    listed: int = 0
+    words: Confirmation = UNCONFIRMED
+    users: Word | None = None
+
+
+NO_LIST = VmList()
+"""What a snapshot has that was not read from a list."""
 
 
 @dataclass(frozen=True)
@@ -316,3 +352,4 @@ class Snapshot:
     page_shift: int
     vms: tuple[Vm, ...]
     gaps: tuple[Gap, ...] = ()
+    vm_list: VmList = NO_LIST
