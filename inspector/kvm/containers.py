@@ -17,7 +17,7 @@ import numpy as np
 
 from inspector.errors import BadData, MemoryNotReadable
 from inspector.kvm.memslot_set import MemslotSet
-from inspector.memory.base import addresses
+from inspector.memory.base import addresses, why_missing
 from inspector.structures.idr import idr_entries
 from inspector.structures.space import KernelSpace
 from inspector.structures.witness import Mismatch, Testimony, Word
@@ -26,8 +26,6 @@ __all__ = ["memslot_addresses", "nested_guest_addresses"]
 
 MEMSLOT_LIMIT = 1 << 16
 POINTER = 8
-PART = 1 << 12
-"""An array is read in parts, so that one that is missing does not hide the others."""
 
 
 def memslot_addresses(
@@ -171,39 +169,25 @@ def _nested_array(kernel: KernelSpace, vm: int, testimony: Testimony) -> Iterato
         raise BadData(f"the VM at {vm:#x} says its largest L1 LPID is {count - 1}")
     if vm % POINTER:
         raise BadData(f"no struct kvm can be at {vm:#x}, which is not aligned")
-    first, end = vm + offset, vm + offset + size
-    used = first + count * POINTER
-    found: dict[int, int] = {}
-    missing: list[MemoryNotReadable] = []
-    unseen = 0
-    # The array in use ends inside a part: what is beyond it may be missing by itself.
-    edges = {first, used, *range(first - first % PART + PART, end, PART)}
-    for place in sorted(edge for edge in edges if edge < end):
-        length = min(PART - place % PART, (used if place < used else end) - place)
-        try:
-            raw = kernel.read(place, length)
-        except MemoryNotReadable as error:
-            if place < used:
-                missing.append(error)
-            else:
-                unseen += length // POINTER
-            continue
-        pointers = np.frombuffer(raw, dtype=kernel.profile.byte_order + "u8")
-        for row in np.flatnonzero(pointers):
-            lpid = (place - first) // POINTER + int(row)
-            found[lpid] = int(pointers[row])
-            yield lpid, int(pointers[row])
-    testimony.words += size // POINTER - unseen
-    testimony.confirmed += size // POINTER - unseen
-    if unseen:
-        testimony.lacks(f"{unseen} entries of nested_guests beyond max_nested_lpid are missing")
-    wrong = max(found, default=-1) != count - 1
-    if wrong and not (missing and max(found, default=-1) < count):
+    first = vm + offset
+    # One row for each LPID, those beyond max_nested_lpid too.
+    where = addresses(first) + np.arange(size // POINTER, dtype=np.uint64) * np.uint64(POINTER)
+    pointers, present = kernel.words(where)
+    found = {int(lpid): int(pointers[lpid]) for lpid in np.flatnonzero(pointers * present)}
+    yield from found.items()
+    there = int(np.count_nonzero(present))
+    testimony.words += there
+    testimony.confirmed += there
+    if not present[count:].all():
+        testimony.lacks("entries of nested_guests beyond max_nested_lpid are missing")
+    missing = np.flatnonzero(~present[:count])
+    most = max(found, default=-1)
+    if most >= count or (most != count - 1 and present[:count].all()):
         to_last, width = layout.place("arch.max_nested_lpid")
         testimony.mismatches.append(
             Mismatch(
                 f"max_nested_lpid is {count - 1}, and the last entry of nested_guests that is in "
-                f"use is that of LPID {max(found, default=-1)}",
+                f"use is {'none' if most < 0 else most}",
                 "the largest LPID in use, -1 for none: the kernel looks no further",
                 (
                     Word("max_nested_lpid", vm + to_last, last, width),
@@ -215,3 +199,7 @@ def _nested_array(kernel: KernelSpace, vm: int, testimony: Testimony) -> Iterato
                 ),
             )
         )
+    if missing.size:
+        place = int(where[missing[0]])
+        why = why_missing(kernel, place, POINTER)
+        raise MemoryNotReadable(place, POINTER * missing.size, why, kernel.name)

@@ -53,6 +53,7 @@ class Part(enum.Enum):
     L1 = "L1's tables"
     PARTITION = "partition table"
     RINGS = "rings of HPT entries"
+    VM = "the VM itself"
 
 
 class PartitionEntry(NamedTuple):

@@ -38,11 +38,11 @@ def list_entries(
         head: the address of the list's head.
         struct: the structure the list joins.
         member: its ``struct list_head``.
-        testimony: is told of links that disagree, which is an error otherwise.
+        testimony: is told of links that disagree.
 
     Raises:
         BadData: the list does not lead back to its head, or its two
-            directions disagree and there is no ``testimony`` to tell.
+            directions disagree.
         MemoryNotReadable: a link leads nowhere.
     """
     offset = kernel.profile.struct(struct).offset(member)
@@ -55,15 +55,10 @@ def list_entries(
     except (BadData, MemoryNotReadable) as error:
         for link in ring.backward(met):
             yield link - offset
-        if testimony is None or ring.torn is None:
-            raise error
-    if testimony is not None:
-        testimony.words += ring.words
-        testimony.confirmed += ring.confirmed
-        if ring.torn is not None:
-            testimony.mismatches.append(ring.torn)
-        elif ring.confirmed < ring.words:
-            testimony.lacks("the prev links of the list are missing")
+        raise error
+    finally:
+        if testimony is not None:
+            ring.tell(testimony)
 
 
 class _Link(NamedTuple):
@@ -121,6 +116,15 @@ class _Ring:
             yield here
             before = here
         self._compare(before, head, first.prev)
+
+    def tell(self, testimony: Testimony) -> None:
+        """Tell what became of following the list."""
+        testimony.words += self.words
+        testimony.confirmed += self.confirmed
+        if self.torn is not None:
+            testimony.mismatches.append(self.torn)
+        elif self.confirmed < self.words:
+            testimony.lacks("the prev links of the list are missing")
 
     def backward(self, met: list[int]) -> Iterator[int]:
         """Yield the members that are met from the end, up to one that was met from the front."""

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from inspector.checks.base import Evidence, Finding, Invariant, Rest, Severity, Unjudged, Witness
 from inspector.checks.proof import mismatch_findings, shown_word
 from inspector.checks.view import CheckedHost, CheckedVm
+from inspector.kvm.snapshot import Part
 
 ID = "vm-list"
 BASE = 1
@@ -68,7 +69,7 @@ INVARIANT = Invariant(
     "kvm_create_vm, kvm_destroy_vm, kvm_arch_init_vm, kvm_arch_destroy_vm",
     Severity.STRUCTURE,
     find,
-    reads=frozenset(),
+    reads=frozenset({Part.VM}),
     find_host=find_host,
     rests_host=rests_host,
 )

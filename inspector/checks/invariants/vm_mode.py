@@ -27,25 +27,26 @@ def find(checked: CheckedVm) -> Iterator[Finding]:
 
 
 def _radix(vm: Vm) -> Iterator[Finding]:
-    if not vm.pgtable:
+    table = vm.members.get("arch.pgtable")
+    if table is not None and not table.value:
         yield Finding(
             ID,
             vm.lpid,
             "the VM is a radix guest and has no table",
             "a table: kvmppc_init_vm_radix makes one before a guest becomes radix",
-            (member("struct kvm", vm, "radix"), member("struct kvm", vm, "pgtable"), *_entry(vm)),
+            (member("struct kvm", vm, "radix"), shown_word(table), *_entry(vm)),
         )
-    elif vm.partition is not None and vm.partition.dword and not len(vm.host):
+    elif table is not None and vm.partition is not None and not len(vm.host):
         # One with leaves is judged by partition-entry.
         wanted = linear_to_physical(vm.pgtable)
-        if not leads_to(vm.partition.dword, wanted):
+        if vm.partition.dword and not leads_to(vm.partition.dword, wanted):
             yield Finding(
                 ID,
                 vm.lpid,
                 "the VM's table is empty, and the partition-table entry of its LPID does not lead "
                 "to it",
                 f"host radix, with the root at physical {wanted:#x}",
-                (*_entry(vm), member("struct kvm", vm, "pgtable")),
+                (*_entry(vm), shown_word(table)),
             )
     if vm.nested and not vm.nesting:
         yield Finding(
@@ -129,5 +130,5 @@ INVARIANT = Invariant(
     "kvmppc_setup_partition_table, kvmhv_enable_nested, kvmhv_release_all_nested",
     Severity.MEMORY_SAFETY,
     find,
-    reads=frozenset({Part.NESTED, Part.HOST, Part.PARTITION}),
+    reads=frozenset({Part.VM}),
 )

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from inspector.checks.base import Evidence, Finding, Invariant, Rest, Severity, Unjudged
 from inspector.checks.proof import shown_word
 from inspector.checks.view import CheckedVm
-from inspector.kvm.snapshot import Vm
+from inspector.kvm.snapshot import Part, Vm
 from inspector.regions import LINEAR_MAP, LINEAR_SIZE
 
 ID = "vm-object"
@@ -70,6 +70,6 @@ INVARIANT = Invariant(
     "kvm_create_vm, kvm_put_kvm, kvm_destroy_vm, kvm_vm_ioctl_create_vcpu",
     Severity.STRUCTURE,
     find,
-    reads=frozenset(),
+    reads=frozenset({Part.VM}),
     rests=rests,
 )
