@@ -41,7 +41,7 @@ from inspector.structures.lists import list_entries
 from inspector.structures.modules import exported_symbol, module_values
 from inspector.structures.radix import LeafTable, TableProblem, walk
 from inspector.structures.space import GuestSpace, KernelSpace
-from inspector.structures.witness import Testimony, Word
+from inspector.structures.witness import Comparison, Word
 
 __all__ = ["collect", "held_locks", "vm_list"]
 
@@ -106,8 +106,8 @@ def collect(kernel: KernelSpace, vms: int | None, making: Making = anew) -> Snap
     gaps: list[Gap] = []
     found = []
     partition: _Partition | None = None
-    testimony = Testimony()
-    listed = _gather(_vms(kernel, vms, testimony), gaps, "the list of VMs")
+    comparison = Comparison()
+    listed = _gather(_vms(kernel, vms, comparison), gaps, "the list of VMs")
     for address in listed:
         partition = partition or _Partition.find(kernel)
         try:
@@ -122,15 +122,17 @@ def collect(kernel: KernelSpace, vms: int | None, making: Making = anew) -> Snap
         kernel.profile.page_shift,
         tuple(found),
         tuple(gaps),
-        VmList(len(listed), testimony.given, making("users", partial(_users, kernel))),
+        VmList(len(listed), comparison.given, making("users", partial(_users, kernel))),
     )
 
 
-def _vms(kernel: KernelSpace, vms: int | None, testimony: Testimony | None = None) -> Iterator[int]:
+def _vms(
+    kernel: KernelSpace, vms: int | None, comparison: Comparison | None = None
+) -> Iterator[int]:
     if vms is None:
         yield from vms_by_form(kernel)
     else:
-        yield from list_entries(kernel, vms, "kvm", "vm_list", testimony)
+        yield from list_entries(kernel, vms, "kvm", "vm_list", comparison)
 
 
 def _users(kernel: KernelSpace) -> Word | None:
@@ -215,7 +217,7 @@ def _vm(kernel: KernelSpace, address: int, partition: _Partition, making: Making
     gaps: list[Gap] = []
     lock = field("mmu_lock")
     radix = bool(field("arch.radix"))
-    of_memslots, of_nested = Testimony(), Testimony()
+    of_memslots, of_nested = Comparison(), Comparison()
     memslots = _in_order(_memslots(kernel, address, gaps, of_memslots))
     host, rmaps = LeafTable.empty(), NO_RMAPS
     nested: list[Nested] = []
@@ -279,13 +281,13 @@ def _vm(kernel: KernelSpace, address: int, partition: _Partition, making: Making
     )
 
 
-def _strays(kernel: KernelSpace, vm: int, testimony: Testimony) -> list[tuple[int, int]]:
+def _strays(kernel: KernelSpace, vm: int, comparison: Comparison) -> list[tuple[int, int]]:
     """Return the nested guests of a hash guest, which should have none."""
     found: list[tuple[int, int]] = []
     try:
-        found += nested_guest_addresses(kernel, vm, testimony)
+        found += nested_guest_addresses(kernel, vm, comparison)
     except (BadData, MemoryNotReadable) as error:
-        testimony.lacks(f"whether a hash guest has nested guests: {error}")
+        comparison.lacks(f"whether a hash guest has nested guests: {error}")
     return found
 
 
@@ -360,10 +362,12 @@ def _in_order(memslots: list[Memslot]) -> tuple[Memslot, ...]:
     return tuple(sorted(memslots, key=lambda memslot: memslot.base_gfn))
 
 
-def _memslots(kernel: KernelSpace, vm: int, gaps: list[Gap], testimony: Testimony) -> list[Memslot]:
+def _memslots(
+    kernel: KernelSpace, vm: int, gaps: list[Gap], comparison: Comparison
+) -> list[Memslot]:
     """Return the memslots of address space 0."""
     found = []
-    slots = memslot_addresses(kernel, vm, testimony)
+    slots = memslot_addresses(kernel, vm, comparison)
     for slot in _gather(slots, gaps, "memslots", Part.MEMSLOTS):
         try:
             found.append(_memslot(kernel, slot))
@@ -408,7 +412,7 @@ def _nested_guests(
     gaps: list[Gap],
     partition: _Partition,
     making: Making,
-    testimony: Testimony,
+    comparison: Comparison,
 ) -> tuple[list[Nested], list[int] | None]:
     """Return the L2 guests of a VM, and the LPIDs of those that could not be read, if known."""
     guest: _Guest | InspectorError
@@ -421,7 +425,7 @@ def _nested_guests(
     unread: list[int] = []
     cut: list[Gap] = []
     for lpid, address in _gather(
-        nested_guest_addresses(kernel, vm, testimony), cut, "nested guests", Part.NESTED
+        nested_guest_addresses(kernel, vm, comparison), cut, "nested guests", Part.NESTED
     ):
         try:
             nested = making(

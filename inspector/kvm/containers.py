@@ -20,7 +20,7 @@ from inspector.kvm.memslot_set import MemslotSet
 from inspector.memory.base import addresses, why_missing
 from inspector.structures.idr import idr_entries
 from inspector.structures.space import KernelSpace
-from inspector.structures.witness import Mismatch, Testimony, Word
+from inspector.structures.witness import Comparison, Mismatch, Word
 
 __all__ = ["memslot_addresses", "nested_guest_addresses"]
 
@@ -29,7 +29,7 @@ POINTER = 8
 
 
 def memslot_addresses(
-    kernel: KernelSpace, vm: int, testimony: Testimony | None = None
+    kernel: KernelSpace, vm: int, comparison: Comparison | None = None
 ) -> Iterator[int]:
     """Yield the address of every ``struct kvm_memory_slot`` of address space 0.
 
@@ -42,13 +42,13 @@ def memslot_addresses(
     set's other two ways to its slots do: the hash by id, and the tree by
     address in the process.
     """
-    if testimony is None:
-        testimony = Testimony()
+    if comparison is None:
+        comparison = Comparison()
     slots = kernel.pointer(vm + kernel.profile.struct("kvm").offset("memslots"))
     layout = kernel.profile.struct("kvm_memory_slot")
     container = kernel.profile.struct("kvm_memslots")
     if "gfn_tree.rb_node" in container or "used_slots" not in container:
-        yield from MemslotSet(kernel, slots, testimony).slots()
+        yield from MemslotSet(kernel, slots, comparison).slots()
         return
     used = kernel.field("kvm_memslots", slots, "used_slots")
     if used > MEMSLOT_LIMIT:
@@ -56,10 +56,10 @@ def memslot_addresses(
     first = slots + container.offset("memslots")
     found = range(first, first + used * layout.size, layout.size)
     yield from found
-    _confirm_array(kernel, slots, found, testimony)
+    _confirm_array(kernel, slots, found, comparison)
 
 
-def _confirm_array(kernel: KernelSpace, slots: int, found: range, testimony: Testimony) -> None:
+def _confirm_array(kernel: KernelSpace, slots: int, found: range, comparison: Comparison) -> None:
     """Hold the memslots of an array against its index by id, and against their order.
 
     The kernel looks a gfn up by halves (``search_memslots``), from the
@@ -71,7 +71,7 @@ def _confirm_array(kernel: KernelSpace, slots: int, found: range, testimony: Tes
     every = np.arange(found.start, found.stop, found.step, dtype=np.uint64)
     gfn, known = kernel.words(every + np.uint64(to_gfn))
     for row in np.flatnonzero((gfn[:-1] <= gfn[1:]) & known[:-1] & known[1:]):
-        testimony.mismatches.append(
+        comparison.mismatches.append(
             Mismatch(
                 f"the array of memslots at {slots:#x}: memslot {row} begins at gfn "
                 f"{int(gfn[row]):#x}, and the one after it at {int(gfn[row + 1]):#x}",
@@ -82,10 +82,10 @@ def _confirm_array(kernel: KernelSpace, slots: int, found: range, testimony: Tes
                 ),
             )
         )
-    testimony.words += len(found)
+    comparison.words += len(found)
     ids, known = kernel.read_many(every + np.uint64(to_id), id_size)
     if "id_to_index" not in container or not known.all():
-        testimony.lacks("this target has no index of the memslots by id")
+        comparison.lacks("this target has no index of the memslots by id")
         return
     offset, size = container.place("id_to_index")
     numbers = ids.view(f"{order}u{id_size}").reshape(-1).astype(np.int64)
@@ -93,17 +93,17 @@ def _confirm_array(kernel: KernelSpace, slots: int, found: range, testimony: Tes
     where = addresses(slots + offset) + numbers.astype(np.uint64) * np.uint64(id_size)
     data, known = kernel.read_many(where[inside], id_size)
     if not known.all():
-        testimony.lacks("this target has no index of the memslots by id")
+        comparison.lacks("this target has no index of the memslots by id")
         return
     index = np.full(numbers.size, -1, dtype=np.int64)
     index[inside] = data.view(f"{order}i{id_size}").reshape(-1)
     right = index == np.arange(numbers.size)
-    testimony.confirmed += int(np.count_nonzero(right))
+    comparison.confirmed += int(np.count_nonzero(right))
     for row in np.flatnonzero(~right):
         words = [Word(f"id of memslot {row}", found[int(row)] + to_id, int(numbers[row]), id_size)]
         if inside[row]:
             words.append(Word("id_to_index", int(where[row]), int(index[row]), id_size))
-        testimony.mismatches.append(
+        comparison.mismatches.append(
             Mismatch(
                 f"the array of memslots at {slots:#x}: memslot {row} has the id {numbers[row]}, "
                 + (f"which leads to {index[row]}" if inside[row] else "which no memslot can have"),
@@ -114,39 +114,39 @@ def _confirm_array(kernel: KernelSpace, slots: int, found: range, testimony: Tes
 
 
 def nested_guest_addresses(
-    kernel: KernelSpace, vm: int, testimony: Testimony | None = None
+    kernel: KernelSpace, vm: int, comparison: Comparison | None = None
 ) -> Iterator[tuple[int, int]]:
     """Yield ``(L1 LPID, address)`` of every ``struct kvm_nested_guest``.
 
     They are in an idr since 5.19; before, in an array of pointers indexed by
     LPID, of which ``max_nested_lpid`` (-1 for none) is the last in use.
     """
-    if testimony is None:
-        testimony = Testimony()
+    if comparison is None:
+        comparison = Comparison()
     layout = kernel.profile.struct("kvm")
     if "arch.kvm_nested_guest_idr" in layout or "arch.nested_guests" not in layout:
         idr = vm + layout.offset("arch.kvm_nested_guest_idr")
-        _confirm_idr(kernel, idr, testimony)
-        yield from idr_entries(kernel, idr, testimony)
+        _confirm_idr(kernel, idr, comparison)
+        yield from idr_entries(kernel, idr, comparison)
         return
-    yield from _nested_array(kernel, vm, testimony)
+    yield from _nested_array(kernel, vm, comparison)
 
 
-def _confirm_idr(kernel: KernelSpace, idr: int, testimony: Testimony) -> None:
+def _confirm_idr(kernel: KernelSpace, idr: int, comparison: Comparison) -> None:
     """See that identifiers are LPIDs: ``idr_init`` sets base and next to 0, and nothing else."""
     layout = kernel.profile.struct("idr")
     for member in ("idr_base", "idr_next"):
         if member not in layout:
-            testimony.lacks(f"the layout of this kernel was taken without idr.{member}")
+            comparison.lacks(f"the layout of this kernel was taken without idr.{member}")
             continue
         offset, size = layout.place(member)
         try:
             value = kernel.unsigned(idr + offset, size)
         except MemoryNotReadable:
-            testimony.lacks(f"this target has no idr.{member}")
+            comparison.lacks(f"this target has no idr.{member}")
             continue
         if value:
-            testimony.mismatches.append(
+            comparison.mismatches.append(
                 Mismatch(
                     f"the idr at {idr:#x} has the {member} {value}",
                     "0: KVM finds a nested guest under its LPID, and gives no LPIDs in turn",
@@ -155,7 +155,9 @@ def _confirm_idr(kernel: KernelSpace, idr: int, testimony: Testimony) -> None:
             )
 
 
-def _nested_array(kernel: KernelSpace, vm: int, testimony: Testimony) -> Iterator[tuple[int, int]]:
+def _nested_array(
+    kernel: KernelSpace, vm: int, comparison: Comparison
+) -> Iterator[tuple[int, int]]:
     """Yield the guests of ``nested_guests[]``, and hold ``max_nested_lpid`` against them.
 
     The kernel looks no further than that. Both change under ``mmu_lock``
@@ -176,15 +178,15 @@ def _nested_array(kernel: KernelSpace, vm: int, testimony: Testimony) -> Iterato
     found = {int(lpid): int(pointers[lpid]) for lpid in np.flatnonzero(pointers * present)}
     yield from found.items()
     there = int(np.count_nonzero(present))
-    testimony.words += there
-    testimony.confirmed += there
+    comparison.words += there
+    comparison.confirmed += there
     if not present[count:].all():
-        testimony.lacks("entries of nested_guests beyond max_nested_lpid are missing")
+        comparison.lacks("entries of nested_guests beyond max_nested_lpid are missing")
     missing = np.flatnonzero(~present[:count])
     most = max(found, default=-1)
     if most >= count or (most != count - 1 and present[:count].all()):
         to_last, width = layout.place("arch.max_nested_lpid")
-        testimony.mismatches.append(
+        comparison.mismatches.append(
             Mismatch(
                 f"max_nested_lpid is {count - 1}, and the last entry of nested_guests that is in "
                 f"use is {'none' if most < 0 else most}",

@@ -17,7 +17,7 @@ from inspector.errors import BadData, InspectorError, MemoryNotReadable
 from inspector.memory.base import addresses, integer
 from inspector.structures.rbtree import tree_nodes
 from inspector.structures.space import KernelSpace
-from inspector.structures.witness import Mismatch, Testimony, Word
+from inspector.structures.witness import Comparison, Mismatch, Word
 
 __all__ = ["MemslotSet"]
 
@@ -38,12 +38,12 @@ class _Range(NamedTuple):
 
 
 class MemslotSet:
-    """The set at ``address`` that is in use; ``testimony`` is told where its ways disagree."""
+    """The set at ``address`` that is in use; ``comparison`` is told where its ways disagree."""
 
-    def __init__(self, kernel: KernelSpace, address: int, testimony: Testimony) -> None:
+    def __init__(self, kernel: KernelSpace, address: int, comparison: Comparison) -> None:
         self._kernel = kernel
         self._address = address
-        self._testimony = testimony
+        self._comparison = comparison
         self._layout = kernel.profile.struct("kvm_memory_slot")
         self._container = kernel.profile.struct("kvm_memslots")
         self._index = kernel.field("kvm_memslots", address, "node_idx")
@@ -57,7 +57,7 @@ class MemslotSet:
             )
         root = self._kernel.field("kvm_memslots", self._address, "gfn_tree.rb_node")
         found: dict[int, None] = {}
-        for slot in self._of_tree(root, "gfn_node", self._testimony):
+        for slot in self._of_tree(root, "gfn_node", self._comparison):
             found[slot] = None
             yield slot
         self._confirm_order(list(found))
@@ -74,13 +74,13 @@ class MemslotSet:
         offset, size = self._layout.place(member)
         return offset + self._index * (size // SETS)
 
-    def _of_tree(self, root: int, member: str, testimony: Testimony) -> Iterator[int]:
+    def _of_tree(self, root: int, member: str, comparison: Comparison) -> Iterator[int]:
         offset = self._node_offset(member)
-        for node in tree_nodes(self._kernel, root, testimony):
+        for node in tree_nodes(self._kernel, root, comparison):
             yield node - offset
 
     def _disagree(self, summary: str, expected: str, *words: Word, doubt: str = "") -> None:
-        self._testimony.mismatches.append(
+        self._comparison.mismatches.append(
             Mismatch(f"the memslots at {self._address:#x}: {summary}", expected, words, doubt)
         )
 
@@ -108,8 +108,8 @@ class MemslotSet:
     def _compare(self, way: str, found: dict[int, None], others: list[int]) -> None:
         """Hold the slots that another way leads to against those found so far."""
         known = set(others)
-        self._testimony.words += len(others)
-        self._testimony.confirmed += len(known & found.keys())
+        self._comparison.words += len(others)
+        self._comparison.confirmed += len(known & found.keys())
         for slot in found:
             if slot not in known:
                 self._disagree(
@@ -130,14 +130,14 @@ class MemslotSet:
     def _by_id(self) -> list[int] | None:
         """Return the slots in the hash, None where that is missing."""
         if "id_hash" not in self._container or "id_node" not in self._layout:
-            self._testimony.lacks("the layout of this kernel was taken without id_hash")
+            self._comparison.lacks("the layout of this kernel was taken without id_hash")
             return None
         offset, size = self._container.place("id_hash")
         first = self._address + offset
         try:
             data = self._kernel.read(first, size)
         except MemoryNotReadable:
-            self._testimony.lacks("the memslots' id_hash is missing from this target")
+            self._comparison.lacks("the memslots' id_hash is missing from this target")
             return None
         heads = np.frombuffer(data, f"{self._kernel.profile.byte_order}u8")
         found: dict[int, None] = {}
@@ -183,16 +183,16 @@ class MemslotSet:
         root = "hva_tree.rb_root.rb_node"
         structs = self._kernel.profile.structs
         if root not in self._container or "interval_tree_node" not in structs:
-            self._testimony.lacks("the layout of this kernel was taken without hva_tree")
+            self._comparison.lacks("the layout of this kernel was taken without hva_tree")
             return None
         try:
             top = self._kernel.field("kvm_memslots", self._address, root)
         except MemoryNotReadable:
-            self._testimony.lacks("the memslots' hva_tree is missing from this target")
+            self._comparison.lacks("the memslots' hva_tree is missing from this target")
             return None
         found: list[int] = []
         try:
-            found += self._of_tree(top, "hva_node", self._testimony)
+            found += self._of_tree(top, "hva_node", self._comparison)
         except (BadData, MemoryNotReadable) as error:
             where = self._address + self._container.offset(root)
             self._disagree(

@@ -22,7 +22,7 @@ import numpy as np
 from inspector.errors import BadData, MemoryNotReadable
 from inspector.memory.base import U64, integer
 from inspector.structures.space import KernelSpace
-from inspector.structures.witness import Mismatch, Testimony, Word
+from inspector.structures.witness import Comparison, Mismatch, Word
 
 __all__ = ["idr_entries"]
 
@@ -40,11 +40,11 @@ HALF_WAY = (
 
 
 def idr_entries(
-    kernel: KernelSpace, idr: int, testimony: Testimony | None = None
+    kernel: KernelSpace, idr: int, comparison: Comparison | None = None
 ) -> Iterator[tuple[int, int]]:
     """Yield ``(id, pointer)`` for every entry of the idr at ``idr`` that is not NULL.
 
-    Low bits of an entry are cleared; ``testimony`` is told of them.  What is
+    Low bits of an entry are cleared; ``comparison`` is told of them.  What is
     under a node that cannot be read is passed over, and the error raised
     after all others.
 
@@ -53,7 +53,7 @@ def idr_entries(
         MemoryNotReadable: a node leads nowhere.
     """
     base = kernel.field("idr", idr, "idr_base")
-    walk = _Walk(kernel, idr, Testimony() if testimony is None else testimony)
+    walk = _Walk(kernel, idr, Comparison() if comparison is None else comparison)
     for index, pointer in walk.from_head():
         if index + base >= ID_LIMIT:
             raise BadData(f"the idr at {idr:#x} has an entry {index + base:#x}, which is no id")
@@ -93,13 +93,13 @@ class _Node(NamedTuple):
 class _Walk:
     """One walk over the nodes of an idr; ``missing`` has why some could not be read."""
 
-    def __init__(self, kernel: KernelSpace, idr: int, testimony: Testimony) -> None:
+    def __init__(self, kernel: KernelSpace, idr: int, comparison: Comparison) -> None:
         self._kernel = kernel
         self._idr = idr
         self._layout = kernel.profile.struct("xa_node")
         self._to_slots, size = self._layout.place("slots")
         self._bits = (size // POINTER).bit_length() - 1
-        self._testimony = testimony
+        self._comparison = comparison
         self._seen: set[int] = set()
         self.missing: list[MemoryNotReadable] = []
 
@@ -113,7 +113,7 @@ class _Walk:
     def _below(self, place: _Place, index: int, above: _Node | None) -> Iterator[tuple[int, int]]:
         """Yield what an entry that is not NULL leads to; ``above`` is the node that holds it."""
         entry = place.entry
-        self._testimony.words += 1
+        self._comparison.words += 1
         if entry & INTERNAL_MASK != INTERNAL:
             self._disagree(
                 f"the {'head' if above is None else 'entry'} {entry:#x} leads to no node",
@@ -168,7 +168,7 @@ class _Walk:
             if node.shift:
                 yield from self._below(place, inside, node)
                 continue
-            self._testimony.words += 1
+            self._comparison.words += 1
             if place.entry & INTERNAL_MASK:
                 self._disagree(
                     f"the entry of identifier {inside} is {place.entry:#x}, which is no pointer",
@@ -179,7 +179,7 @@ class _Walk:
                 yield inside, place.entry & ~INTERNAL_MASK
 
     def _disagree(self, summary: str, expected: str, *words: Word, doubt: str = "") -> None:
-        self._testimony.mismatches.append(
+        self._comparison.mismatches.append(
             Mismatch(f"the idr at {self._idr:#x}: {summary}", expected, words, doubt)
         )
 
@@ -217,13 +217,13 @@ class _Walk:
     def _confirm_node(self, node: _Node, place: _Place, above: _Node | None) -> None:
         """Hold what a node says of itself against where it was found and what it holds."""
         if node.parent is None or node.free is None:
-            self._testimony.lacks("the nodes of the idr have only their slots in this target")
+            self._comparison.lacks("the nodes of the idr have only their slots in this target")
             return
-        before = len(self._testimony.mismatches)
+        before = len(self._comparison.mismatches)
         self._confirm_place(node, place, above)
         self._confirm_contents(node)
-        if len(self._testimony.mismatches) == before:
-            self._testimony.confirmed += 1 + (
+        if len(self._comparison.mismatches) == before:
+            self._comparison.confirmed += 1 + (
                 int(np.count_nonzero(node.slots)) if not node.shift else 0
             )
 

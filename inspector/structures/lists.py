@@ -15,7 +15,7 @@ from typing import NamedTuple
 from inspector.errors import BadData, InspectorError, MemoryNotReadable
 from inspector.memory.base import integer
 from inspector.structures.space import KernelSpace
-from inspector.structures.witness import Mismatch, Testimony, Word
+from inspector.structures.witness import Comparison, Mismatch, Word
 
 __all__ = ["list_entries"]
 
@@ -25,7 +25,7 @@ HALF_WAY = "the list may be in the middle of an insertion or a removal"
 
 
 def list_entries(
-    kernel: KernelSpace, head: int, struct: str, member: str, testimony: Testimony | None = None
+    kernel: KernelSpace, head: int, struct: str, member: str, comparison: Comparison | None = None
 ) -> Iterator[int]:
     """Yield the address of every structure on the list that begins at ``head``.
 
@@ -38,7 +38,7 @@ def list_entries(
         head: the address of the list's head.
         struct: the structure the list joins.
         member: its ``struct list_head``.
-        testimony: is told of links that disagree.
+        comparison: is told of links that disagree.
 
     Raises:
         BadData: the list does not lead back to its head, or its two
@@ -57,8 +57,8 @@ def list_entries(
             yield link - offset
         raise error
     finally:
-        if testimony is not None:
-            ring.tell(testimony)
+        if comparison is not None:
+            ring.tell(comparison)
 
 
 class _Link(NamedTuple):
@@ -117,14 +117,14 @@ class _Ring:
             before = here
         self._compare(before, head, first.prev)
 
-    def tell(self, testimony: Testimony) -> None:
+    def tell(self, comparison: Comparison) -> None:
         """Tell what became of following the list."""
-        testimony.words += self.words
-        testimony.confirmed += self.confirmed
+        comparison.words += self.words
+        comparison.confirmed += self.confirmed
         if self.torn is not None:
-            testimony.mismatches.append(self.torn)
+            comparison.mismatches.append(self.torn)
         elif self.confirmed < self.words:
-            testimony.lacks("the prev links of the list are missing")
+            comparison.lacks("the prev links of the list are missing")
 
     def backward(self, met: list[int]) -> Iterator[int]:
         """Yield the members that are met from the end, up to one that was met from the front."""

@@ -13,7 +13,7 @@ from typing import NamedTuple
 from inspector.errors import BadData, MemoryNotReadable
 from inspector.memory.base import integer
 from inspector.structures.space import KernelSpace
-from inspector.structures.witness import Mismatch, Testimony, Word
+from inspector.structures.witness import Comparison, Mismatch, Word
 
 __all__ = ["tree_nodes"]
 
@@ -47,7 +47,9 @@ class _Visit(NamedTuple):
         return self.node.colour is not None and not self.node.colour & BLACK
 
 
-def tree_nodes(kernel: KernelSpace, root: int, testimony: Testimony | None = None) -> Iterator[int]:
+def tree_nodes(
+    kernel: KernelSpace, root: int, comparison: Comparison | None = None
+) -> Iterator[int]:
     """Yield the address of every ``struct rb_node`` under the node ``root``, in order.
 
     What is under a node that cannot be read is passed over, and the node
@@ -56,23 +58,23 @@ def tree_nodes(kernel: KernelSpace, root: int, testimony: Testimony | None = Non
     Args:
         kernel: the host's kernel.
         root: the address of the topmost node, 0 for an empty tree.
-        testimony: is told of parents and colours that cannot be.
+        comparison: is told of parents and colours that cannot be.
 
     Raises:
         BadData: a node is met twice, so this is not a tree.
         MemoryNotReadable: a child pointer leads nowhere.
     """
-    walk = _Walk(kernel, root, Testimony() if testimony is None else testimony)
+    walk = _Walk(kernel, root, Comparison() if comparison is None else comparison)
     yield from walk.in_order()
     walk.finish()
 
 
 class _Walk:
-    def __init__(self, kernel: KernelSpace, root: int, testimony: Testimony) -> None:
+    def __init__(self, kernel: KernelSpace, root: int, comparison: Comparison) -> None:
         self._kernel = kernel
         self._layout = kernel.profile.struct("rb_node")
         self._root = root
-        self._testimony = testimony
+        self._comparison = comparison
         self._missing: list[MemoryNotReadable] = []
         self._depths: dict[int, _Visit] = {}
         """A node at an end of the tree for each number of black nodes on the way to it."""
@@ -147,16 +149,16 @@ class _Walk:
         return Word(f"rb_node.{COLOUR}", where, visit.node.colour or 0)
 
     def _disagree(self, summary: str, expected: str, *words: Word) -> None:
-        self._testimony.mismatches.append(
+        self._comparison.mismatches.append(
             Mismatch(f"the red-black tree under {self._root:#x}: {summary}", expected, words)
         )
 
     def _confirm(self, visit: _Visit) -> None:
         """Hold a node's parent and colour against the way it was reached."""
-        self._testimony.words += 1
+        self._comparison.words += 1
         node = visit.node
         if node.colour is None:
-            self._testimony.lacks("the nodes of the tree have only their children in this target")
+            self._comparison.lacks("the nodes of the tree have only their children in this target")
             return
         parent = visit.parent.address if visit.parent else 0
         if node.colour & ~FLAGS != parent:
@@ -166,7 +168,7 @@ class _Walk:
                 self._word(visit),
             )
             return
-        self._testimony.confirmed += 1
+        self._comparison.confirmed += 1
         if visit.is_red and (visit.parent is None or visit.parent.is_red):
             self._disagree(
                 f"the node at {visit.address:#x} is red, and "

@@ -10,7 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
-__all__ = ["UNCONFIRMED", "Confirmation", "Mismatch", "Testimony", "Word"]
+__all__ = ["UNCONFIRMED", "Comparison", "Confirmation", "Mismatch", "Word"]
 
 
 class Word(NamedTuple):
@@ -53,7 +53,7 @@ UNCONFIRMED = Confirmation()
 
 
 @dataclass
-class Testimony:
+class Comparison:
     """A ``Confirmation`` while its structure is walked."""
 
     words: int = 0
