@@ -16,22 +16,27 @@ import numpy as np
 from numpy.typing import NDArray
 
 from inspector.memory.base import U64
+from inspector.memory.ranges import Ranges
 from inspector.structures.radix import LeafTable
 
 __all__ = [
     "NO_HASH_RMAPS",
+    "ArrayPages",
     "Gap",
     "HashRmaps",
     "HashSlot",
+    "HostState",
     "LinkProblem",
     "Memslot",
     "Nested",
     "Part",
     "PartitionEntry",
+    "Region",
     "RingProblem",
     "Rmaps",
     "Slot",
     "Snapshot",
+    "Unowned",
     "Vm",
 ]
 
@@ -53,10 +58,69 @@ class Part(enum.Enum):
 
 
 class PartitionEntry(NamedTuple):
-    """An entry of L0's partition table: the physical address of its dword 0, and that dword."""
+    """An entry of L0's partition table: the physical address of its dword 0, and that dword.
+
+    ``second`` is dword 1, None where it could not be read.
+    """
 
     where: int
     dword: int
+    second: int | None = None
+
+
+class Region(NamedTuple):
+    """Physical memory that the kernel keeps for itself.
+
+    ``what`` names it, ``symbol`` is the symbol that tells where it is, and
+    ``address`` the kernel address of that symbol, 0 where none tells it.
+    """
+
+    begin: int
+    end: int
+    what: str
+    symbol: str
+    address: int
+
+
+class Unowned(NamedTuple):
+    """An entry of the partition table for an LPID of no VM and no nested guest that was found.
+
+    ``table`` is the tree that it leads to, None where it is no radix tree
+    such as KVM makes.
+    """
+
+    lpid: int
+    entry: PartitionEntry
+    table: LeafTable | None
+
+
+@dataclass(frozen=True)
+class HostState:
+    """What was read of the host itself.
+
+    ``ram`` is where the machine has memory, ``regions`` what the kernel's
+    image takes of it, and ``zero_page`` the physical address of the page that
+    the kernel maps wherever a page of zeros is only read; each None or empty
+    where nothing tells it.  ``root`` is the physical address of the kernel's
+    own page table, ``sizes`` has the sizes of structures in bytes.
+
+    ``partition`` is the physical address of the partition table, ``entries``
+    how many of its entries were read, and ``unowned`` those that lead
+    somewhere for nobody.  ``first_entry`` is that of LPID 0, the host itself,
+    where the host has one.  ``gap`` says why the table, or a part of it, was
+    not read.
+    """
+
+    ram: Ranges | None = None
+    regions: tuple[Region, ...] = ()
+    zero_page: int | None = None
+    root: int = 0
+    sizes: Mapping[str, int] = field(default_factory=dict)
+    partition: int | None = None
+    entries: int = 0
+    unowned: tuple[Unowned, ...] = ()
+    first_entry: PartitionEntry | None = None
+    gap: str = ""
 
 
 @dataclass(frozen=True)
@@ -108,6 +172,18 @@ class Slot:
     nodes: U64
 
 
+class ArrayPages(NamedTuple):
+    """The pages that an rmap array lies in.
+
+    ``memslot`` is an index into ``Vm.memslots``.  Per page: ``virtual`` is its
+    kernel address, ``physical`` where the kernel's page table leads it.
+    """
+
+    memslot: int
+    virtual: U64
+    physical: U64
+
+
 @dataclass(frozen=True)
 class Rmaps:
     """All non-empty rmap slots of a VM.
@@ -131,6 +207,7 @@ class Rmaps:
     problems: tuple[LinkProblem, ...] = ()
     unread: tuple[tuple[int, int], ...] = ()
     """Gaps ``(first gfn, pages)`` of rmap arrays that could not be read."""
+    pages: tuple[ArrayPages, ...] = ()
 
     @property
     def incomplete(self) -> tuple[tuple[int, int], ...]:
@@ -214,6 +291,7 @@ class HashRmaps:
     problems: tuple[RingProblem, ...] = ()
     unread: tuple[tuple[int, int], ...] = ()
     """Gaps ``(first gfn, pages)`` of rmap arrays that could not be read."""
+    pages: tuple[ArrayPages, ...] = ()
 
     def __len__(self) -> int:
         return self.gfn.size
@@ -285,6 +363,10 @@ class Vm:
     ``unread_guests`` are the L1 LPIDs of nested guests that could not be read,
     None where it is not known whether there are more than those in ``nested``.
     ``pid`` is the process of the VM, None where that could not be read.
+    ``process_table`` is what L1 has registered, None where the layout does
+    not tell its place.  ``frames`` are the physical addresses of the pages that hold the structure,
+    and ``page_directory`` the kernel address of the process's page table, 0
+    where it could not be read.
     """
 
     address: int
@@ -305,6 +387,9 @@ class Vm:
     pgtable: int = 0
     partition: PartitionEntry | None = None
     places: Places = field(default_factory=dict, compare=False)
+    frames: tuple[int, ...] = ()
+    page_directory: int = 0
+    process_table: int | None = None
 
 
 @dataclass(frozen=True)
@@ -316,3 +401,4 @@ class Snapshot:
     page_shift: int
     vms: tuple[Vm, ...]
     gaps: tuple[Gap, ...] = ()
+    host: HostState = field(default_factory=HostState)

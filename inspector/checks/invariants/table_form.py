@@ -13,9 +13,7 @@ ID = "table-form"
 
 def find(checked: CheckedVm) -> Iterator[Finding]:
     """Yield malformed parts of L0's table and of the shadow tables."""
-    tables = [("L0's table", checked.vm.host)]
-    tables += [(f"shadow table of L2 {nested.lpid}", nested.shadow) for nested in checked.vm.nested]
-    for name, table in tables:
+    for name, table in checked.tables:
         for problem in table.problems:
             if not problem.missing:
                 yield Finding(
@@ -24,15 +22,25 @@ def find(checked: CheckedVm) -> Iterator[Finding]:
                     f"{name}, from address {problem.address:#x}: {problem.text}",
                     "tables aligned to their size, of the width their level has, each reached "
                     "once; leaves aligned to theirs",
-                    (Evidence("entry or table", "physical", problem.where),),
+                    (
+                        Evidence(
+                            "table" if problem.entry is None else "entry",
+                            "physical",
+                            problem.where,
+                            problem.entry,
+                        ),
+                    ),
                 )
 
 
 INVARIANT = Invariant(
     ID,
     "L0's table for the guest and the shadow tables are well-formed radix trees of the sizes "
-    "that the hardware knows.",
-    "A table reached twice or of a wrong form is walked by the hardware all the same.",
+    "that this kernel uses: 13, 9, 9 and 9 bits, or 5 at the last level where it has pages of "
+    "64 KiB.",
+    "A table reached twice or of a wrong form is walked by the hardware all the same. The hardware "
+    "takes the width of a table from the entry above it, the kernel takes it for granted: where "
+    "they differ, one maps what the other does not know of.",
     "kvmppc_create_pte, Power ISA 3.0B Book III 5.7.10",
     Severity.MEMORY_SAFETY,
     find,

@@ -1,0 +1,91 @@
+"""Page-table entries have the bits that KVM writes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+
+from inspector import pte
+from inspector.checks.base import Evidence, Finding, Invariant, Severity
+from inspector.checks.view import CheckedVm
+from inspector.kvm.snapshot import Part
+from inspector.structures.radix import LeafTable
+
+ID = "entry-bits"
+RESERVED = np.uint64(pte.RESERVED | pte.PRIVILEGED)
+UPPER = np.uint64(pte.UPPER_RESERVED)
+ALWAYS = np.uint64(pte.READ | pte.EXEC)
+PERMISSIONS = np.uint64(pte.PERMISSIONS)
+
+
+def find(checked: CheckedVm) -> Iterator[Finding]:
+    """Yield the entries with bits that KVM never writes, or without those it always does."""
+    for number, (name, table) in enumerate(checked.tables):
+        for row in np.flatnonzero(table.entry & RESERVED):
+            bits = int(table.entry[row] & RESERVED)
+            yield _leaf(checked, name, table, int(row), f"has the bits {bits:#x}", "none of them")
+        tables = table.tables
+        for row in np.flatnonzero(tables.entry & UPPER):
+            bits = int(tables.entry[row] & UPPER)
+            yield Finding(
+                ID,
+                checked.vm.lpid,
+                f"{name}: the entry that leads to the table for {int(tables.base[row]):#x} has the "
+                f"bits {bits:#x}",
+                "the valid bit, the address of the table, and its width",
+                (Evidence("entry", "physical", int(tables.above[row]), int(tables.entry[row])),),
+            )
+        if number == 0:
+            for row in np.flatnonzero(table.entry & ALWAYS != ALWAYS):
+                told = f"permits only {pte.permissions(int(table.entry[row]))}"
+                yield _leaf(checked, name, table, int(row), told, "reading and executing")
+        else:
+            for row in np.flatnonzero(table.entry & PERMISSIONS == 0):
+                yield _leaf(
+                    checked,
+                    name,
+                    table,
+                    int(row),
+                    "permits nothing",
+                    "some permission",
+                    "L1 may have permitted only writing, of a page that L0 then mapped read-only",
+                )
+
+
+def _leaf(
+    checked: CheckedVm,
+    name: str,
+    table: LeafTable,
+    row: int,
+    told: str,
+    expected: str,
+    doubt: str = "",
+) -> Finding:
+    entry, shift = int(table.entry[row]), int(table.shift[row])
+    return Finding(
+        ID,
+        checked.vm.lpid,
+        f"{name}: the leaf for {int(table.address[row]):#x} {told}",
+        expected,
+        (Evidence("leaf", "physical", int(table.where[row]), entry, pte.describe(entry, shift)),),
+        doubt,
+    )
+
+
+INVARIANT = Invariant(
+    ID,
+    "In L0's tables and the shadow tables, the reserved bits of a leaf (60 to 57, and 6) and its "
+    "PRIV bit are clear, as are the reserved bits of an entry that leads to a table (61, 60, and 7 "
+    "to 5). L0's own leaf permits reading and executing; a shadow leaf permits something. Bits "
+    "that only software looks at (61, and 11 to 9) may be set in leaves: KVM copies them from the "
+    "process's entry, and neither the hardware nor KVM reads them there.",
+    "KVM takes an entry that can be read from the process's page table and adds the permission to "
+    "execute: it writes no others, so such an entry was written by somebody else. The kernel takes "
+    "bits 61 and 60 of an entry that leads to a table for a part of the address.",
+    "kvmppc_book3s_instantiate_page, kvmppc_create_pte, p4d_populate, Power ISA 3.0B Book III "
+    "5.7.10",
+    Severity.STRUCTURE,
+    find,
+    reads=frozenset({Part.HOST, Part.NESTED, Part.SHADOW}),
+)
