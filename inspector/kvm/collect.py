@@ -310,8 +310,8 @@ def _table(kernel: KernelSpace, pgtable: int, making: Making) -> LeafTable:
     if not pgtable:
         return LeafTable.empty()
     root = pte.Root(kernel.physical(pgtable), pte.PGD_BITS)
-    form = pte.kernel_bits(kernel.profile.page_shift)
-    return making(("table", root, form), partial(walk, kernel.memory, root, form))
+    widths = pte.kernel_bits(kernel.profile.page_shift)
+    return making(("table", root, widths), partial(walk, kernel.memory, root, widths))
 
 
 def _in_order(memslots: list[Memslot]) -> tuple[Memslot, ...]:

@@ -85,14 +85,14 @@ def _unowned(
 ) -> Iterator[Unowned]:
     owned = {HOST_LPID, *(vm.lpid for vm in vms)}
     owned |= {nested.shadow_lpid for vm in vms for nested in vm.nested}
-    form = pte.kernel_bits(kernel.profile.page_shift)
+    widths = pte.kernel_bits(kernel.profile.page_shift)
     for lpid, entry in table.entries.items():
         if lpid in owned:
             continue
         root = pte.partition_root(entry.dword) if entry.dword & pte.HOST_RADIX else None
         leaves: LeafTable | None = None
         if root is not None:
-            leaves = making(("table", root, form), partial(walk, kernel.memory, root, form))
+            leaves = making(("table", root, widths), partial(walk, kernel.memory, root, widths))
         if leaves is not None or _is_own(kernel):
             yield Unowned(lpid, entry, leaves)
 

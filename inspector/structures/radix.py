@@ -206,7 +206,7 @@ def lookup(memory: AddressSpace, root: pte.Root, where: U64) -> Found:
 
 
 def walk(
-    space: AddressSpace, root: pte.Root, form: tuple[tuple[int, ...], ...] = pte.SUPPORTED_BITS
+    space: AddressSpace, root: pte.Root, own: tuple[tuple[int, ...], ...] = pte.SUPPORTED_BITS
 ) -> LeafTable:
     """Collect every leaf of a tree, level by level, all tables of a level at once.
 
@@ -216,7 +216,8 @@ def walk(
     Args:
         space: what the addresses of tables are in.
         root: the first table.
-        form: the index widths that tables may have at each level, the root first.
+        own: the index widths that the builder of the tree uses at each level, the root first.
+            A table of another width that the hardware knows is walked, and is a problem.
     """
     leaves: list[tuple[U64, U64, NDArray[np.uint8], U64]] = []
     problems: list[TableProblem] = []
@@ -224,9 +225,9 @@ def walk(
     shift = np.full(1, pte.TREE_BITS, dtype=np.uint64)
     walked: list[Tables] = []
     seen = addresses([])
-    last = len(form) - 1
-    for level, widths in enumerate(form):
-        usable = _usable(found, widths, seen, problems)
+    last = len(pte.SUPPORTED_BITS) - 1
+    for level, widths in enumerate(pte.SUPPORTED_BITS):
+        usable = _usable(found, widths, own[level], seen, problems)
         tables, shift = found.kept(usable), shift[usable]
         walked.append(tables)
         seen = np.concatenate((seen, tables.table))
@@ -337,20 +338,26 @@ def _because(space: AddressSpace, address: int, length: int) -> str:
 
 
 def _usable(
-    tables: Tables, widths: tuple[int, ...], seen: U64, problems: list[TableProblem]
+    tables: Tables,
+    widths: tuple[int, ...],
+    own: tuple[int, ...],
+    seen: U64,
+    problems: list[TableProblem],
 ) -> NDArray[np.bool_]:
     """Tell which tables can be walked: of a width of the level, aligned, and not met before."""
     width_ok = _one_of(tables.bits, widths)
+    expected = _one_of(tables.bits, own)
     aligned = tables.table & (tables.size - ONE) == 0
     fresh = np.zeros(tables.table.size, dtype=np.bool_)
     fresh[first_of_each(tables.table)] = True
     fresh &= ~is_in(tables.table, seen)
     usable: NDArray[np.bool_] = width_ok & aligned & fresh
-    for i in np.flatnonzero(~usable):
+    for i in np.flatnonzero(~(usable & expected)):
         table, above = int(tables.table[i]), int(tables.above[i])
         if not width_ok[i]:
-            wanted = " or ".join(map(str, widths))
-            text = f"index width {int(tables.bits[i])} is not possible here, only {wanted}"
+            text = f"index width {int(tables.bits[i])} is not possible here"
+        elif not expected[i]:
+            text = f"index width {int(tables.bits[i])}, where this kernel uses {own[0]}"
         elif not aligned[i]:
             text = f"table address {table:#x} is not aligned to the table's size"
         else:

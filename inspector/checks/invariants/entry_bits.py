@@ -15,8 +15,8 @@ from inspector.structures.radix import LeafTable
 ID = "entry-bits"
 RESERVED = np.uint64(pte.RESERVED | pte.PRIVILEGED)
 UPPER = np.uint64(pte.UPPER_RESERVED)
-ALWAYS = np.uint64(pte.READ | pte.EXEC)
 PERMISSIONS = np.uint64(pte.PERMISSIONS)
+DOUBT = "L1 may have permitted only writing, of a page that L0 then mapped read-only"
 
 
 def find(checked: CheckedVm) -> Iterator[Finding]:
@@ -36,21 +36,10 @@ def find(checked: CheckedVm) -> Iterator[Finding]:
                 "the valid bit, the address of the table, and its width",
                 (Evidence("entry", "physical", int(tables.above[row]), int(tables.entry[row])),),
             )
-        if number == 0:
-            for row in np.flatnonzero(table.entry & ALWAYS != ALWAYS):
-                told = f"permits only {pte.permissions(int(table.entry[row]))}"
-                yield _leaf(checked, name, table, int(row), told, "reading and executing")
-        else:
-            for row in np.flatnonzero(table.entry & PERMISSIONS == 0):
-                yield _leaf(
-                    checked,
-                    name,
-                    table,
-                    int(row),
-                    "permits nothing",
-                    "some permission",
-                    "L1 may have permitted only writing, of a page that L0 then mapped read-only",
-                )
+        # a leaf of L0's own is made of an entry that can be read, and may always be executed
+        doubt = DOUBT if number else ""
+        for row in np.flatnonzero(table.entry & PERMISSIONS == 0):
+            yield _leaf(checked, name, table, int(row), "permits nothing", "some permission", doubt)
 
 
 def _leaf(
@@ -77,12 +66,12 @@ INVARIANT = Invariant(
     ID,
     "In L0's tables and the shadow tables, the reserved bits of a leaf (60 to 57, and 6) and its "
     "PRIV bit are clear, as are the reserved bits of an entry that leads to a table (61, 60, and 7 "
-    "to 5). L0's own leaf permits reading and executing; a shadow leaf permits something. Bits "
-    "that only software looks at (61, and 11 to 9) may be set in leaves: KVM copies them from the "
-    "process's entry, and neither the hardware nor KVM reads them there.",
-    "KVM takes an entry that can be read from the process's page table and adds the permission to "
-    "execute: it writes no others, so such an entry was written by somebody else. The kernel takes "
-    "bits 61 and 60 of an entry that leads to a table for a part of the address.",
+    "to 5). A leaf permits something. Bits of leaves that only software looks at (61, and 11 to "
+    "9) may be set: KVM copies them from the process's entry, and neither the hardware nor KVM "
+    "reads them.",
+    "KVM takes an entry from the process's page table and adds the permission to execute, so an "
+    "entry with these bits was not written by KVM. The kernel takes bits 61 and 60 of an entry "
+    "that leads to a table for a part of the address.",
     "kvmppc_book3s_instantiate_page, kvmppc_create_pte, p4d_populate, Power ISA 3.0B Book III "
     "5.7.10",
     Severity.STRUCTURE,

@@ -31,7 +31,7 @@ def find(checked: CheckedVm) -> Iterator[Finding]:
             "a table from the creation of the VM on",
             (member("struct kvm", vm, "pgtable"), *_words(vm.partition)),
         )
-    elif vm.partition is not None:
+    elif vm.partition is not None and (vm.partition.dword or len(vm.host)):
         name = f"the VM's own LPID {vm.lpid}"
         yield from _root(vm, vm, "pgtable", name, vm.partition, len(vm.host))
         yield from _process(vm, vm, name, vm.partition, PATB_GR)

@@ -69,7 +69,9 @@ def _claim(checked: CheckedVm, table: LeafTable | None) -> _Claim | None:
     vm = checked.vm
     if table is None or not len(table) or not len(vm.host) or vm.locked:
         return None
-    known = np.array([nested.lpid for nested in vm.nested], dtype=np.uint16)
+    if vm.unread_guests is None:
+        return None
+    known = np.array([*(n.lpid for n in vm.nested), *vm.unread_guests], dtype=np.uint16)
     rows = np.flatnonzero(~is_in(checked.lpid, known) & checked.reachable)
     leaf = table.find(checked.gpa[rows])
     backing = checked.host_leaf(rows)
@@ -170,7 +172,7 @@ INVARIANT = Invariant(
     "kvmhv_release_all_nested, mmu_partition_table_set_entry",
     Severity.MEMORY_SAFETY,
     find,
-    reads=frozenset({Part.PARTITION, Part.NESTED}),
+    reads=frozenset({Part.NESTED}),
     find_host=find_host,
     rests_host=rests_host,
 )
