@@ -18,6 +18,7 @@ from inspector import pte
 from inspector.checks.base import Evidence
 from inspector.checks.proof_words import member
 from inspector.kvm.snapshot import ArrayPages, HostState, Snapshot, Vm
+from inspector.memory.arrays import blocks
 from inspector.memory.base import U64, addresses
 from inspector.memory.ranges import Ranges, merged
 from inspector.regions import LINEAR_MAP, LINEAR_SIZE, linear_to_physical
@@ -31,6 +32,9 @@ ARRAY, IMAGE, NODE, ROOT, STRUCTURE, TABLE = "array", "image", "node", "root", "
 CHUNK = np.uint64(16)
 """log2 of the pieces of memory of which a bitmap says whether anything is in them."""
 CHUNKS = 1 << 20
+LAST_CHUNK = np.uint64(CHUNKS - 1)
+RPN = np.uint64(pte.RPN_MASK)
+"""The frame of a leaf that is aligned to its size, as all are that a walk returns."""
 PGD_SIZE = 8 << pte.PGD_BITS
 
 
@@ -116,18 +120,24 @@ class Known:
         count = np.minimum(last - first + np.uint64(1), np.uint64(CHUNKS)).astype(np.int64)
         step = np.arange(count.sum()) - np.repeat(np.cumsum(count) - count, count)
         chunks = np.repeat(first, count) + step.astype(np.uint64)
-        found[chunks & np.uint64(CHUNKS - 1)] = True
+        found[chunks & LAST_CHUNK] = True
         return found
 
     def met_by(self, table: LeafTable) -> NDArray[np.int64]:
         """Return the leaves that map a page in which anything known lies."""
-        if not self.groups or not len(table):
-            return np.zeros(0, dtype=np.int64)
-        frame = table.frame
-        near = self._bitmap[frame >> CHUNK & np.uint64(CHUNKS - 1)]
-        near |= table.shift > CHUNK
+        found = [np.zeros(0, dtype=np.int64)]
+        if self.groups:
+            for part in blocks(len(table)):
+                found.append(part.start + self._met_by(table, part))
+        return np.concatenate(found)
+
+    def _met_by(self, table: LeafTable, part: slice) -> NDArray[np.int64]:
+        """Return which leaves of one part do."""
+        frame = table.entry[part] & RPN
+        near = self._bitmap[frame >> CHUNK & LAST_CHUNK]
+        near |= table.shift[part] > CHUNK
         rows = np.flatnonzero(near)
-        begin, size = frame[rows], table.size[rows]
+        begin, size = frame[rows], np.uint64(1) << table.shift[part][rows].astype(np.uint64)
         index = np.searchsorted(self._pages.starts, begin + size) - 1
         reach = self._pages.starts[index] + self._pages.sizes[index]
         return rows[(index >= 0) & (reach > begin)]

@@ -59,6 +59,7 @@ def read_host_state(
         sizes={name: profile.struct(name).size for name in SIZED},
         partition=None if found is None else found.where,
         entries=0 if found is None else found.read,
+        used=0 if found is None else len(found.entries),
         unowned=() if found is None else tuple(_unowned(kernel, found, vms, making)),
         first_entry=None if found is None else _own_entry(kernel, found),
         gap=why,

@@ -105,10 +105,10 @@ class HostState:
     own page table, ``sizes`` has the sizes of structures in bytes.
 
     ``partition`` is the physical address of the partition table, ``entries``
-    how many of its entries were read, and ``unowned`` those that lead
-    somewhere for nobody.  ``first_entry`` is that of LPID 0, the host itself,
-    where the host has one.  ``gap`` says why the table, or a part of it, was
-    not read.
+    how many of its entries were read, ``used`` how many of them lead
+    somewhere, and ``unowned`` those that do for nobody.  ``first_entry`` is
+    that of LPID 0, the host itself, where the host has one.  ``gap`` says why
+    the table, or a part of it, was not read.
     """
 
     ram: Ranges | None = None
@@ -118,6 +118,7 @@ class HostState:
     sizes: Mapping[str, int] = field(default_factory=dict)
     partition: int | None = None
     entries: int = 0
+    used: int = 0
     unowned: tuple[Unowned, ...] = ()
     first_entry: PartitionEntry | None = None
     gap: str = ""

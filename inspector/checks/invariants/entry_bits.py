@@ -5,11 +5,14 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import numpy as np
+from numpy.typing import NDArray
 
 from inspector import pte
 from inspector.checks.base import Evidence, Finding, Invariant, Severity
 from inspector.checks.view import CheckedVm
 from inspector.kvm.snapshot import Part
+from inspector.memory.arrays import blocks
+from inspector.memory.base import U64
 from inspector.structures.radix import LeafTable
 
 ID = "entry-bits"
@@ -22,11 +25,11 @@ DOUBT = "L1 may have permitted only writing, of a page that L0 then mapped read-
 def find(checked: CheckedVm) -> Iterator[Finding]:
     """Yield the entries with bits that KVM never writes, or without those it always does."""
     for number, (name, table) in enumerate(checked.tables):
-        for row in np.flatnonzero(table.entry & RESERVED):
+        for row in _with_any(table.entry, RESERVED):
             bits = int(table.entry[row] & RESERVED)
             yield _leaf(checked, name, table, int(row), f"has the bits {bits:#x}", "none of them")
         tables = table.tables
-        for row in np.flatnonzero(tables.entry & UPPER):
+        for row in _with_any(tables.entry, UPPER):
             bits = int(tables.entry[row] & UPPER)
             yield Finding(
                 ID,
@@ -38,8 +41,23 @@ def find(checked: CheckedVm) -> Iterator[Finding]:
             )
         # a leaf of L0's own is made of an entry that can be read, and may always be executed
         doubt = DOUBT if number else ""
-        for row in np.flatnonzero(table.entry & PERMISSIONS == 0):
+        for row in _without(table.entry, PERMISSIONS):
             yield _leaf(checked, name, table, int(row), "permits nothing", "some permission", doubt)
+
+
+def _with_any(entries: U64, bits: np.uint64) -> NDArray[np.int64]:
+    """Return the entries that have any of some bits."""
+    if not np.bitwise_or.reduce(entries) & bits:
+        return np.zeros(0, dtype=np.int64)
+    return np.flatnonzero(entries & bits)
+
+
+def _without(entries: U64, bits: np.uint64) -> NDArray[np.int64]:
+    """Return the entries that have none of some bits."""
+    parts = [
+        part.start + np.flatnonzero(entries[part] & bits == 0) for part in blocks(entries.size)
+    ]
+    return np.concatenate([np.zeros(0, dtype=np.int64), *parts])
 
 
 def _leaf(

@@ -11,6 +11,7 @@ from inspector import pte
 from inspector.checks.base import Evidence, Finding, Invariant, Severity, Unjudged
 from inspector.checks.view import CheckedHost, CheckedVm
 from inspector.kvm.snapshot import Part
+from inspector.memory.arrays import blocks
 from inspector.memory.ranges import Ranges
 from inspector.structures.radix import LeafTable
 
@@ -20,10 +21,10 @@ ID = "leaf-memory"
 def find(checked: CheckedVm) -> Iterator[Finding]:
     """Yield the leaves, L0's and shadow ones, that map no memory and do not say so."""
     ram = checked.whole and checked.whole.snapshot.host.ram
-    if not ram:
+    if not ram or not ram.starts.size:
         return
     for name, table in checked.tables:
-        for row in np.flatnonzero(_outside(table, ram)):
+        for row in _outside(table, ram):
             entry, shift = int(table.entry[row]), int(table.shift[row])
             yield Finding(
                 ID,
@@ -43,18 +44,23 @@ def find(checked: CheckedVm) -> Iterator[Finding]:
             )
 
 
-def _outside(table: LeafTable, ram: Ranges) -> NDArray[np.bool_]:
-    """Tell which leaves reach outside of the machine's memory, and are no device's."""
-    if not len(table):
-        return np.zeros(0, dtype=np.bool_)
-    frame = table.frame
-    if ram.starts.size == 1 and not ram.starts[0]:
-        outside = frame + table.size > ram.sizes[0]
-    else:
+def _outside(table: LeafTable, ram: Ranges) -> NDArray[np.int64]:
+    """Return which leaves reach outside of the machine's memory, and are no device's."""
+    found = [np.zeros(0, dtype=np.int64)]
+    largest = 1 << int(table.shift.max(initial=0))
+    ends = ram.starts + ram.sizes
+    one = ram.starts.size == 1 and not ram.starts[0]
+    # of memory in one piece, only leaves that begin near its end can reach beyond
+    near = np.uint64(max(0, int(ends[0]) - largest)) if one else np.uint64(0)
+    for part in blocks(len(table)):
+        frame = table.entry[part] & np.uint64(pte.RPN_MASK)
+        rows = np.flatnonzero(frame >= near)
+        frame, shift = frame[rows], table.shift[part][rows].astype(np.uint64)
         index = np.searchsorted(ram.starts, frame, side="right") - 1
-        outside = (index < 0) | (frame + table.size > ram.starts[index] + ram.sizes[index])
-    found: NDArray[np.bool_] = outside & (table.entry & np.uint64(pte.CACHE_INHIBITED) == 0)
-    return found
+        outside = (index < 0) | (frame + (np.uint64(1) << shift) > ends[index])
+        outside &= table.entry[part][rows] & np.uint64(pte.CACHE_INHIBITED) == 0
+        found.append(part.start + rows[outside])
+    return np.concatenate(found)
 
 
 def rests(checked: CheckedHost) -> Iterator[Unjudged]:

@@ -152,11 +152,12 @@ def _words(entry: PartitionEntry) -> Iterator[Evidence]:
 def rests_host(checked: CheckedHost) -> Iterator[Rest]:
     """Yield how many LPIDs the partition table was asked about, and what of it is missing."""
     host = checked.snapshot.host
-    if host.entries:
-        owned = sum(1 + len(vm.nested) for vm in checked.snapshot.vms)
-        confirmed = min(host.entries, owned)
+    if host.used:
+        owned = {vm.lpid for vm in checked.snapshot.vms}
+        owned |= {nested.shadow_lpid for vm in checked.snapshot.vms for nested in vm.nested}
+        confirmed = min(len(owned), host.used - len(host.unowned))
         yield Witness(
-            "entries of the partition table", host.entries, confirmed, "a guest with that LPID"
+            "used entries of the partition table", host.used, confirmed, "a guest with that LPID"
         )
     if host.gap:
         yield Unjudged("guests that only the partition table knows", host.gap)

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from inspector.checks.base import Evidence, Finding, Invariant, Severity
+import numpy as np
+
+from inspector.checks.base import Evidence, Finding, Invariant, Rest, Severity, Witness
 from inspector.checks.view import CheckedVm
 from inspector.kvm.snapshot import Part
 
@@ -33,6 +35,12 @@ def find(checked: CheckedVm) -> Iterator[Finding]:
                 )
 
 
+def rests(checked: CheckedVm) -> Iterator[Rest]:
+    """Yield the entries that lead from table to table."""
+    count = sum(int(np.count_nonzero(table.tables.above)) for _, table in checked.tables)
+    yield Witness("entries that lead to tables", count, 0, "none")
+
+
 INVARIANT = Invariant(
     ID,
     "L0's table for the guest and the shadow tables are well-formed radix trees of the sizes "
@@ -45,4 +53,5 @@ INVARIANT = Invariant(
     Severity.MEMORY_SAFETY,
     find,
     reads=frozenset({Part.HOST, Part.NESTED, Part.SHADOW}),
+    rests=rests,
 )
