@@ -200,7 +200,7 @@ def _of_host(host: HostState, vms: tuple[Vm, ...]) -> Iterator[Group]:
             begin = linear_to_physical(directory)
             shown = Evidence("the process's page table", "kernel", directory)
             what = "the page table of a VM's process"
-            yield _one(TABLE, what, None, begin, begin + PGD_SIZE, shown)
+            yield _one(ROOT, what, None, begin, begin + PGD_SIZE, shown)
 
 
 def _one(kind: str, what: str, vm: int | None, begin: int, end: int, shown: Evidence) -> Group:

@@ -84,9 +84,10 @@ INVARIANT = Invariant(
     ID,
     "In L0's tables and the shadow tables, the reserved bits of a leaf (60 to 57, and 6) and its "
     "PRIV bit are clear, as are the reserved bits of an entry that leads to a table (61, 60, and 7 "
-    "to 5). A leaf permits something. Bits of leaves that only software looks at (61, and 11 to "
-    "9) may be set: KVM copies them from the process's entry, and neither the hardware nor KVM "
-    "reads them.",
+    "to 5). A leaf permits something; of a shadow leaf that permits nothing the verdict is "
+    "inconclusive, as L1 may have asked for that. Bits of leaves that only software looks at (61, "
+    "and 11 to 9) may be set: KVM copies them from the process's entry, and neither the hardware "
+    "nor KVM reads them.",
     "KVM takes an entry from the process's page table and adds the permission to execute, so an "
     "entry with these bits was not written by KVM. The kernel takes bits 61 and 60 of an entry "
     "that leads to a table for a part of the address.",

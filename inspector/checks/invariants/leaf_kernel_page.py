@@ -63,7 +63,8 @@ INVARIANT = Invariant(
     "No leaf, of L0's table or of a shadow table, maps a page that holds a page table, the "
     "partition table, struct kvm, a memslot, a nested guest, an rmap array, a list node, or a part "
     "of the kernel's image that is never given away. The kernel's page of zeros may be mapped "
-    "without permission to write.",
+    "without permission to write. Two VMs may map one page of memory: processes share pages (KSM, "
+    "shared memory, the page of zeros), so that is no breach.",
     "A guest that has such a page reads or changes what the host itself works with, and with it "
     "any memory of the host.",
     "kvmppc_book3s_instantiate_page, __kvmhv_nested_page_fault, free_initmem",

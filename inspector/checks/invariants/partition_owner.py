@@ -166,7 +166,10 @@ def rests_host(checked: CheckedHost) -> Iterator[Rest]:
 INVARIANT = Invariant(
     ID,
     "Every entry of the host's partition table that is not zero belongs to a VM or a nested guest "
-    "that can be found, or to the host itself, whose entry leads to the kernel's own page table.",
+    "that can be found, or to the host itself, whose entry leads to the kernel's own page table. "
+    "A guest that is being made or released has an entry and is in no list: where that may be the "
+    "reason, the verdict is inconclusive. An entry whose table has leaves that a VM's rmap tells "
+    "of, under an LPID of which the VM has no nested guest while it has others, is a violation.",
     "The hardware runs a guest by its entry. A guest that L0 does not find keeps its leaves when "
     "host pages go away: its rmap entries are taken for stale.",
     "kvmppc_core_init_vm_hv, kvmppc_core_destroy_vm_hv, kvmhv_release_nested, "
