@@ -2,28 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 
 import numpy as np
 from numpy.typing import NDArray
 
 from inspector import encoding, pte
 from inspector.checks.base import Evidence, Finding
+from inspector.checks.proof_words import member
 from inspector.checks.rights import Rights
 from inspector.checks.view import CheckedVm, Suspect
-from inspector.kvm.snapshot import Memslot, Nested, Vm
+from inspector.kvm.snapshot import Nested
 from inspector.model.rights import RightsJudgement, judge_rights
 from inspector.model.vm import Leaf, LeafState
 from inspector.structures.radix import LeafTable
-from inspector.structures.witness import Mismatch, Word
 
 __all__ = [
     "Told",
     "leaf_findings",
     "member",
-    "mismatch_findings",
     "rights_findings",
-    "shown_word",
 ]
 
 Told = Callable[[Leaf, RightsJudgement], tuple[str, str]]
@@ -75,35 +73,6 @@ def rights_findings(
                 expected,
                 tuple(_evidence(checked, suspect)),
             )
-
-
-def member(what: str, owner: Vm | Memslot | Nested, name: str, meaning: str = "") -> Evidence:
-    """Show a member of a structure of the kernel."""
-    value = int(getattr(owner, name))
-    if name not in owner.places:
-        return Evidence(f"{what}, its {name} {value:#x}", "kernel", owner.address, None, meaning)
-    address, size = owner.places[name]
-    return Evidence(f"{what}, {name}", "kernel", address, value, meaning, size)
-
-
-def mismatch_findings(
-    invariant: str, vm_lpid: int | None, mismatches: Sequence[Mismatch]
-) -> Iterator[Finding]:
-    """Yield a finding for every mismatch that a walker met."""
-    for one in mismatches:
-        yield Finding(
-            invariant,
-            vm_lpid,
-            one.summary,
-            one.expected,
-            tuple(shown_word(word) for word in one.words),
-            one.doubt,
-        )
-
-
-def shown_word(word: Word) -> Evidence:
-    """Show a word that a walker read."""
-    return Evidence(word.what, "kernel", word.address, word.value, "", word.size)
 
 
 def _named(nested: Nested, leaf: Leaf) -> str:

@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from inspector import encoding
+from inspector.checks.known import Known
 from inspector.checks.rights import Rights, rights_of
 from inspector.kvm.snapshot import Nested, Rmaps, Snapshot, Vm
 from inspector.memory.arrays import blocks, is_in
@@ -45,6 +46,11 @@ class CheckedHost:
 
     def __init__(self, snapshot: Snapshot) -> None:
         self.snapshot = snapshot
+
+    @cached_property
+    def known(self) -> Known:
+        """What is known to lie where in the host's memory."""
+        return Known(self.snapshot)
 
     @cached_property
     def vms(self) -> tuple[CheckedVm, ...]:
@@ -78,6 +84,13 @@ class CheckedVm:
         self.page_shift = page_shift
         self.others = others
         self.whole = whole
+
+    @property
+    def tables(self) -> list[tuple[str, LeafTable]]:
+        """The tables that L0 built, each with its name: its own for the VM first."""
+        return [("L0's table", self.vm.host)] + [
+            (f"shadow table of L2 {nested.lpid}", nested.shadow) for nested in self.vm.nested
+        ]
 
     @property
     def rmaps(self) -> Rmaps:

@@ -48,9 +48,14 @@ SYMBOLS = (
 """Symbols of vmlinux that every target must have."""
 
 OPTIONAL_SYMBOLS = (
+    "__init_begin",
+    "__init_end",
     "__start_notes",
+    "_end",
+    "_stext",
     "btf_modules",
     "cur_cpu_spec",
+    "empty_zero_page",
     "partition_tb",
     "pseries_partition_tb",
     "vmcoreinfo_data",
@@ -76,6 +81,7 @@ STRUCTS: Mapping[str, tuple[str, ...]] = {
         "arch.nested_enable",
         "arch.nested_guests",
         "arch.pgtable",
+        "arch.process_table",
         "arch.radix",
         "created_vcpus",
         "memslots",

@@ -19,6 +19,7 @@ from inspector.kernel.host import kvm_modules, require_radix
 from inspector.kvm.by_form import vms_by_form
 from inspector.kvm.containers import memslot_addresses, nested_guest_addresses
 from inspector.kvm.hash_rmap import read_hash_rmaps
+from inspector.kvm.host_state import read_host_state
 from inspector.kvm.partition import partition_entry, partition_table
 from inspector.kvm.rmap import NO_RMAPS, read_rmaps
 from inspector.kvm.snapshot import (
@@ -35,7 +36,7 @@ from inspector.kvm.snapshot import (
     Vm,
     VmList,
 )
-from inspector.memory.base import why_missing
+from inspector.memory.base import addresses, why_missing
 from inspector.memory.results import Making, anew
 from inspector.structures.lists import list_entries
 from inspector.structures.modules import exported_symbol, module_values
@@ -105,11 +106,10 @@ def collect(kernel: KernelSpace, vms: int | None, making: Making = anew) -> Snap
     """
     gaps: list[Gap] = []
     found = []
-    partition: _Partition | None = None
     comparison = Comparison()
+    partition = _Partition.find(kernel)
     listed = _gather(_vms(kernel, vms, comparison), gaps, "the list of VMs")
     for address in listed:
-        partition = partition or _Partition.find(kernel)
         try:
             found.append(
                 making(("vm", address, partition), partial(_vm, kernel, address, partition, making))
@@ -122,6 +122,7 @@ def collect(kernel: KernelSpace, vms: int | None, making: Making = anew) -> Snap
         kernel.profile.page_shift,
         tuple(found),
         tuple(gaps),
+        read_host_state(kernel, partition.table, partition.why, found, making),
         VmList(len(listed), comparison.given, making("users", partial(_users, kernel))),
     )
 
@@ -274,10 +275,19 @@ def _vm(kernel: KernelSpace, address: int, partition: _Partition, making: Making
         memslot_words=of_memslots.given,
         nested_words=of_nested.given,
         places={
-            **_places(kernel, "kvm", address, ("arch.lpid", "arch.pgtable", "arch.l1_ptcr")),
+            **_places(
+                kernel,
+                "kvm",
+                address,
+                ("arch.lpid", "arch.pgtable", "arch.l1_ptcr"),
+                ("arch.process_table",),
+            ),
             "radix": _place(kernel, "kvm", address, "arch.radix"),
             "nesting": _place(kernel, "kvm", address, "arch.nested_enable"),
         },
+        frames=_frames(kernel, address, kernel.profile.struct("kvm").size),
+        page_directory=_page_directory(kernel, address),
+        process_table=_optional(kernel, "kvm", address, "arch.process_table"),
     )
 
 
@@ -291,11 +301,42 @@ def _strays(kernel: KernelSpace, vm: int, comparison: Comparison) -> list[tuple[
     return found
 
 
-def _places(kernel: KernelSpace, struct: str, address: int, members: Sequence[str]) -> Places:
+def _optional(kernel: KernelSpace, struct: str, address: int, member: str) -> int | None:
+    """Read a member that the layout may not have, and the target neither."""
+    if member not in kernel.profile.struct(struct):
+        return None
+    with suppress(MemoryNotReadable):
+        return kernel.field(struct, address, member)
+    return None
+
+
+def _frames(kernel: KernelSpace, address: int, size: int) -> tuple[int, ...]:
+    """Return the physical addresses of the pages that a structure lies in."""
+    page = kernel.page_size
+    first = address - address % page
+    where = addresses([first + page * i for i in range(-(-(address + size - first) // page))])
+    physical, known = kernel.translate(where)
+    return tuple(physical[known].tolist())
+
+
+def _page_directory(kernel: KernelSpace, vm: int) -> int:
+    """Return the kernel address of the page table of a VM's process, 0 where it is not known."""
+    with suppress(MemoryNotReadable):
+        return kernel.field("mm_struct", kernel.field("kvm", vm, "mm"), "pgd")
+    return 0
+
+
+def _places(
+    kernel: KernelSpace,
+    struct: str,
+    address: int,
+    members: Sequence[str],
+    optional: Sequence[str] = (),
+) -> Places:
     """Return the address and size of members, named by the last part of their paths."""
-    return {
-        member.rpartition(".")[2]: _place(kernel, struct, address, member) for member in members
-    }
+    layout = kernel.profile.struct(struct)
+    there = (*members, *(name for name in optional if name in layout))
+    return {member.rpartition(".")[2]: _place(kernel, struct, address, member) for member in there}
 
 
 def _place(kernel: KernelSpace, struct: str, address: int, member: str) -> tuple[int, int]:
@@ -354,7 +395,8 @@ def _table(kernel: KernelSpace, pgtable: int, making: Making) -> LeafTable:
     if not pgtable:
         return LeafTable.empty()
     root = pte.Root(kernel.physical(pgtable), pte.PGD_BITS)
-    return making(("table", root), lambda: walk(kernel.memory, root))
+    widths = pte.kernel_bits(kernel.profile.page_shift)
+    return making(("table", root, widths), partial(walk, kernel.memory, root, widths))
 
 
 def _in_order(memslots: list[Memslot]) -> tuple[Memslot, ...]:
@@ -492,6 +534,7 @@ def _nested(
             kernel,
             "kvm_nested_guest",
             address,
-            ("l1_lpid", "shadow_lpid", "shadow_pgtable", "refcnt") + (("l1_host",) if host else ()),
+            ("l1_lpid", "shadow_lpid", "shadow_pgtable", "refcnt", "process_table"),
+            ("l1_host",),
         ),
     )

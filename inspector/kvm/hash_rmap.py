@@ -61,7 +61,7 @@ def read_hash_rmaps(
 
     ``gaps`` is told where they cannot.
     """
-    memslot, gfn, where, word, unread = read_arrays(kernel, memslots)
+    memslot, gfn, where, word, unread, pages = read_arrays(kernel, memslots)
     slot = np.flatnonzero(word & np.uint64(hash_encoding.PRESENT))
     head = word & np.uint64(hash_encoding.INDEX_MASK)
     rings, followed = _Rings(head[slot], slot, []), True
@@ -82,6 +82,7 @@ def read_hash_rmaps(
         followed,
         tuple(rings.problems),
         tuple(unread),
+        tuple(pages),
     )
 
 

@@ -16,23 +16,28 @@ import numpy as np
 from numpy.typing import NDArray
 
 from inspector.memory.base import U64
+from inspector.memory.ranges import Ranges
 from inspector.structures.radix import LeafTable
 from inspector.structures.witness import UNCONFIRMED, Confirmation, Word
 
 __all__ = [
     "NO_HASH_RMAPS",
+    "ArrayPages",
     "Gap",
     "HashRmaps",
     "HashSlot",
+    "HostState",
     "LinkProblem",
     "Memslot",
     "Nested",
     "Part",
     "PartitionEntry",
+    "Region",
     "RingProblem",
     "Rmaps",
     "Slot",
     "Snapshot",
+    "Unowned",
     "Vm",
     "VmList",
 ]
@@ -57,10 +62,70 @@ class Part(enum.Enum):
 
 
 class PartitionEntry(NamedTuple):
-    """An entry of L0's partition table: the physical address of its dword 0, and that dword."""
+    """An entry of L0's partition table: the physical address of its dword 0, and that dword.
+
+    ``second`` is dword 1, None where it could not be read.
+    """
 
     where: int
     dword: int
+    second: int | None = None
+
+
+class Region(NamedTuple):
+    """Physical memory that the kernel keeps for itself.
+
+    ``what`` names it, ``symbol`` is the symbol that tells where it is, and
+    ``address`` the kernel address of that symbol, 0 where none tells it.
+    """
+
+    begin: int
+    end: int
+    what: str
+    symbol: str
+    address: int
+
+
+class Unowned(NamedTuple):
+    """An entry of the partition table for an LPID of no VM and no nested guest that was found.
+
+    ``table`` is the tree that it leads to, None where it is no radix tree
+    such as KVM makes.
+    """
+
+    lpid: int
+    entry: PartitionEntry
+    table: LeafTable | None
+
+
+@dataclass(frozen=True)
+class HostState:
+    """What was read of the host itself.
+
+    ``ram`` is where the machine has memory, ``regions`` what the kernel's
+    image takes of it, and ``zero_page`` the physical address of the page that
+    the kernel maps wherever a page of zeros is only read; each None or empty
+    where nothing tells it.  ``root`` is the physical address of the kernel's
+    own page table, ``sizes`` has the sizes of structures in bytes.
+
+    ``partition`` is the physical address of the partition table, ``entries``
+    how many of its entries were read, ``used`` how many of them lead
+    somewhere, and ``unowned`` those that do for nobody.  ``first_entry`` is
+    that of LPID 0, the host itself, where the host has one.  ``gap`` says why
+    the table, or a part of it, was not read.
+    """
+
+    ram: Ranges | None = None
+    regions: tuple[Region, ...] = ()
+    zero_page: int | None = None
+    root: int = 0
+    sizes: Mapping[str, int] = field(default_factory=dict)
+    partition: int | None = None
+    entries: int = 0
+    used: int = 0
+    unowned: tuple[Unowned, ...] = ()
+    first_entry: PartitionEntry | None = None
+    gap: str = ""
 
 
 @dataclass(frozen=True)
@@ -113,6 +178,18 @@ class Slot:
     nodes: U64
 
 
+class ArrayPages(NamedTuple):
+    """The pages that an rmap array lies in.
+
+    ``memslot`` is an index into ``Vm.memslots``.  Per page: ``virtual`` is its
+    kernel address, ``physical`` where the kernel's page table leads it.
+    """
+
+    memslot: int
+    virtual: U64
+    physical: U64
+
+
 @dataclass(frozen=True)
 class Rmaps:
     """All non-empty rmap slots of a VM.
@@ -136,6 +213,7 @@ class Rmaps:
     problems: tuple[LinkProblem, ...] = ()
     unread: tuple[tuple[int, int], ...] = ()
     """Gaps ``(first gfn, pages)`` of rmap arrays that could not be read."""
+    pages: tuple[ArrayPages, ...] = ()
 
     @property
     def incomplete(self) -> tuple[tuple[int, int], ...]:
@@ -219,6 +297,7 @@ class HashRmaps:
     problems: tuple[RingProblem, ...] = ()
     unread: tuple[tuple[int, int], ...] = ()
     """Gaps ``(first gfn, pages)`` of rmap arrays that could not be read."""
+    pages: tuple[ArrayPages, ...] = ()
 
     def __len__(self) -> int:
         return self.gfn.size
@@ -297,6 +376,10 @@ class Vm:
     ``struct kvm`` that only confirm others, by their names, as far as they
     are there.  ``memslot_words`` and ``nested_words`` say which words of the
     containers confirm each other.
+    ``process_table`` is what L1 has registered, None where the layout does
+    not tell its place.  ``frames`` are the physical addresses of the pages that hold the structure,
+    and ``page_directory`` the kernel address of the process's page table, 0
+    where it could not be read.
     """
 
     address: int
@@ -321,6 +404,9 @@ class Vm:
     memslot_words: Confirmation = UNCONFIRMED
     nested_words: Confirmation = UNCONFIRMED
     places: Places = field(default_factory=dict, compare=False)
+    frames: tuple[int, ...] = ()
+    page_directory: int = 0
+    process_table: int | None = None
 
     def member(self, name: str) -> int | None:
         """Return a word of ``struct kvm`` that only confirms others, None where it is missing."""
@@ -353,4 +439,5 @@ class Snapshot:
     page_shift: int
     vms: tuple[Vm, ...]
     gaps: tuple[Gap, ...] = ()
+    host: HostState = field(default_factory=HostState)
     vm_list: VmList = NO_LIST

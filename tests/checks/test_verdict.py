@@ -170,7 +170,7 @@ def test_only_malformed_tables_are_violations_not_missing_ones() -> None:
 
 def test_invariants_are_told_apart_and_explained() -> None:
     found = all_invariants()
-    assert len({invariant.id for invariant in found}) == len(found) == 27
+    assert len({invariant.id for invariant in found}) == len(found) == 32
     for invariant in found:
         assert invariant.statement.endswith(".")
         assert invariant.why.endswith(".")

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from inspector.checks.base import Finding, Invariant, Rest, Severity, Unjudged, Witness
-from inspector.checks.proof import member, mismatch_findings
+from inspector.checks.proof_words import member, mismatch_findings
 from inspector.checks.view import CheckedVm
 from inspector.kvm.snapshot import Nested, Part
 

@@ -6,11 +6,9 @@ from collections.abc import Iterator
 
 from inspector import pte
 from inspector.checks.base import Evidence, Finding, Invariant, Severity
-from inspector.checks.proof import member, shown_word
+from inspector.checks.proof_words import member, shown_word
 from inspector.checks.view import CheckedVm
 from inspector.kvm.snapshot import Part, Vm
-from inspector.model.partition import leads_to
-from inspector.regions import linear_to_physical
 
 ID = "vm-mode"
 SHOWN = 8
@@ -18,7 +16,7 @@ SHOWN = 8
 
 
 def find(checked: CheckedVm) -> Iterator[Finding]:
-    """Yield what a VM has that its mode does not allow, or does not have and needs."""
+    """Yield what a VM has that its mode does not allow."""
     vm = checked.vm
     if vm.radix:
         yield from _radix(vm)
@@ -27,27 +25,6 @@ def find(checked: CheckedVm) -> Iterator[Finding]:
 
 
 def _radix(vm: Vm) -> Iterator[Finding]:
-    table = vm.members.get("arch.pgtable")
-    if table is not None and not table.value:
-        yield Finding(
-            ID,
-            vm.lpid,
-            "the VM is a radix guest and has no table",
-            "a table: kvmppc_init_vm_radix makes one before a guest becomes radix",
-            (member("struct kvm", vm, "radix"), shown_word(table), *_entry(vm)),
-        )
-    elif table is not None and vm.partition is not None and not len(vm.host):
-        # One with leaves is judged by partition-entry.
-        wanted = linear_to_physical(vm.pgtable)
-        if vm.partition.dword and not leads_to(vm.partition.dword, wanted):
-            yield Finding(
-                ID,
-                vm.lpid,
-                "the VM's table is empty, and the partition-table entry of its LPID does not lead "
-                "to it",
-                f"host radix, with the root at physical {wanted:#x}",
-                (*_entry(vm), shown_word(table)),
-            )
     if vm.nested and not vm.nesting:
         yield Finding(
             ID,
@@ -122,12 +99,12 @@ def _entry(vm: Vm) -> tuple[Evidence, ...]:
 
 INVARIANT = Invariant(
     ID,
-    "A radix guest has a table, to which the partition-table entry of its LPID leads; a hash "
-    "guest has none and no nested guests; and only a VM with nesting enabled has nested guests.",
+    "A hash guest has no radix table, no partition-table entry that leads to one and no nested "
+    "guests; and only a VM with nesting enabled has nested guests.",
     "Whether a VM is a radix guest decides how its reverse maps are read: a wrong word there has "
     "L0 look at none of its nested guests when a host page goes away.",
-    "kvmppc_core_init_vm_hv, kvmppc_switch_mmu_to_hpt, kvmppc_switch_mmu_to_radix, "
-    "kvmppc_setup_partition_table, kvmhv_enable_nested, kvmhv_release_all_nested",
+    "kvmppc_switch_mmu_to_hpt, kvmppc_setup_partition_table, kvmhv_enable_nested, "
+    "kvmhv_release_all_nested",
     Severity.MEMORY_SAFETY,
     find,
     reads=frozenset({Part.VM}),

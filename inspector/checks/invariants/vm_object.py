@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from inspector.checks.base import Evidence, Finding, Invariant, Rest, Severity, Unjudged
-from inspector.checks.proof import shown_word
+from inspector.checks.proof_words import shown_word
 from inspector.checks.view import CheckedVm
 from inspector.kvm.snapshot import Part, Vm
 from inspector.regions import LINEAR_MAP, LINEAR_SIZE
