@@ -14,6 +14,7 @@ from typing import NamedTuple
 __all__ = [
     "ATTRIBUTES",
     "BYTE_ORDER",
+    "CACHE_INHIBITED",
     "CHANGED",
     "EXEC",
     "HOST_RADIX",
@@ -23,17 +24,22 @@ __all__ = [
     "PARTITION_ENTRIES",
     "PERMISSIONS",
     "PGD_BITS",
+    "PRIVILEGED",
     "READ",
     "RECORDED",
     "REFERENCED",
+    "RESERVED",
     "RPN_MASK",
+    "SOFTWARE",
     "SUPPORTED_BITS",
     "TREE_BITS",
+    "UPPER_RESERVED",
     "VALID",
     "WRITE",
     "Root",
     "describe",
     "frame_of",
+    "kernel_bits",
     "level_name",
     "partition_dword",
     "partition_root",
@@ -71,6 +77,19 @@ PGD_BITS = 13
 SUPPORTED_BITS = ((PGD_BITS,), (9,), (9,), (9, 5))
 """Index widths KVM accepts at each level, the root first (p9_supported_radix_bits)."""
 
+RESERVED = 0x1E00_0000_0000_0040
+"""Bits of a leaf that are reserved: 60 to 57, and 6 (Power ISA 3.0B Book III 5.7.10.2)."""
+
+SOFTWARE = 0x2000_0000_0000_0E00
+"""Bits of a leaf that the hardware ignores; KVM copies them from the process's entry."""
+
+PRIVILEGED = 0x008
+CACHE_INHIBITED = 0x020
+"""Set in a leaf that maps a device; KVM copies it from the process's entry."""
+
+UPPER_RESERVED = 0x3000_0000_0000_00E0
+"""Bits of an entry that leads to a table, and is no leaf, which are reserved."""
+
 _RTS1_SHIFT, _RTS1_MASK = 61, 0x3
 _RTS2_SHIFT, _RTS2_MASK = 5, 0x7
 _RTS_BASE = 31
@@ -81,6 +100,15 @@ class Root(NamedTuple):
 
     table: int
     bits: int
+
+
+def kernel_bits(page_shift: int) -> tuple[tuple[int, ...], ...]:
+    """Return the index width that a kernel with pages of ``2^page_shift`` uses at each level.
+
+    RADIX_PGD_INDEX_SIZE and its like in arch/powerpc/include/asm/book3s/64:
+    the kernel takes them for granted, and never looks at the width in an entry.
+    """
+    return *SUPPORTED_BITS[:-1], (5 if page_shift == 16 else 9,)
 
 
 def frame_of(pte: int, shift: int) -> int:

@@ -139,12 +139,13 @@ def snapshot_vm(state: VmState, memslots: tuple[Memslot, ...] = MEMSLOTS, number
                 refcnt=1,
                 l1_gr_to_hr=0,
                 process_table=0,
-                shadow_pgtable=0,
+                shadow_pgtable=0xC000_0000_0500_0000 + 0x1_0000 * lpid + apart,
                 shadow=leaf_table(shadow, 0x10_0000 * (1 + i) + apart),
                 l1=leaf_table(state.l1_tables[lpid]) if lpid in state.l1_tables else None,
             )
             for i, (lpid, shadow) in enumerate(sorted(state.shadows.items()))
         ),
+        pgtable=0xC000_0000_0400_0000 + apart,
     )
 
 

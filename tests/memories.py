@@ -9,7 +9,7 @@ import numpy as np
 from inspector.memory.base import addresses
 from inspector.memory.segments import SegmentedMemory
 
-__all__ = ["of_bytes", "of_segments", "patch", "without"]
+__all__ = ["of_bytes", "of_segments", "patch", "pieces_of", "without"]
 
 
 def of_segments(segments: Iterable[tuple[int, bytes]]) -> SegmentedMemory:

@@ -31,11 +31,12 @@ SOURCES = [
 ]
 SMALL = SOURCES[0]
 MEMSLOTS = DIRECTORY / "powernv9-memslots.core.zst"
+HASH = DIRECTORY / "powernv9-hash.core.zst"
 
 
 def damaged(path: Path, mutation: Mutation) -> Mutant:
     """Return a damaged capture, another one if this one has nothing to damage so."""
-    for one in (path, MEMSLOTS):
+    for one in (path, MEMSLOTS, HASH):
         mutant = Mutant(one)
         with suppress(NotApplicableError):
             mutation(mutant)

@@ -1,4 +1,4 @@
-"""What an invariant, a finding and a note are.
+"""What an invariant, a finding and a witness are.
 
 Each module beside this one in ``invariants/`` states one invariant and finds
 where it does not hold; ``all_invariants`` collects them by looking into that
@@ -13,13 +13,13 @@ import pkgutil
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from functools import cache
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple, TypeVar
 
 from inspector.kvm.snapshot import Part
 from inspector.plugins import INVARIANTS, passed_over, plugins
 
 if TYPE_CHECKING:
-    from inspector.checks.view import CheckedVm
+    from inspector.checks.view import CheckedHost, CheckedVm
 
 __all__ = [
     "EXPLAINING",
@@ -27,9 +27,15 @@ __all__ = [
     "Finding",
     "Invariant",
     "Passing",
+    "Rest",
     "Severity",
+    "Unjudged",
+    "Witness",
     "all_invariants",
 ]
+
+Subject = TypeVar("Subject")
+Item = TypeVar("Item")
 
 EXPLAINING = frozenset({Part.L1, Part.PARTITION})
 """Parts without which a verdict can be given.
@@ -81,13 +87,47 @@ class Evidence(NamedTuple):
 
 @dataclass(frozen=True)
 class Finding:
-    """A place where an invariant does not hold, with its proof."""
+    """A place where an invariant does not hold, with its proof.
+
+    ``vm_lpid`` is None for a finding about the host as a whole.  ``doubt``
+    says why the state may be legal at this moment.  A finding with a doubt is
+    no violation, but it makes the verdict inconclusive.
+    """
 
     invariant: str
-    vm_lpid: int
+    vm_lpid: int | None
     summary: str
     expected: str
     evidence: tuple[Evidence, ...]
+    doubt: str = ""
+
+
+class Witness(NamedTuple):
+    """Words of one kind that the walk read, and how many of them a second word confirms.
+
+    ``what`` names the kind, in the plural; ``by`` says what the second word
+    is.  Each kind is counted by one invariant only.
+    """
+
+    what: str
+    words: int
+    confirmed: int
+    by: str
+
+
+class Unjudged(NamedTuple):
+    """What an invariant could not look at in this target, and why.
+
+    It leaves the verdict as it is: an invariant whose missing words are at
+    stake yields a finding with a doubt instead.
+    """
+
+    what: str
+    why: str
+
+
+Rest = Witness | Unjudged
+"""One thing that a verdict rests on, or that it does not rest on."""
 
 
 @dataclass(frozen=True)
@@ -107,6 +147,9 @@ class Invariant:
     the VM it looks at, ``needs`` those of them that must be whole, since what
     is missing would look like a breach.  What is ``passing`` may be broken
     legally: places where it is are counted and shown, and are no violation.
+    ``rests`` says what was read and confirmed.  ``find_host`` and
+    ``rests_host`` do the same as ``find`` and ``rests`` for what belongs to
+    no VM; they are called once for a snapshot.
     """
 
     id: str
@@ -119,6 +162,9 @@ class Invariant:
     needs: frozenset[Part] = frozenset()
     passing: Passing | None = None
     commit: str = ""
+    rests: Callable[[CheckedVm], Iterator[Rest]] | None = None
+    find_host: Callable[[CheckedHost], Iterator[Finding]] | None = None
+    rests_host: Callable[[CheckedHost], Iterator[Rest]] | None = None
 
 
 @cache
@@ -150,14 +196,20 @@ def _guarded(name: str, invariant: Invariant) -> Invariant:
     """Return a plug-in's invariant, which then fails by itself and not with everything."""
     passing = invariant.passing
 
-    def find(checked: CheckedVm) -> Iterator[Finding]:
-        try:
-            for finding in invariant.find(checked):
-                if not isinstance(finding, Finding) or finding.invariant != invariant.id:
-                    raise TypeError(f"{finding!r} is no finding of {invariant.id}")
-                yield finding
-        except Exception as error:  # whatever other people's code raises
-            passed_over(f"{name} (invariant {invariant.id})", error)
+    def guarded(
+        call: Callable[[Subject], Iterator[Item]], kinds: tuple[type, ...]
+    ) -> Callable[[Subject], Iterator[Item]]:
+        def called(subject: Subject) -> Iterator[Item]:
+            try:
+                for item in call(subject):
+                    of_another = isinstance(item, Finding) and item.invariant != invariant.id
+                    if not isinstance(item, kinds) or of_another:
+                        raise TypeError(f"{item!r} is no {_names(kinds)} of {invariant.id}")
+                    yield item
+            except Exception as error:  # whatever other people's code raises
+                passed_over(f"{name} (invariant {invariant.id})", error)
+
+        return called
 
     def count(checked: CheckedVm) -> int:
         assert passing is not None
@@ -167,4 +219,17 @@ def _guarded(name: str, invariant: Invariant) -> Invariant:
             passed_over(f"{name} (invariant {invariant.id})", error)
             return 0
 
-    return replace(invariant, find=find, passing=replace(passing, count=count) if passing else None)
+    finding, rest = (Finding,), (Witness, Unjudged)
+    find_host, rests, rests_host = invariant.find_host, invariant.rests, invariant.rests_host
+    return replace(
+        invariant,
+        find=guarded(invariant.find, finding),
+        find_host=guarded(find_host, finding) if find_host else None,
+        rests=guarded(rests, rest) if rests else None,
+        rests_host=guarded(rests_host, rest) if rests_host else None,
+        passing=replace(passing, count=count) if passing else None,
+    )
+
+
+def _names(kinds: tuple[type, ...]) -> str:
+    return " or ".join(kind.__name__.lower() for kind in kinds)

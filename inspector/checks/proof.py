@@ -9,14 +9,20 @@ from numpy.typing import NDArray
 
 from inspector import encoding, pte
 from inspector.checks.base import Evidence, Finding
+from inspector.checks.proof_words import member
 from inspector.checks.rights import Rights
 from inspector.checks.view import CheckedVm, Suspect
-from inspector.kvm.snapshot import Memslot, Nested, Vm
+from inspector.kvm.snapshot import Nested
 from inspector.model.rights import RightsJudgement, judge_rights
 from inspector.model.vm import Leaf, LeafState
 from inspector.structures.radix import LeafTable
 
-__all__ = ["Told", "leaf_findings", "member", "rights_findings"]
+__all__ = [
+    "Told",
+    "leaf_findings",
+    "member",
+    "rights_findings",
+]
 
 Told = Callable[[Leaf, RightsJudgement], tuple[str, str]]
 """Says what is wrong with a leaf, and what was expected."""
@@ -67,15 +73,6 @@ def rights_findings(
                 expected,
                 tuple(_evidence(checked, suspect)),
             )
-
-
-def member(what: str, owner: Vm | Memslot | Nested, name: str, meaning: str = "") -> Evidence:
-    """Show a member of a structure of the kernel."""
-    value = int(getattr(owner, name))
-    if name not in owner.places:
-        return Evidence(f"{what}, its {name} {value:#x}", "kernel", owner.address, None, meaning)
-    address, size = owner.places[name]
-    return Evidence(f"{what}, {name}", "kernel", address, value, meaning, size)
 
 
 def _named(nested: Nested, leaf: Leaf) -> str:

@@ -4,14 +4,24 @@ from __future__ import annotations
 
 import enum
 import itertools
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
 
 from inspector import encoding
-from inspector.checks.base import EXPLAINING, Finding, Invariant, Severity, all_invariants
-from inspector.checks.view import STATES, CheckedVm
+from inspector.checks.base import (
+    EXPLAINING,
+    Finding,
+    Invariant,
+    Rest,
+    Severity,
+    Unjudged,
+    Witness,
+    all_invariants,
+)
+from inspector.checks.view import STATES, CheckedHost, CheckedVm
 from inspector.kvm.snapshot import Gap, Snapshot, Vm
 from inspector.memory.arrays import distinct
 from inspector.model.vm import EntryState
@@ -19,6 +29,7 @@ from inspector.model.vm import EntryState
 __all__ = [
     "EXAMPLES",
     "NODE_SIZE",
+    "Basis",
     "Counts",
     "Judgement",
     "NotJudged",
@@ -88,8 +99,33 @@ class NotJudged(NamedTuple):
 
 
 @dataclass(frozen=True)
+class Basis:
+    """What a verdict rests on.
+
+    ``witnesses`` has one row for each kind of word.  ``unjudged`` says what
+    could not be looked at, each with the identifier of its invariant.
+    """
+
+    witnesses: tuple[Witness, ...] = ()
+    unjudged: tuple[tuple[str, Unjudged], ...] = ()
+
+    @property
+    def words(self) -> int:
+        """Number of words that were read."""
+        return sum(witness.words for witness in self.witnesses)
+
+    @property
+    def confirmed(self) -> int:
+        """Number of those that a second word confirms."""
+        return sum(witness.confirmed for witness in self.witnesses)
+
+
+@dataclass(frozen=True)
 class VmJudgement:
-    """The verdict on one VM, with its findings and what stands in the way of judging."""
+    """The verdict on one VM, with its findings and what stands in the way of judging.
+
+    ``doubts`` are findings that may be legal at this moment.
+    """
 
     vm: Vm
     verdict: Verdict
@@ -98,20 +134,31 @@ class VmJudgement:
     notes: tuple[str, ...]
     pending: tuple[Pending, ...] = ()
     not_judged: tuple[NotJudged, ...] = ()
+    doubts: tuple[Finding, ...] = ()
+    basis: Basis = Basis()
 
 
 @dataclass(frozen=True)
 class Judgement:
-    """The verdict on a snapshot."""
+    """The verdict on a snapshot.
+
+    ``host_findings``, ``host_doubts`` and ``host_basis`` are about what
+    belongs to no VM.
+    """
 
     snapshot: Snapshot
     vms: tuple[VmJudgement, ...]
+    host_findings: tuple[Finding, ...] = ()
+    host_doubts: tuple[Finding, ...] = ()
+    host_basis: Basis = Basis()
 
     @property
     def verdict(self) -> Verdict:
-        """The worst verdict of any VM."""
+        """The worst verdict of any VM and of the host as a whole."""
         found = {vm.verdict for vm in self.vms}
-        if self.snapshot.gaps:
+        if self.host_findings:
+            found.add(Verdict.VIOLATIONS)
+        if self.snapshot.gaps or self.host_doubts:
             found.add(Verdict.INCONCLUSIVE)
         for verdict in (Verdict.VIOLATIONS, Verdict.INCONCLUSIVE):
             if verdict in found:
@@ -125,22 +172,72 @@ class Judgement:
 
     @property
     def findings(self) -> tuple[Finding, ...]:
-        """All findings of all VMs."""
-        return tuple(finding for vm in self.vms for finding in vm.findings)
+        """All findings, those of the host before those of its VMs."""
+        return (*self.host_findings, *(finding for vm in self.vms for finding in vm.findings))
+
+    @property
+    def basis(self) -> Basis:
+        """What the verdict rests on: the sums over the host and all VMs, by kind of word."""
+        every = (self.host_basis, *(vm.basis for vm in self.vms))
+        return Basis(
+            _summed(witness for basis in every for witness in basis.witnesses),
+            tuple(dict.fromkeys(item for basis in every for item in basis.unjudged)),
+        )
+
+
+def _summed(witnesses: Iterable[Witness]) -> tuple[Witness, ...]:
+    found: dict[tuple[str, str], Witness] = {}
+    for one in witnesses:
+        before = found.get((one.what, one.by))
+        if before:
+            words, confirmed = before.words + one.words, before.confirmed + one.confirmed
+            one = one._replace(words=words, confirmed=confirmed)
+        found[one.what, one.by] = one
+    return tuple(found.values())
 
 
 def judge(snapshot: Snapshot) -> Judgement:
-    """Check every VM of a snapshot against every invariant."""
-    return Judgement(snapshot, tuple(_judge(vm, snapshot) for vm in snapshot.vms))
+    """Check the host and every VM of a snapshot against every invariant."""
+    host = CheckedHost(snapshot)
+    found: list[Finding] = []
+    rests: list[tuple[Invariant, Rest]] = []
+    for invariant in all_invariants():
+        if invariant.find_host:
+            found += invariant.find_host(host)
+        if invariant.rests_host:
+            rests += [(invariant, rest) for rest in invariant.rests_host(host)]
+    findings, doubts = _sorted_out(found)
+    return Judgement(
+        snapshot, tuple(_judge(checked) for checked in host.vms), findings, doubts, _basis(rests)
+    )
 
 
-def _judge(vm: Vm, snapshot: Snapshot) -> VmJudgement:
-    others = tuple(other for other in snapshot.vms if other is not vm)
-    checked = CheckedVm(vm, snapshot.page_shift, others)
+def _sorted_out(found: Iterable[Finding]) -> tuple[tuple[Finding, ...], tuple[Finding, ...]]:
+    """Return the findings that are violations, and those that may be legal."""
+    every = tuple(found)
+    return (
+        tuple(finding for finding in every if not finding.doubt),
+        tuple(finding for finding in every if finding.doubt),
+    )
+
+
+def _basis(rests: Iterable[tuple[Invariant, Rest]]) -> Basis:
+    witnesses: list[Witness] = []
+    unjudged: list[tuple[str, Unjudged]] = []
+    for invariant, rest in rests:
+        if isinstance(rest, Witness):
+            witnesses.append(rest)
+        else:
+            unjudged.append((invariant.id, rest))
+    return Basis(tuple(witnesses), tuple(unjudged))
+
+
+def _judge(checked: CheckedVm) -> VmJudgement:
+    vm = checked.vm
     half_way = vm.radix and vm.locked
     missing = {gap.part for gap in vm.gaps}
     judged = [invariant for invariant in all_invariants() if not invariant.needs & missing]
-    findings = tuple(
+    findings, doubts = _sorted_out(
         finding
         for invariant in judged
         if not invariant.passing
@@ -162,7 +259,8 @@ def _judge(vm: Vm, snapshot: Snapshot) -> VmJudgement:
     if not vm.radix:
         notes.append(
             f"hash-MMU guest: its {len(vm.hash_rmaps)} rmap words are of another kind "
-            "(`inspector rmap` shows them) and it has no nested guests, so it is not checked"
+            "(`inspector rmap` shows them); what is checked of it are these words, their rings of "
+            "HPT entries, its memslots, and that it has no nested guests"
         )
     elif not vm.nested and not len(vm.rmaps):
         notes.append("no nested guests" + ("" if vm.nesting else " (nesting is not enabled)"))
@@ -176,7 +274,8 @@ def _judge(vm: Vm, snapshot: Snapshot) -> VmJudgement:
     elif findings:
         verdict = Verdict.VIOLATIONS
     else:
-        verdict = Verdict.CONSISTENT if complete else Verdict.INCONCLUSIVE
+        whole = complete and not doubts
+        verdict = Verdict.CONSISTENT if whole else Verdict.INCONCLUSIVE
     return VmJudgement(
         vm,
         verdict,
@@ -185,6 +284,13 @@ def _judge(vm: Vm, snapshot: Snapshot) -> VmJudgement:
         tuple(notes),
         tuple(item for item in pending if item.count),
         not_judged,
+        doubts,
+        _basis(
+            (invariant, rest)
+            for invariant in all_invariants()
+            if invariant.rests
+            for rest in invariant.rests(checked)
+        ),
     )
 
 

@@ -15,14 +15,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from inspector import encoding
+from inspector.checks.known import Known
 from inspector.checks.rights import Rights, rights_of
-from inspector.kvm.snapshot import Nested, Rmaps, Vm
+from inspector.kvm.snapshot import Nested, Rmaps, Snapshot, Vm
 from inspector.memory.arrays import blocks, is_in
 from inspector.memory.base import U64, addresses
 from inspector.model.vm import EntryPlace, EntryState, Leaf, LeafJudgement, judge_leaf
 from inspector.structures.radix import LeafTable
 
-__all__ = ["STATES", "CheckedVm", "ModelView", "Suspect", "leaf_at"]
+__all__ = ["STATES", "CheckedHost", "CheckedVm", "ModelView", "Suspect", "leaf_at"]
 
 STATES = tuple(EntryState)
 """Entry states in the order of the codes in ``CheckedVm.state``."""
@@ -40,16 +41,56 @@ class Suspect(NamedTuple):
     judgement: LeafJudgement
 
 
+class CheckedHost:
+    """A snapshot, and what invariants that look across VMs share."""
+
+    def __init__(self, snapshot: Snapshot) -> None:
+        self.snapshot = snapshot
+
+    @cached_property
+    def known(self) -> Known:
+        """What is known to lie where in the host's memory."""
+        return Known(self.snapshot)
+
+    @cached_property
+    def vms(self) -> tuple[CheckedVm, ...]:
+        """Every VM with its joins, in the snapshot's order."""
+        return tuple(
+            CheckedVm(
+                vm,
+                self.snapshot.page_shift,
+                tuple(other for other in self.snapshot.vms if other is not vm),
+                self,
+            )
+            for vm in self.snapshot.vms
+        )
+
+
 class CheckedVm:
     """A VM with every rmap entry joined to L0's leaf and to its shadow leaf.
 
-    ``others`` are the other VMs of the host.
+    ``others`` are the other VMs of the host, and ``whole`` is the host; None
+    where a VM is looked at by itself.
     """
 
-    def __init__(self, vm: Vm, page_shift: int, others: tuple[Vm, ...] = ()) -> None:
+    def __init__(
+        self,
+        vm: Vm,
+        page_shift: int,
+        others: tuple[Vm, ...] = (),
+        whole: CheckedHost | None = None,
+    ) -> None:
         self.vm = vm
         self.page_shift = page_shift
         self.others = others
+        self.whole = whole
+
+    @property
+    def tables(self) -> list[tuple[str, LeafTable]]:
+        """The tables that L0 built, each with its name: its own for the VM first."""
+        return [("L0's table", self.vm.host)] + [
+            (f"shadow table of L2 {nested.lpid}", nested.shadow) for nested in self.vm.nested
+        ]
 
     @property
     def rmaps(self) -> Rmaps:

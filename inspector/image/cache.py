@@ -49,11 +49,14 @@ def _is_whole(profile: Profile) -> bool:
     """Say whether a profile can be known again, and has what this version looks for.
 
     Where data symbols are named at all, ``partition_tb`` is; earlier versions
-    did not look for it.
+    did not look for it, nor for the words that confirm others, of which
+    every kernel has ``list_head.prev``.
     """
     symbols = profile.symbols
-    return "__start_notes" in symbols and (
-        "partition_tb" in symbols or "cur_cpu_spec" not in symbols
+    return (
+        "__start_notes" in symbols
+        and ("partition_tb" in symbols or "cur_cpu_spec" not in symbols)
+        and "prev" in profile.structs["list_head"]
     )
 
 

@@ -48,9 +48,14 @@ SYMBOLS = (
 """Symbols of vmlinux that every target must have."""
 
 OPTIONAL_SYMBOLS = (
+    "__init_begin",
+    "__init_end",
     "__start_notes",
+    "_end",
+    "_stext",
     "btf_modules",
     "cur_cpu_spec",
+    "empty_zero_page",
     "partition_tb",
     "pseries_partition_tb",
     "vmcoreinfo_data",
@@ -62,7 +67,8 @@ STRUCTS: Mapping[str, tuple[str, ...]] = {
     "btf": ("data", "data_size", "name"),
     "btf_module": ("btf", "list"),
     "cpu_spec": ("mmu_features",),
-    "idr": ("idr_rt.xa_head", "idr_base"),
+    "idr": ("idr_rt.xa_head", "idr_base", "idr_next"),
+    "interval_tree_node": ("__subtree_last", "last", "start"),
     "kvm": (
         "__memslots",
         "arch.hpt.order",
@@ -71,36 +77,56 @@ STRUCTS: Mapping[str, tuple[str, ...]] = {
         "arch.l1_ptcr",
         "arch.lpid",
         "arch.max_nested_lpid",
+        "arch.mmu_ready",
         "arch.nested_enable",
         "arch.nested_guests",
         "arch.pgtable",
+        "arch.process_table",
         "arch.radix",
+        "created_vcpus",
         "memslots",
         "mm",
         "mmu_lock",
+        "nr_memslot_pages",
+        "online_vcpus",
+        "slots_lock.owner",
         "userspace_pid",
+        "users_count",
         "vm_list",
     ),
     "kernel_symbol": ("name", "name_offset", "value", "value_offset"),
     "kvm_memory_slot": (
         "arch.rmap",
+        "as_id",
         "base_gfn",
         "flags",
         "gfn_node",
+        "hva_node",
         "id",
+        "id_node",
         "npages",
         "userspace_addr",
     ),
-    "kvm_memslots": ("gfn_tree.rb_node", "memslots", "node_idx", "used_slots"),
+    "kvm_memslots": (
+        "gfn_tree.rb_node",
+        "hva_tree.rb_root.rb_node",
+        "id_hash",
+        "id_to_index",
+        "memslots",
+        "node_idx",
+        "used_slots",
+    ),
     "kvm_nested_guest": (
         "l1_gr_to_hr",
+        "l1_host",
         "l1_lpid",
         "process_table",
+        "radix",
         "refcnt",
         "shadow_lpid",
         "shadow_pgtable",
     ),
-    "list_head": ("next",),
+    "list_head": ("next", "prev"),
     "mm_struct": ("pgd",),
     "mod_kallsyms": ("num_symtab", "strtab", "symtab"),
     "module": (
@@ -118,10 +144,10 @@ STRUCTS: Mapping[str, tuple[str, ...]] = {
     ),
     "module_memory": ("base", "size"),
     "qspinlock": ("val",),
-    "rb_node": ("rb_left", "rb_right"),
+    "rb_node": ("__rb_parent_color", "rb_left", "rb_right"),
     "revmap_entry": ("back", "forw"),
     "rmap_nested": ("list.next", "rmap"),
-    "xa_node": ("shift", "slots"),
+    "xa_node": ("array", "count", "marks", "nr_values", "offset", "parent", "shift", "slots"),
 }
 """Structures and the members that are looked up in every kernel."""
 
@@ -136,10 +162,15 @@ AGGREGATES = frozenset(
         "kvm.mmu_lock",
         "kvm.vm_list",
         "kvm_memory_slot.gfn_node",
+        "kvm_memory_slot.hva_node",
+        "kvm_memory_slot.id_node",
+        "kvm_memslots.id_hash",
+        "kvm_memslots.id_to_index",
         "kvm_memslots.memslots",
         "module.list",
         "module.mem",
         "module.name",
+        "xa_node.marks",
         "xa_node.slots",
     }
 )
@@ -154,7 +185,15 @@ GATHERED_LIMIT = 1 << 8
 WORD = 8
 
 OPTIONAL_STRUCTS = frozenset(
-    {"btf", "btf_module", "kernel_symbol", "module_memory", "qspinlock", "revmap_entry"}
+    {
+        "btf",
+        "btf_module",
+        "interval_tree_node",
+        "kernel_symbol",
+        "module_memory",
+        "qspinlock",
+        "revmap_entry",
+    }
 )
 """Structures that may be absent: without a qspinlock, for one, a spinlock is a plain word."""
 
@@ -162,7 +201,19 @@ STABLE: Mapping[str, tuple[int, Mapping[str, tuple[int, int]]]] = {
     # Since 3.10 (2171364d1a92), as far as this member.
     "cpu_spec": (104, {"mmu_features": (32, 4)}),
     # Since 4.20 (01959dfe771c).
-    "xa_node": (576, {"shift": (0, 1), "slots": (40, 512)}),
+    "xa_node": (
+        576,
+        {
+            "array": (16, 8),
+            "count": (2, 1),
+            "marks": (552, 24),
+            "nr_values": (3, 1),
+            "offset": (1, 1),
+            "parent": (8, 8),
+            "shift": (0, 1),
+            "slots": (40, 512),
+        },
+    ),
 }
 """Layouts that have not changed for long, for type information that leaves them out.
 

@@ -19,6 +19,7 @@ from inspector.kernel.host import kvm_modules, require_radix
 from inspector.kvm.by_form import vms_by_form
 from inspector.kvm.containers import memslot_addresses, nested_guest_addresses
 from inspector.kvm.hash_rmap import read_hash_rmaps
+from inspector.kvm.host_state import read_host_state
 from inspector.kvm.partition import partition_entry, partition_table
 from inspector.kvm.rmap import NO_RMAPS, read_rmaps
 from inspector.kvm.snapshot import (
@@ -33,13 +34,15 @@ from inspector.kvm.snapshot import (
     Rmaps,
     Snapshot,
     Vm,
+    VmList,
 )
-from inspector.memory.base import why_missing
+from inspector.memory.base import addresses, why_missing
 from inspector.memory.results import Making, anew
 from inspector.structures.lists import list_entries
 from inspector.structures.modules import exported_symbol, module_values
 from inspector.structures.radix import LeafTable, TableProblem, walk
 from inspector.structures.space import GuestSpace, KernelSpace
+from inspector.structures.witness import Comparison, Word
 
 __all__ = ["collect", "held_locks", "vm_list"]
 
@@ -47,6 +50,17 @@ QSPINLOCK_LOCKED = 0x1
 WORD = 8
 NAMED = 8
 """So many of the missing nodes are named."""
+CONFIRMING = (
+    "arch.mmu_ready",
+    "arch.pgtable",
+    "created_vcpus",
+    "mm",
+    "nr_memslot_pages",
+    "online_vcpus",
+    "slots_lock.owner",
+    "users_count",
+)
+"""Members of ``struct kvm`` that confirm others, and that older captures do not have."""
 MEMSLOT_PAGES = (1 << 31) - 1
 """The most that a memslot may have (``KVM_MEM_MAX_NR_PAGES``)."""
 
@@ -92,9 +106,10 @@ def collect(kernel: KernelSpace, vms: int | None, making: Making = anew) -> Snap
     """
     gaps: list[Gap] = []
     found = []
-    partition: _Partition | None = None
-    for address in _gather(_vms(kernel, vms), gaps, "the list of VMs"):
-        partition = partition or _Partition.find(kernel)
+    comparison = Comparison()
+    partition = _Partition.find(kernel)
+    listed = _gather(_vms(kernel, vms, comparison), gaps, "the list of VMs")
+    for address in listed:
         try:
             found.append(
                 making(("vm", address, partition), partial(_vm, kernel, address, partition, making))
@@ -107,14 +122,42 @@ def collect(kernel: KernelSpace, vms: int | None, making: Making = anew) -> Snap
         kernel.profile.page_shift,
         tuple(found),
         tuple(gaps),
+        read_host_state(kernel, partition.table, partition.why, found, making),
+        VmList(len(listed), comparison.given, making("users", partial(_users, kernel))),
     )
 
 
-def _vms(kernel: KernelSpace, vms: int | None) -> Iterator[int]:
+def _vms(
+    kernel: KernelSpace, vms: int | None, comparison: Comparison | None = None
+) -> Iterator[int]:
     if vms is None:
         yield from vms_by_form(kernel)
     else:
-        yield from list_entries(kernel, vms, "kvm", "vm_list")
+        yield from list_entries(kernel, vms, "kvm", "vm_list", comparison)
+
+
+def _users(kernel: KernelSpace) -> Word | None:
+    """Return the number of references on kvm_hv; there is none where that is built in."""
+    if "vm_list" in kernel.profile.symbols or "refcnt" not in kernel.profile.struct("module"):
+        return None
+    try:
+        return _word(kernel, "module", kvm_modules(kernel)["kvm_hv"], "refcnt")
+    except InspectorError:
+        # Without the list of modules there is no second word for the number of VMs.
+        return None
+
+
+def _word(kernel: KernelSpace, struct: str, address: int, member: str) -> Word | None:
+    """Return a member that only confirms others, None where it is missing."""
+    layout = kernel.profile.struct(struct)
+    if member not in layout:
+        return None
+    offset, size = layout.place(member)
+    try:
+        value = kernel.unsigned(address + offset, size)
+    except MemoryNotReadable:
+        return None
+    return Word(f"struct {struct}, {member}", address + offset, value, size)
 
 
 class _Partition(NamedTuple):
@@ -175,18 +218,24 @@ def _vm(kernel: KernelSpace, address: int, partition: _Partition, making: Making
     gaps: list[Gap] = []
     lock = field("mmu_lock")
     radix = bool(field("arch.radix"))
-    memslots = _in_order(_memslots(kernel, address, gaps))
+    of_memslots, of_nested = Comparison(), Comparison()
+    memslots = _in_order(_memslots(kernel, address, gaps, of_memslots))
     host, rmaps = LeafTable.empty(), NO_RMAPS
     nested: list[Nested] = []
     unread: list[int] | None = []
+    strays: list[tuple[int, int]] = []
     hash_rmaps = NO_HASH_RMAPS
     if radix:
         host = _table(kernel, field("arch.pgtable"), making)
         rmaps = making(("rmaps", memslots), lambda: read_rmaps(kernel, memslots))
-        nested, unread = _nested_guests(kernel, address, memslots, gaps, partition, making)
+        nested, unread = _nested_guests(
+            kernel, address, memslots, gaps, partition, making, of_nested
+        )
     else:
         hash_rmaps = read_hash_rmaps(kernel, address, memslots, gaps)
-        gaps += _rmap_gaps(kernel, memslots, hash_rmaps, None)
+        gaps += _rmap_gaps(kernel, memslots, hash_rmaps, Part.RINGS)
+        gaps += _ring_gaps(hash_rmaps)
+        strays = _strays(kernel, address, of_nested)
     pid = None
     try:
         # far from the other members, in a page of its own
@@ -194,7 +243,8 @@ def _vm(kernel: KernelSpace, address: int, partition: _Partition, making: Making
     except MemoryNotReadable as error:
         gaps.append(Gap(f"the process of the VM: {error}"))
     lpid = field("arch.lpid")
-    own = partition.entry(kernel, lpid, gaps) if radix else None
+    # A hash guest runs without an entry of this form: one that is missing is no gap.
+    own = partition.entry(kernel, lpid, gaps if radix else [])
     gaps += _table_gaps("L0's table", host, Part.HOST)
     gaps += _rmap_gaps(kernel, memslots, rmaps, Part.RMAPS)
     gaps += _list_gaps(rmaps)
@@ -216,18 +266,82 @@ def _vm(kernel: KernelSpace, address: int, partition: _Partition, making: Making
         unread_guests=None if unread is None else tuple(unread),
         pgtable=field("arch.pgtable") if radix else 0,
         partition=own,
-        places=_places(kernel, "kvm", address, ("arch.lpid", "arch.pgtable", "arch.l1_ptcr")),
+        strays=tuple(strays),
+        members={
+            member: word
+            for member in CONFIRMING
+            if (word := _word(kernel, "kvm", address, member)) is not None
+        },
+        memslot_words=of_memslots.given,
+        nested_words=of_nested.given,
+        places={
+            **_places(
+                kernel,
+                "kvm",
+                address,
+                ("arch.lpid", "arch.pgtable", "arch.l1_ptcr"),
+                ("arch.process_table",),
+            ),
+            "radix": _place(kernel, "kvm", address, "arch.radix"),
+            "nesting": _place(kernel, "kvm", address, "arch.nested_enable"),
+        },
+        frames=_frames(kernel, address, kernel.profile.struct("kvm").size),
+        page_directory=_page_directory(kernel, address),
+        process_table=_optional(kernel, "kvm", address, "arch.process_table"),
     )
 
 
-def _places(kernel: KernelSpace, struct: str, address: int, members: Sequence[str]) -> Places:
+def _strays(kernel: KernelSpace, vm: int, comparison: Comparison) -> list[tuple[int, int]]:
+    """Return the nested guests of a hash guest, which should have none."""
+    found: list[tuple[int, int]] = []
+    try:
+        found += nested_guest_addresses(kernel, vm, comparison)
+    except (BadData, MemoryNotReadable) as error:
+        comparison.lacks(f"whether a hash guest has nested guests: {error}")
+    return found
+
+
+def _optional(kernel: KernelSpace, struct: str, address: int, member: str) -> int | None:
+    """Read a member that the layout may not have, and the target neither."""
+    if member not in kernel.profile.struct(struct):
+        return None
+    with suppress(MemoryNotReadable):
+        return kernel.field(struct, address, member)
+    return None
+
+
+def _frames(kernel: KernelSpace, address: int, size: int) -> tuple[int, ...]:
+    """Return the physical addresses of the pages that a structure lies in."""
+    page = kernel.page_size
+    first = address - address % page
+    where = addresses([first + page * i for i in range(-(-(address + size - first) // page))])
+    physical, known = kernel.translate(where)
+    return tuple(physical[known].tolist())
+
+
+def _page_directory(kernel: KernelSpace, vm: int) -> int:
+    """Return the kernel address of the page table of a VM's process, 0 where it is not known."""
+    with suppress(MemoryNotReadable):
+        return kernel.field("mm_struct", kernel.field("kvm", vm, "mm"), "pgd")
+    return 0
+
+
+def _places(
+    kernel: KernelSpace,
+    struct: str,
+    address: int,
+    members: Sequence[str],
+    optional: Sequence[str] = (),
+) -> Places:
     """Return the address and size of members, named by the last part of their paths."""
     layout = kernel.profile.struct(struct)
-    found = {}
-    for member in members:
-        offset, size = layout.place(member)
-        found[member.rpartition(".")[2]] = address + offset, size
-    return found
+    there = (*members, *(name for name in optional if name in layout))
+    return {member.rpartition(".")[2]: _place(kernel, struct, address, member) for member in there}
+
+
+def _place(kernel: KernelSpace, struct: str, address: int, member: str) -> tuple[int, int]:
+    offset, size = kernel.profile.struct(struct).place(member)
+    return address + offset, size
 
 
 def _rmap_gaps(
@@ -241,6 +355,18 @@ def _rmap_gaps(
             f"rmap array: {pages} slots from gfn {first:#x}, at kernel address {where:#x}, "
             f"are not readable: {why}",
             part,
+        )
+
+
+def _ring_gaps(rmaps: HashRmaps) -> Iterator[Gap]:
+    """Yield a gap for the HPT entries whose links are missing."""
+    lost = [problem for problem in rmaps.problems if problem.kind == "unreadable"]
+    if lost:
+        some = ", ".join(f"{problem.index:#x}" for problem in lost[:NAMED])
+        yield Gap(
+            f"rings of HPT entries: the links of {len(lost)} entries are not readable, of index "
+            f"{some}{', ...' if len(lost) > NAMED else ''}",
+            Part.RINGS,
         )
 
 
@@ -269,7 +395,8 @@ def _table(kernel: KernelSpace, pgtable: int, making: Making) -> LeafTable:
     if not pgtable:
         return LeafTable.empty()
     root = pte.Root(kernel.physical(pgtable), pte.PGD_BITS)
-    return making(("table", root), lambda: walk(kernel.memory, root))
+    widths = pte.kernel_bits(kernel.profile.page_shift)
+    return making(("table", root, widths), partial(walk, kernel.memory, root, widths))
 
 
 def _in_order(memslots: list[Memslot]) -> tuple[Memslot, ...]:
@@ -277,10 +404,13 @@ def _in_order(memslots: list[Memslot]) -> tuple[Memslot, ...]:
     return tuple(sorted(memslots, key=lambda memslot: memslot.base_gfn))
 
 
-def _memslots(kernel: KernelSpace, vm: int, gaps: list[Gap]) -> list[Memslot]:
+def _memslots(
+    kernel: KernelSpace, vm: int, gaps: list[Gap], comparison: Comparison
+) -> list[Memslot]:
     """Return the memslots of address space 0."""
     found = []
-    for slot in _gather(memslot_addresses(kernel, vm), gaps, "memslots", Part.MEMSLOTS):
+    slots = memslot_addresses(kernel, vm, comparison)
+    for slot in _gather(slots, gaps, "memslots", Part.MEMSLOTS):
         try:
             found.append(_memslot(kernel, slot))
         except (BadData, MemoryNotReadable) as error:
@@ -300,11 +430,12 @@ def _memslot(kernel: KernelSpace, slot: int) -> Memslot:
         flags=field("flags"),
         userspace_addr=field("userspace_addr"),
         rmap=field("arch.rmap"),
+        as_id=as_id.value if (as_id := _word(kernel, "kvm_memory_slot", slot, "as_id")) else 0,
         places=_places(
             kernel,
             "kvm_memory_slot",
             slot,
-            ("base_gfn", "npages", "arch.rmap", "userspace_addr", "flags"),
+            ("id", "base_gfn", "npages", "arch.rmap", "userspace_addr", "flags"),
         ),
     )
     end = memslot.base_gfn + memslot.npages << kernel.profile.page_shift
@@ -323,6 +454,7 @@ def _nested_guests(
     gaps: list[Gap],
     partition: _Partition,
     making: Making,
+    comparison: Comparison,
 ) -> tuple[list[Nested], list[int] | None]:
     """Return the L2 guests of a VM, and the LPIDs of those that could not be read, if known."""
     guest: _Guest | InspectorError
@@ -335,7 +467,7 @@ def _nested_guests(
     unread: list[int] = []
     cut: list[Gap] = []
     for lpid, address in _gather(
-        nested_guest_addresses(kernel, vm), cut, "nested guests", Part.NESTED
+        nested_guest_addresses(kernel, vm, comparison), cut, "nested guests", Part.NESTED
     ):
         try:
             nested = making(
@@ -385,6 +517,7 @@ def _nested(
     shadow = field("shadow_pgtable")
     dword = field("l1_gr_to_hr")
     root = pte.partition_root(dword) if dword else None
+    host = _word(kernel, "kvm_nested_guest", address, "l1_host")
     return Nested(
         address=address,
         lpid=lpid,
@@ -396,10 +529,12 @@ def _nested(
         shadow_pgtable=shadow,
         shadow=_table(kernel, shadow, making),
         l1=_l1_table(kernel, guest, root, making) if root else None,
+        l1_host=host.value if host else None,
         places=_places(
             kernel,
             "kvm_nested_guest",
             address,
-            ("l1_lpid", "shadow_lpid", "shadow_pgtable", "refcnt"),
+            ("l1_lpid", "shadow_lpid", "shadow_pgtable", "refcnt", "process_table"),
+            ("l1_host",),
         ),
     )

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from inspector import hash_encoding
 from inspector.errors import BadData, MemoryNotReadable, TargetNotSupported
 from inspector.kvm.rmap import read_arrays
-from inspector.kvm.snapshot import Gap, HashRmaps, Memslot, RingProblem
+from inspector.kvm.snapshot import Gap, HashRmaps, Memslot, Part, RingProblem
 from inspector.memory.base import U64, addresses
 from inspector.structures.space import KernelSpace
 
@@ -59,9 +59,9 @@ def read_hash_rmaps(
 ) -> HashRmaps:
     """Read every word of every memslot, and follow the rings if the links can be found.
 
-    ``gaps`` is told where they cannot; no verdict needs them.
+    ``gaps`` is told where they cannot.
     """
-    memslot, gfn, where, word, unread = read_arrays(kernel, memslots)
+    memslot, gfn, where, word, unread, pages = read_arrays(kernel, memslots)
     slot = np.flatnonzero(word & np.uint64(hash_encoding.PRESENT))
     head = word & np.uint64(hash_encoding.INDEX_MASK)
     rings, followed = _Rings(head[slot], slot, []), True
@@ -70,7 +70,7 @@ def read_hash_rmaps(
             rings = _follow(kernel, _links(kernel, vm), slot, head, where)
         except (BadData, MemoryNotReadable, TargetNotSupported) as error:
             followed = False
-            gaps.append(Gap(f"rings of HPT entries are not followed: {error}"))
+            gaps.append(Gap(f"rings of HPT entries are not followed: {error}", Part.RINGS))
     start = np.concatenate(([0], np.cumsum(np.bincount(rings.slot, minlength=gfn.size))))
     return HashRmaps(
         memslot,
@@ -82,6 +82,7 @@ def read_hash_rmaps(
         followed,
         tuple(rings.problems),
         tuple(unread),
+        tuple(pages),
     )
 
 

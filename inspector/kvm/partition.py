@@ -7,18 +7,25 @@ registers it with its hypervisor.  Entries are two big-endian dwords.
 
 from __future__ import annotations
 
+import contextlib
+from typing import NamedTuple
+
+import numpy as np
+
 from inspector import pte
-from inspector.errors import BadData, TargetNotSupported
+from inspector.errors import BadData, MemoryNotReadable, TargetNotSupported
 from inspector.kernel.host import kvm_modules
 from inspector.kvm.snapshot import PartitionEntry
-from inspector.memory.base import integer
+from inspector.memory.base import Records, addresses, integer
 from inspector.structures.modules import module_values
 from inspector.structures.space import KernelSpace
 
-__all__ = ["partition_entry", "partition_table"]
+__all__ = ["PartitionTable", "partition_entry", "partition_table", "read_partition_table"]
 
 ENTRY_SIZE = 16
 DWORD = 8
+PAGE = 1 << 12
+TABLE_SIZE = ENTRY_SIZE * pte.PARTITION_ENTRIES
 
 
 def partition_table(kernel: KernelSpace) -> int:
@@ -50,13 +57,62 @@ def partition_table(kernel: KernelSpace) -> int:
 
 
 def partition_entry(kernel: KernelSpace, table: int, lpid: int) -> PartitionEntry:
-    """Read dword 0 of an LPID's entry.
+    """Read an LPID's entry.
+
+    Older captures have dword 0 only.
 
     Raises:
         BadData: the table has no entry for that LPID.
-        MemoryNotReadable: the entry is not readable.
+        MemoryNotReadable: dword 0 is not readable.
     """
     if lpid >= pte.PARTITION_ENTRIES:
         raise BadData(f"the partition table at {table:#x} has no entry for LPID {lpid}")
     where = kernel.physical(table + ENTRY_SIZE * lpid)
-    return PartitionEntry(where, integer(kernel.memory.read(where, DWORD), pte.BYTE_ORDER))
+    first = integer(kernel.memory.read(where, DWORD), pte.BYTE_ORDER)
+    second = None
+    with contextlib.suppress(MemoryNotReadable):
+        second = integer(kernel.memory.read(where + DWORD, DWORD), pte.BYTE_ORDER)
+    return PartitionEntry(where, first, second)
+
+
+class PartitionTable(NamedTuple):
+    """The entries of a partition table whose dword 0 is not zero, by LPID.
+
+    ``where`` is the physical address of the table, ``read`` the number of
+    entries whose dword 0 could be read.
+    """
+
+    where: int
+    read: int
+    entries: dict[int, PartitionEntry]
+
+
+def read_partition_table(kernel: KernelSpace, table: int) -> PartitionTable:
+    """Read all entries of the partition table, as far as they are there.
+
+    Raises:
+        MemoryNotReadable: the kernel does not map the table.
+    """
+    where = kernel.physical(table)
+    per_page = PAGE // DWORD
+    pages = addresses(range(where, where + TABLE_SIZE, PAGE))
+    data, present = kernel.memory.read_many(pages, PAGE)
+    words = Records(data, present).words(pte.BYTE_ORDER)
+    known = np.repeat(present, per_page).reshape(words.shape)
+    for row in np.flatnonzero(~present):
+        # a capture made by an earlier version has single entries
+        places = addresses(range(int(pages[row]), int(pages[row]) + PAGE, DWORD))
+        single = kernel.memory.read_many(places, DWORD)
+        words[row] = single.words(pte.BYTE_ORDER).reshape(-1)
+        known[row] = single.present
+    first, second = words.reshape(-1, 2).T
+    known_first, known_second = known.reshape(-1, 2).T
+    entries = {
+        int(lpid): PartitionEntry(
+            where + ENTRY_SIZE * int(lpid),
+            int(first[lpid]),
+            int(second[lpid]) if known_second[lpid] else None,
+        )
+        for lpid in np.flatnonzero(known_first & (first != 0))
+    }
+    return PartitionTable(where, int(np.count_nonzero(known_first)), entries)

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from inspector import encoding
 from inspector.errors import MemoryNotReadable
-from inspector.kvm.snapshot import LinkProblem, Memslot, Rmaps
+from inspector.kvm.snapshot import ArrayPages, LinkProblem, Memslot, Rmaps
 from inspector.memory.arrays import Growing, first_of_each, joined
 from inspector.memory.base import ABSENT, U64, Records, addresses, why_missing
 from inspector.memory.recording import RecordingMemory
@@ -42,7 +42,8 @@ class Arrays(NamedTuple):
     """The words of rmap arrays that are not zero, whatever they mean.
 
     Per word: the index of its memslot, its gfn, its kernel address, and
-    itself.  ``unread`` are gaps ``(first gfn, pages)``.
+    itself.  ``unread`` are gaps ``(first gfn, pages)``, ``pages`` the memory
+    that the arrays lie in, as far as they were read.
     """
 
     memslot: NDArray[np.int64]
@@ -50,11 +51,12 @@ class Arrays(NamedTuple):
     where: U64
     head: U64
     unread: list[tuple[int, int]]
+    pages: list[ArrayPages]
 
 
 def read_rmaps(kernel: KernelSpace, memslots: tuple[Memslot, ...]) -> Rmaps:
     """Read every slot of every memslot of a radix guest."""
-    memslot, gfn, where, head, unread = read_arrays(kernel, memslots)
+    memslot, gfn, where, head, unread, pages = read_arrays(kernel, memslots)
     single = encoding.is_single(head) != 0
     slot = np.flatnonzero(~single)
     lists = _lists(kernel, slot, where[slot], head[slot])
@@ -84,6 +86,7 @@ def read_rmaps(kernel: KernelSpace, memslots: tuple[Memslot, ...]) -> Rmaps:
         merged(where, lists.place),
         tuple(lists.problems),
         tuple(unread),
+        tuple(pages),
     )
 
 
@@ -95,13 +98,14 @@ def read_arrays(kernel: KernelSpace, memslots: tuple[Memslot, ...]) -> Arrays:
     """
     parts = [_array(kernel, number, slot) for number, slot in enumerate(memslots) if slot.rmap]
     if not parts:
-        return Arrays(_NO_INDEX, _NONE, _NONE, _NONE, [])
+        return Arrays(_NO_INDEX, _NONE, _NONE, _NONE, [], [])
     return Arrays(
         joined([part.memslot for part in parts]),
         joined([part.gfn for part in parts]),
         joined([part.where for part in parts]),
         joined([part.head for part in parts]),
         [gap for part in parts for gap in part.unread],
+        [pages for part in parts for pages in part.pages],
     )
 
 
@@ -114,6 +118,8 @@ def _array(kernel: KernelSpace, number: int, slot: Memslot) -> Arrays:
     pages = -(-(slot.rmap % page + slot.npages * WORD) // page)
     found = Growing(slot.npages, np.uint64, np.uint64)
     lost: list[tuple[int, int]] = []
+    virtual: list[U64] = []
+    physical: list[U64] = []
     parts = page // PAGE
     step = max(1, READ_LIMIT // page)
     missing = 0
@@ -125,6 +131,9 @@ def _array(kernel: KernelSpace, number: int, slot: Memslot) -> Arrays:
         where = addresses(first) + np.arange(begin, begin + count, dtype=np.uint64) * np.uint64(
             page
         )
+        frames, known = kernel.translate(where)
+        virtual.append(where[known])
+        physical.append(frames[known])
         records, read = _in_parts(kernel, where, page)
         words = records.words(kernel.profile.byte_order).reshape(-1)
         before = begin * per_page - skip
@@ -139,7 +148,8 @@ def _array(kernel: KernelSpace, number: int, slot: Memslot) -> Arrays:
     position += addresses(slot.base_gfn)
     unread = _gaps(slot, skip, lost)
     memslot = np.broadcast_to(np.int64(number), head.shape)
-    return Arrays(memslot, position, where, head, unread)
+    pages_read = ArrayPages(number, joined(virtual), joined(physical)) if virtual else None
+    return Arrays(memslot, position, where, head, unread, [pages_read] if pages_read else [])
 
 
 def _runs(rows: NDArray[np.bool_]) -> list[tuple[int, int]]:

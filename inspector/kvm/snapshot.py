@@ -16,23 +16,30 @@ import numpy as np
 from numpy.typing import NDArray
 
 from inspector.memory.base import U64
+from inspector.memory.ranges import Ranges
 from inspector.structures.radix import LeafTable
+from inspector.structures.witness import UNCONFIRMED, Confirmation, Word
 
 __all__ = [
     "NO_HASH_RMAPS",
+    "ArrayPages",
     "Gap",
     "HashRmaps",
     "HashSlot",
+    "HostState",
     "LinkProblem",
     "Memslot",
     "Nested",
     "Part",
     "PartitionEntry",
+    "Region",
     "RingProblem",
     "Rmaps",
     "Slot",
     "Snapshot",
+    "Unowned",
     "Vm",
+    "VmList",
 ]
 
 
@@ -50,13 +57,75 @@ class Part(enum.Enum):
     SHADOW = "shadow tables"
     L1 = "L1's tables"
     PARTITION = "partition table"
+    RINGS = "rings of HPT entries"
+    VM = "the VM itself"
 
 
 class PartitionEntry(NamedTuple):
-    """An entry of L0's partition table: the physical address of its dword 0, and that dword."""
+    """An entry of L0's partition table: the physical address of its dword 0, and that dword.
+
+    ``second`` is dword 1, None where it could not be read.
+    """
 
     where: int
     dword: int
+    second: int | None = None
+
+
+class Region(NamedTuple):
+    """Physical memory that the kernel keeps for itself.
+
+    ``what`` names it, ``symbol`` is the symbol that tells where it is, and
+    ``address`` the kernel address of that symbol, 0 where none tells it.
+    """
+
+    begin: int
+    end: int
+    what: str
+    symbol: str
+    address: int
+
+
+class Unowned(NamedTuple):
+    """An entry of the partition table for an LPID of no VM and no nested guest that was found.
+
+    ``table`` is the tree that it leads to, None where it is no radix tree
+    such as KVM makes.
+    """
+
+    lpid: int
+    entry: PartitionEntry
+    table: LeafTable | None
+
+
+@dataclass(frozen=True)
+class HostState:
+    """What was read of the host itself.
+
+    ``ram`` is where the machine has memory, ``regions`` what the kernel's
+    image takes of it, and ``zero_page`` the physical address of the page that
+    the kernel maps wherever a page of zeros is only read; each None or empty
+    where nothing tells it.  ``root`` is the physical address of the kernel's
+    own page table, ``sizes`` has the sizes of structures in bytes.
+
+    ``partition`` is the physical address of the partition table, ``entries``
+    how many of its entries were read, ``used`` how many of them lead
+    somewhere, and ``unowned`` those that do for nobody.  ``first_entry`` is
+    that of LPID 0, the host itself, where the host has one.  ``gap`` says why
+    the table, or a part of it, was not read.
+    """
+
+    ram: Ranges | None = None
+    regions: tuple[Region, ...] = ()
+    zero_page: int | None = None
+    root: int = 0
+    sizes: Mapping[str, int] = field(default_factory=dict)
+    partition: int | None = None
+    entries: int = 0
+    used: int = 0
+    unowned: tuple[Unowned, ...] = ()
+    first_entry: PartitionEntry | None = None
+    gap: str = ""
 
 
 @dataclass(frozen=True)
@@ -70,6 +139,7 @@ class Memslot:
     flags: int
     userspace_addr: int
     rmap: int
+    as_id: int = 0
     places: Places = field(default_factory=dict, compare=False)
 
 
@@ -108,6 +178,18 @@ class Slot:
     nodes: U64
 
 
+class ArrayPages(NamedTuple):
+    """The pages that an rmap array lies in.
+
+    ``memslot`` is an index into ``Vm.memslots``.  Per page: ``virtual`` is its
+    kernel address, ``physical`` where the kernel's page table leads it.
+    """
+
+    memslot: int
+    virtual: U64
+    physical: U64
+
+
 @dataclass(frozen=True)
 class Rmaps:
     """All non-empty rmap slots of a VM.
@@ -131,6 +213,7 @@ class Rmaps:
     problems: tuple[LinkProblem, ...] = ()
     unread: tuple[tuple[int, int], ...] = ()
     """Gaps ``(first gfn, pages)`` of rmap arrays that could not be read."""
+    pages: tuple[ArrayPages, ...] = ()
 
     @property
     def incomplete(self) -> tuple[tuple[int, int], ...]:
@@ -198,7 +281,7 @@ class HashSlot:
 class HashRmaps:
     """All rmap words of a hash guest that are not zero (see ``inspector.hash_encoding``).
 
-    They are no nested entries and nothing that is checked looks at them.
+    They are no nested entries.
     Slot *i* has HPT indices ``start[i]:start[i + 1]`` of ``index``, in ring
     order.  Where the rings are not ``followed`` each slot has only the index
     in its word.
@@ -214,6 +297,7 @@ class HashRmaps:
     problems: tuple[RingProblem, ...] = ()
     unread: tuple[tuple[int, int], ...] = ()
     """Gaps ``(first gfn, pages)`` of rmap arrays that could not be read."""
+    pages: tuple[ArrayPages, ...] = ()
 
     def __len__(self) -> int:
         return self.gfn.size
@@ -245,7 +329,8 @@ class Nested:
 
     ``lpid`` is the key it is found under; ``l1_lpid`` what it says of
     itself.  ``shadow`` is L0's table for it, ``l1`` the table L1 gave it,
-    None where L1 has none.
+    None where L1 has none.  ``l1_host`` is the VM it says it belongs to, None
+    where that is missing.
     """
 
     address: int
@@ -259,6 +344,7 @@ class Nested:
     shadow: LeafTable
     l1: LeafTable | None
     partition: PartitionEntry | None = None
+    l1_host: int | None = None
     places: Places = field(default_factory=dict, compare=False)
 
 
@@ -285,6 +371,15 @@ class Vm:
     ``unread_guests`` are the L1 LPIDs of nested guests that could not be read,
     None where it is not known whether there are more than those in ``nested``.
     ``pid`` is the process of the VM, None where that could not be read.
+    ``strays`` are the nested guests, with their L1 LPIDs, that a guest has
+    which is not ``radix``: it should have none.  ``members`` are words of
+    ``struct kvm`` that only confirm others, by their names, as far as they
+    are there.  ``memslot_words`` and ``nested_words`` say which words of the
+    containers confirm each other.
+    ``process_table`` is what L1 has registered, None where the layout does
+    not tell its place.  ``frames`` are the physical addresses of the pages that hold the structure,
+    and ``page_directory`` the kernel address of the process's page table, 0
+    where it could not be read.
     """
 
     address: int
@@ -304,7 +399,35 @@ class Vm:
     unread_guests: tuple[int, ...] | None = ()
     pgtable: int = 0
     partition: PartitionEntry | None = None
+    strays: tuple[tuple[int, int], ...] = ()
+    members: Mapping[str, Word] = field(default_factory=dict)
+    memslot_words: Confirmation = UNCONFIRMED
+    nested_words: Confirmation = UNCONFIRMED
     places: Places = field(default_factory=dict, compare=False)
+    frames: tuple[int, ...] = ()
+    page_directory: int = 0
+    process_table: int | None = None
+
+    def member(self, name: str) -> int | None:
+        """Return a word of ``struct kvm`` that only confirms others, None where it is missing."""
+        word = self.members.get(name)
+        return None if word is None else word.value
+
+
+class VmList(NamedTuple):
+    """KVM's list of VMs: how many it leads to, and which of its words confirm each other.
+
+    ``users`` is ``module.refcnt`` of kvm_hv, on which every VM has a
+    reference, None where there is no such word.
+    """
+
+    listed: int = 0
+    words: Confirmation = UNCONFIRMED
+    users: Word | None = None
+
+
+NO_LIST = VmList()
+"""What a snapshot has that was not read from a list."""
 
 
 @dataclass(frozen=True)
@@ -316,3 +439,5 @@ class Snapshot:
     page_shift: int
     vms: tuple[Vm, ...]
     gaps: tuple[Gap, ...] = ()
+    host: HostState = field(default_factory=HostState)
+    vm_list: VmList = NO_LIST

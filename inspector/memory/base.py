@@ -8,7 +8,7 @@ stacked on the other, so a walker does not care which one it walks in.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, NamedTuple, Protocol
+from typing import TYPE_CHECKING, NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -80,6 +80,7 @@ class AddressSpace(Protocol):
         """Return ``length`` bytes at each address, missing ones marked."""
 
 
+@runtime_checkable
 class PhysicalMemory(AddressSpace, Protocol):
     """The memory of a machine, or what there is of it."""
 

@@ -11,7 +11,7 @@ from typing import Any
 
 from inspector import hash_encoding
 from inspector.checks.base import Finding, all_invariants
-from inspector.checks.verdict import NODE_SIZE, Judgement, VmJudgement
+from inspector.checks.verdict import NODE_SIZE, Basis, Judgement, VmJudgement
 from inspector.kvm.snapshot import HashSlot, Memslot, Nested, PartitionEntry, Slot, Snapshot, Vm
 from inspector.reports.text import hash_problems
 from inspector.session import Acquired
@@ -47,7 +47,22 @@ def check_json(acquired: Acquired, judgement: Judgement) -> dict[str, Any]:
         "target": target_json(acquired),
         "verdict": judgement.verdict.value,
         "notes": list(judgement.notes),
+        "findings": [finding_json(finding) for finding in judgement.host_findings],
+        "doubts": [finding_json(finding) for finding in judgement.host_doubts],
+        "basis": _basis(judgement.basis),
         "vms": [_vm_judgement(vm) for vm in judgement.vms],
+    }
+
+
+def _basis(basis: Basis) -> dict[str, Any]:
+    return {
+        "words": basis.words,
+        "confirmed": basis.confirmed,
+        "kinds": [witness._asdict() for witness in basis.witnesses],
+        "not_judged": [
+            {"invariant": invariant, "what": item.what, "reason": item.why}
+            for invariant, item in basis.unjudged
+        ],
     }
 
 
@@ -76,6 +91,8 @@ def _vm_judgement(vm: VmJudgement) -> dict[str, Any]:
         "pending_invalidations": counts.pending,
         "notes": list(vm.notes),
         "findings": [finding_json(finding) for finding in vm.findings],
+        "doubts": [finding_json(finding) for finding in vm.doubts],
+        "basis": _basis(vm.basis),
         "pending": [
             {
                 "invariant": item.invariant.id,
@@ -108,6 +125,7 @@ def finding_json(finding: Finding) -> dict[str, Any]:
         "severity": _severities()[finding.invariant],
         "summary": finding.summary,
         "expected": finding.expected,
+        "doubt": finding.doubt or None,
         "evidence": [
             {
                 "what": item.what,

@@ -86,13 +86,32 @@ def check_report(acquired: Acquired, judgement: Judgement) -> Iterator[str]:
             ),
             [_check_row(vm) for vm in judgement.vms],
         )
+    if judgement.host_findings or judgement.host_doubts:
+        yield ""
+        yield "host:"
+        yield from _findings(judgement.host_findings, judgement.host_doubts)
     for vm in judgement.vms:
         yield from _check_details(vm)
     if judgement.notes:
         yield ""
     yield from (f"note: {note}" for note in judgement.notes)
     yield ""
+    yield from _basis(judgement)
     yield f"verdict: {judgement.verdict.value}"
+
+
+def _basis(judgement: Judgement) -> Iterator[str]:
+    """Yield the line that says what the verdict rests on, and the line of what was not judged."""
+    basis = judgement.basis
+    yield f"basis: {basis.words} words, of which a second word confirms {basis.confirmed}"
+    names = {item.invariant.id for vm in judgement.vms for item in vm.not_judged}
+    names |= {invariant for invariant, _ in basis.unjudged}
+    reasons = [item.gap.text for vm in judgement.vms for item in vm.not_judged]
+    reasons += [f"{item.what} ({item.why})" for _, item in basis.unjudged]
+    if names:
+        first, *others = dict.fromkeys(reasons)
+        more = f", and {len(others)} more" if others else ""
+        yield f"not judged, or in part: {', '.join(sorted(names))}: {first}{more}"
 
 
 def _without_vms(snapshot: Snapshot) -> Iterator[str]:
@@ -128,14 +147,20 @@ def _check_details(vm: VmJudgement) -> Iterator[str]:
     lines += _lists(vm)
     lines += [f"note: {note}" for note in vm.notes]
     lines += _not_judged(vm)
-    if lines or vm.findings:
+    if lines or vm.findings or vm.doubts:
         yield ""
         yield f"VM lpid {vm.vm.lpid}:"
     yield from (f"  {line}" for line in lines)
-    for number, finding in enumerate(vm.findings[:FINDINGS_SHOWN], 1):
-        yield from finding_lines(number, finding)
-    if len(vm.findings) > FINDINGS_SHOWN:
-        yield f"  ... and {len(vm.findings) - FINDINGS_SHOWN} more findings (--json shows all)"
+    yield from _findings(vm.findings, vm.doubts)
+
+
+def _findings(findings: Sequence[Finding], doubts: Sequence[Finding]) -> Iterator[str]:
+    """Yield the first of the findings, and of those that may be legal, with their words."""
+    for kind, found in (("finding", findings), ("doubt", doubts)):
+        for number, finding in enumerate(found[:FINDINGS_SHOWN], 1):
+            yield from finding_lines(number, finding, kind)
+        if len(found) > FINDINGS_SHOWN:
+            yield f"  ... and {len(found) - FINDINGS_SHOWN} more {kind}s (--json shows all)"
 
 
 def _lists(vm: VmJudgement) -> Iterator[str]:
@@ -163,10 +188,12 @@ def _not_judged(vm: VmJudgement) -> Iterator[str]:
                 yield f"{how}: {', '.join(names)}: {gap.text}"
 
 
-def finding_lines(number: int, finding: Finding) -> Iterator[str]:
+def finding_lines(number: int, finding: Finding, kind: str = "finding") -> Iterator[str]:
     """Yield a finding with every word that shows it."""
-    yield f"  finding {number}: {finding.invariant}: {finding.summary}"
+    yield f"  {kind} {number}: {finding.invariant}: {finding.summary}"
     yield f"    expected: {finding.expected}"
+    if finding.doubt:
+        yield f"    may be legal: {finding.doubt}"
     rows = [
         (
             f"    {item.what}",

@@ -8,7 +8,7 @@ to their size, leaves to theirs, and only certain widths exist.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import NamedTuple
 
@@ -20,7 +20,7 @@ from inspector.memory.arrays import Growing, distinct, first_of_each, is_in, joi
 from inspector.memory.base import ABSENT, U64, AddressSpace, Records, addresses, why_missing
 from inspector.structures.dense import DenseMap
 
-__all__ = ["Found", "LeafTable", "TableProblem", "lookup", "walk"]
+__all__ = ["Found", "LeafTable", "TableProblem", "Tables", "lookup", "walk"]
 
 VALID = np.uint64(pte.VALID)
 LEAF = np.uint64(pte.LEAF)
@@ -46,14 +46,46 @@ class TableProblem:
     """A part of a tree that could not be followed.
 
     ``address`` is the first address it would translate, ``where`` the
-    address of the entry or table at fault.  ``missing`` tells that bytes
-    were not readable, rather than readable and wrong.
+    address of the entry at fault, or of the table where no entry leads to
+    it, and ``entry`` the word there.  ``missing`` tells that bytes were not
+    readable, rather than readable and wrong.
     """
 
     address: int
     where: int
     text: str
     missing: bool = False
+    entry: int | None = None
+
+
+class Tables(NamedTuple):
+    """The tables of a tree, the root first, one array element each.
+
+    ``table``: its address.  ``base``: the first address it translates.
+    ``bits``: log2 of its entries.  ``above``: the address of the entry that
+    leads to it, and ``entry`` that entry; both are 0 for the root.
+    """
+
+    table: U64
+    base: U64
+    bits: U64
+    above: U64
+    entry: U64
+
+    @classmethod
+    def none(cls) -> Tables:
+        """Return no tables."""
+        nothing = addresses([])
+        return cls(nothing, nothing, nothing, nothing, nothing)
+
+    def kept(self, rows: NDArray[np.bool_] | NDArray[np.int64]) -> Tables:
+        """Return some of the tables."""
+        return Tables(*(column[rows] for column in self))
+
+    @property
+    def size(self) -> U64:
+        """Size of each table in bytes."""
+        return np.uint64(8) << self.bits
 
 
 @dataclass(frozen=True)
@@ -70,6 +102,7 @@ class LeafTable:
     shift: NDArray[np.uint8]
     where: U64
     problems: tuple[TableProblem, ...] = ()
+    tables: Tables = field(default_factory=Tables.none)
 
     @classmethod
     def empty(cls, problems: tuple[TableProblem, ...] = ()) -> LeafTable:
@@ -172,36 +205,48 @@ def lookup(memory: AddressSpace, root: pte.Root, where: U64) -> Found:
     return Found(physical, known, unread)
 
 
-def walk(space: AddressSpace, root: pte.Root) -> LeafTable:
+def walk(
+    space: AddressSpace, root: pte.Root, own: tuple[tuple[int, ...], ...] = pte.SUPPORTED_BITS
+) -> LeafTable:
     """Collect every leaf of a tree, level by level, all tables of a level at once.
 
     A table that is met a second time is not walked again, so a damaged tree
     costs no more than the memory it lies in.
+
+    Args:
+        space: what the addresses of tables are in.
+        root: the first table.
+        own: the index widths that the builder of the tree uses at each level, the root first.
+            A table of another width that the hardware knows is walked, and is a problem.
     """
     leaves: list[tuple[U64, U64, NDArray[np.uint8], U64]] = []
     problems: list[TableProblem] = []
-    table = addresses([root.table])
-    base = addresses([0])
-    bits = addresses([root.bits])
+    found = Tables(*(addresses([value]) for value in (root.table, 0, root.bits, 0, 0)))
     shift = np.full(1, pte.TREE_BITS, dtype=np.uint64)
+    walked: list[Tables] = []
     seen = addresses([])
     last = len(pte.SUPPORTED_BITS) - 1
     for level, widths in enumerate(pte.SUPPORTED_BITS):
-        table, base, bits, shift = _usable(table, base, bits, shift, widths, seen, problems)
-        seen = np.concatenate((seen, table))
-        following: list[tuple[U64, U64, U64, U64]] = []
-        form = shift << np.uint64(8) | bits
-        for one in distinct(form):
-            rows = np.flatnonzero(form == one)
+        usable = _usable(found, widths, own[level], seen, problems)
+        tables, shift = found.kept(usable), shift[usable]
+        walked.append(tables)
+        seen = np.concatenate((seen, tables.table))
+        following: list[tuple[Tables, U64]] = []
+        # tables of one form are those of one width that translate pages of one size
+        form_of = shift << np.uint64(8) | tables.bits
+        for one in distinct(form_of):
+            rows = np.flatnonzero(form_of == one)
             width = int(one) & 0xFF
             page_shift = (int(one) >> 8) - width
             step = max(1, READ_LIMIT // (8 << width))
             kept = Growing(rows.size << width, np.uint64, np.uint64, np.uint64)
             for begin in range(0, rows.size, step):
                 part = rows[begin : begin + step]
-                found = _table_entries(space, table[part], base[part], width, page_shift)
-                address, entry, where = found.entries
-                problems += found.problems
+                read = _table_entries(
+                    space, tables.table[part], tables.base[part], width, page_shift
+                )
+                address, entry, where = read.entries
+                problems += read.problems
                 is_leaf = entry & LEAF != 0
                 wrong = np.zeros(entry.size, dtype=np.bool_)
                 if level == 0:
@@ -212,8 +257,10 @@ def walk(space: AddressSpace, root: pte.Root) -> LeafTable:
                 for i in np.flatnonzero(wrong):
                     problems.append(_bad_entry(level, address[i], entry[i], where[i]))
                 on = np.flatnonzero(~is_leaf & ~wrong)
-                next_shift = np.full(on.size, page_shift, dtype=np.uint64)
-                following.append((entry[on] & NEXT, address[on], entry[on] & BITS, next_shift))
+                if on.size:
+                    onward = entry[on]
+                    below = Tables(onward & NEXT, address[on], onward & BITS, where[on], onward)
+                    following.append((below, np.full(on.size, page_shift, dtype=np.uint64)))
                 if on.size or wrong.any():
                     good = np.flatnonzero(is_leaf & ~wrong)
                     address, entry, where = address[good], entry[good], where[good]
@@ -222,16 +269,16 @@ def walk(space: AddressSpace, root: pte.Root) -> LeafTable:
             leaves.append((address, entry, np.full(entry.size, page_shift, np.uint8), where))
         if not following:
             break
-        table, base, bits, shift = (
-            np.concatenate(column) for column in zip(*following, strict=True)
-        )
+        found = Tables(*map(joined, zip(*(below for below, _ in following), strict=True)))
+        shift = joined([shifts for _, shifts in following])
+    every = Tables(*map(joined, zip(*walked, strict=True)))
     if not leaves:
         return LeafTable.empty(tuple(problems))
     address, entry, small, where = (joined(column) for column in zip(*leaves, strict=True))
     if np.any(address[1:] < address[:-1]):
         order = np.argsort(address, kind="stable")
         address, entry, small, where = address[order], entry[order], small[order], where[order]
-    return LeafTable(address, entry, small, where, tuple(problems))
+    return LeafTable(address, entry, small, where, tuple(problems), every)
 
 
 class _Entries(NamedTuple):
@@ -291,30 +338,39 @@ def _because(space: AddressSpace, address: int, length: int) -> str:
 
 
 def _usable(
-    table: U64,
-    base: U64,
-    bits: U64,
-    shift: U64,
+    tables: Tables,
     widths: tuple[int, ...],
+    own: tuple[int, ...],
     seen: U64,
     problems: list[TableProblem],
-) -> tuple[U64, U64, U64, U64]:
-    """Drop tables of a width the level cannot have, misaligned ones, and those met before."""
-    width_ok = _one_of(bits, widths)
-    aligned = table & ((np.uint64(8) << bits) - ONE) == 0
-    fresh = np.zeros(table.size, dtype=np.bool_)
-    fresh[first_of_each(table)] = True
-    fresh &= ~is_in(table, seen)
-    for i in np.flatnonzero(~(width_ok & aligned & fresh)):
+) -> NDArray[np.bool_]:
+    """Tell which tables can be walked: of a width of the level, aligned, and not met before."""
+    width_ok = _one_of(tables.bits, widths)
+    expected = _one_of(tables.bits, own)
+    aligned = tables.table & (tables.size - ONE) == 0
+    fresh = np.zeros(tables.table.size, dtype=np.bool_)
+    fresh[first_of_each(tables.table)] = True
+    fresh &= ~is_in(tables.table, seen)
+    usable: NDArray[np.bool_] = width_ok & aligned & fresh
+    for i in np.flatnonzero(~(usable & expected)):
+        table, above = int(tables.table[i]), int(tables.above[i])
         if not width_ok[i]:
-            text = f"index width {int(bits[i])} is not possible here"
+            text = f"index width {int(tables.bits[i])} is not possible here"
+        elif not expected[i]:
+            text = f"index width {int(tables.bits[i])}, where this kernel uses {own[0]}"
         elif not aligned[i]:
-            text = f"table address {int(table[i]):#x} is not aligned to the table's size"
+            text = f"table address {table:#x} is not aligned to the table's size"
         else:
-            text = f"table {int(table[i]):#x} is reached twice"
-        problems.append(TableProblem(int(base[i]), int(table[i]), text))
-    keep = width_ok & aligned & fresh
-    return table[keep], base[keep], bits[keep], shift[keep]
+            text = f"table {table:#x} is reached twice"
+        problems.append(
+            TableProblem(
+                int(tables.base[i]),
+                above or table,
+                text,
+                entry=int(tables.entry[i]) if above else None,
+            )
+        )
+    return usable
 
 
 def _one_of(bits: U64, widths: tuple[int, ...]) -> NDArray[np.bool_]:
@@ -329,4 +385,5 @@ def _bad_entry(level: int, address: np.uint64, entry: np.uint64, where: np.uint6
         text = "a valid entry of the last level is not a leaf"
     else:
         text = "the leaf's frame is not aligned to its size"
-    return TableProblem(int(address), int(where), f"{text} (entry {int(entry):#018x})")
+    text = f"{text} (entry {int(entry):#018x})"
+    return TableProblem(int(address), int(where), text, entry=int(entry))

@@ -19,11 +19,13 @@ from inspector.image.profile import Profile
 from inspector.memory.base import (
     U64,
     AddressSpace,
+    PhysicalMemory,
     Records,
     addresses,
     integer,
     is_address,
 )
+from inspector.memory.ranges import Ranges
 from inspector.regions import LINEAR_MAP, LINEAR_SIZE, OFFSET_MASK, linear_to_physical
 from inspector.structures.radix import Found, lookup
 
@@ -130,6 +132,11 @@ class KernelSpace(_Translated):
         self.profile = profile
         swapper = linear_to_physical(profile.symbols["swapper_pg_dir"])
         self._root = pte.Root(swapper, pte.PGD_BITS)
+
+    @property
+    def ram(self) -> Ranges | None:
+        """Where the machine has memory, None where that is not known."""
+        return self.memory.ram if isinstance(self.memory, PhysicalMemory) else None
 
     def read(self, address: int, length: int) -> bytes:
         """Return ``length`` bytes at one address; most are in the linear map, in one piece."""

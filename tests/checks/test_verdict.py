@@ -170,7 +170,7 @@ def test_only_malformed_tables_are_violations_not_missing_ones() -> None:
 
 def test_invariants_are_told_apart_and_explained() -> None:
     found = all_invariants()
-    assert len({invariant.id for invariant in found}) == len(found) == 21
+    assert len({invariant.id for invariant in found}) == len(found) == 32
     for invariant in found:
         assert invariant.statement.endswith(".")
         assert invariant.why.endswith(".")
@@ -205,7 +205,7 @@ def test_memslots_that_overlap_are_told() -> None:
     slots = (
         slot,
         replace(slot, id=1, base_gfn=slot.npages - 1, rmap=rmap),
-        replace(slot, base_gfn=1 << 40, rmap=2 * rmap - slot.rmap),
+        replace(slot, id=2, base_gfn=1 << 40, rmap=2 * rmap - slot.rmap),
     )
     found = judged(snapshot_vm(GOOD, slots)).findings
     assert [finding.invariant for finding in found] == ["memslots"]

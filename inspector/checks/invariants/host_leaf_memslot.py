@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import numpy as np
 
 from inspector import pte
-from inspector.checks.base import Evidence, Finding, Invariant, Severity
+from inspector.checks.base import Evidence, Finding, Invariant, Rest, Severity, Witness
 from inspector.checks.proof import member
 from inspector.checks.view import CheckedVm, leaf_at
 from inspector.kvm.snapshot import Part
@@ -77,6 +77,13 @@ def find(checked: CheckedVm) -> Iterator[Finding]:
                 )
 
 
+def rests(checked: CheckedVm) -> Iterator[Rest]:
+    """Yield how many leaves of L0's a shadow leaf is made of, by an entry that leads to it."""
+    made = np.zeros(len(checked.vm.host), dtype=np.bool_)
+    made[checked.host_leaf(np.flatnonzero(checked.live))] = True
+    yield Witness("leaves of L0's tables", made.size, int(np.count_nonzero(made)), "a shadow leaf")
+
+
 INVARIANT = Invariant(
     ID,
     "Every leaf of L0's table for the guest lies in one memslot, whole, and permits no writing if "
@@ -89,4 +96,5 @@ INVARIANT = Invariant(
     find,
     reads=frozenset({Part.MEMSLOTS, Part.HOST}),
     needs=frozenset({Part.MEMSLOTS}),
+    rests=rests,
 )

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from inspector.checks.base import Finding, Invariant, Severity
-from inspector.checks.proof import member
+from inspector.checks.proof_words import member, shown_word
 from inspector.checks.view import CheckedVm
 from inspector.kvm.snapshot import Part
 
@@ -16,7 +16,8 @@ USERS = 1 << 16
 
 
 def find(checked: CheckedVm) -> Iterator[Finding]:
-    """Yield the nested guests whose count of references is not positive."""
+    """Yield the nested guests whose count of references is not positive, or too large."""
+    vcpus = checked.vm.member("created_vcpus")
     for nested in checked.vm.nested:
         if not 0 < nested.refcnt < USERS:
             count = nested.refcnt - (2 * SIGN if nested.refcnt >= SIGN else 0)
@@ -27,11 +28,25 @@ def find(checked: CheckedVm) -> Iterator[Finding]:
                 "1 for being found under its LPID, and 1 for each user",
                 (member("struct kvm_nested_guest", nested, "refcnt"),),
             )
+        elif vcpus is not None and nested.refcnt > 1 + vcpus:
+            yield Finding(
+                ID,
+                checked.vm.lpid,
+                f"nested guest {nested.lpid} has {nested.refcnt} references, and the VM "
+                f"{vcpus} vCPUs",
+                "1 for being found under its LPID, and at most 1 for each vCPU",
+                (
+                    member("struct kvm_nested_guest", nested, "refcnt"),
+                    shown_word(checked.vm.members["created_vcpus"]),
+                ),
+                doubt="each reader of the guest's tables in debugfs holds a reference too",
+            )
 
 
 INVARIANT = Invariant(
     ID,
-    "A nested guest that is found under an LPID has at least one reference, and fewer than 65536.",
+    "A nested guest that is found under an LPID has at least one reference, and no more than one "
+    "for each vCPU besides.",
     "The last reference frees it: one that has none is freed, or will be while it is in use. One "
     "with more than there can be users is never freed, or was counted down below zero.",
     "kvmhv_get_nested, kvmhv_put_nested, kvmhv_remove_nested",

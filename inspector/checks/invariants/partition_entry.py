@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from inspector import pte
-from inspector.checks.base import Evidence, Finding, Invariant, Severity
+from inspector.checks.base import Evidence, Finding, Invariant, Rest, Severity, Unjudged, Witness
 from inspector.checks.proof import member
 from inspector.checks.view import CheckedVm
 from inspector.kvm.snapshot import Nested, Part, PartitionEntry, Vm
@@ -13,22 +13,39 @@ from inspector.model.partition import leads_to
 from inspector.regions import linear_to_physical
 
 ID = "partition-entry"
+DWORD = 8
+PATB_GR = 1 << 63
+"""Set in dword 1 of the entry of a VM that uses radix itself."""
 
 
 def find(checked: CheckedVm) -> Iterator[Finding]:
     """Yield the entries that lead to another table than the one L0 keeps under the LPID."""
     vm = checked.vm
-    if vm.partition is not None and len(vm.host):
-        yield from _judge(vm, vm, "pgtable", f"the VM's own LPID {vm.lpid}", vm.partition)
+    if not vm.radix:
+        return
+    if not vm.pgtable:
+        yield Finding(
+            ID,
+            vm.lpid,
+            "the VM has no table",
+            "a table from the creation of the VM on",
+            (member("struct kvm", vm, "pgtable"), *_words(vm.partition)),
+        )
+    elif vm.partition is not None and (vm.partition.dword or len(vm.host)):
+        name = f"the VM's own LPID {vm.lpid}"
+        yield from _root(vm, vm, "pgtable", name, vm.partition, len(vm.host))
+        yield from _process(vm, vm, name, vm.partition, PATB_GR)
     for nested in vm.nested:
         if nested.partition is not None and (nested.partition.dword or len(nested.shadow)):
             name = f"shadow LPID {nested.shadow_lpid} of nested guest {nested.lpid}"
-            yield from _judge(vm, nested, "shadow_pgtable", name, nested.partition)
+            yield from _root(vm, nested, "shadow_pgtable", name, nested.partition, 1)
+            yield from _process(vm, nested, name, nested.partition, 0)
 
 
-def _judge(
-    vm: Vm, owner: Vm | Nested, table: str, name: str, entry: PartitionEntry
+def _root(
+    vm: Vm, owner: Vm | Nested, table: str, name: str, entry: PartitionEntry, leaves: int
 ) -> Iterator[Finding]:
+    """Yield the entry if it does not lead to the root of the owner's table."""
     wanted = linear_to_physical(int(getattr(owner, table)))
     if leads_to(entry.dword, wanted):
         return
@@ -39,21 +56,60 @@ def _judge(
         vm.lpid,
         f"the partition-table entry of {name} leads to {where}",
         f"host radix, a tree of {pte.TREE_BITS} bits with its root at physical {wanted:#x}",
-        (
-            Evidence("dword 0", "physical", entry.where, entry.dword),
-            member("L0's table", owner, table),
-        ),
+        (*_words(entry), member("L0's table", owner, table)),
+        # a guest that turns from the hash MMU to radix has its table before it has the entry
+        "" if leaves or entry.dword & pte.HOST_RADIX else "the guest may be changing its MMU",
     )
+
+
+def _process(
+    vm: Vm, owner: Vm | Nested, name: str, entry: PartitionEntry, flag: int
+) -> Iterator[Finding]:
+    """Yield the entry if dword 1 is not the process table that the owner has."""
+    if entry.second is None or owner.process_table is None or not entry.dword:
+        return
+    if entry.second == owner.process_table | flag:
+        return
+    yield Finding(
+        ID,
+        vm.lpid,
+        f"dword 1 of the partition-table entry of {name} is {entry.second:#x}",
+        f"{owner.process_table | flag:#x}, the process table that the guest has registered",
+        (*_words(entry), member("process table", owner, "process_table")),
+        "the kernel writes both words one after the other, without mmu_lock",
+    )
+
+
+def _words(entry: PartitionEntry | None) -> Iterator[Evidence]:
+    if entry is not None:
+        yield Evidence("dword 0", "physical", entry.where, entry.dword)
+        if entry.second is not None:
+            yield Evidence("dword 1", "physical", entry.where + DWORD, entry.second)
+
+
+def rests(checked: CheckedVm) -> Iterator[Rest]:
+    """Yield how many roots of tables the partition table confirms."""
+    vm = checked.vm
+    owners = [(vm.pgtable, vm.partition)] if vm.radix else []
+    owners += [(nested.shadow_pgtable, nested.partition) for nested in vm.nested]
+    confirmed = sum(
+        entry is not None and leads_to(entry.dword, linear_to_physical(table))
+        for table, entry in owners
+    )
+    yield Witness("roots of tables", len(owners), confirmed, "an entry of the partition table")
+    if any(entry is not None and entry.second is None for _, entry in owners):
+        yield Unjudged("process tables in partition-table entries", "dword 1 is not in the target")
 
 
 INVARIANT = Invariant(
     ID,
     "The entry of the partition table for a nested guest's shadow LPID leads to its shadow table, "
-    "or is still zero while that is empty; the entry for a VM whose table has leaves leads to that "
-    "table.",
+    "or is still zero while that is empty; the entry for a VM leads to its table. Dword 1 is the "
+    "process table that the guest has registered.",
     "The hardware walks what the entry names, whatever L0 keeps in its own tables.",
     "kvmhv_set_nested_ptbl, kvmppc_setup_partition_table, kvmhv_set_ptbl_entry",
     Severity.MEMORY_SAFETY,
     find,
     reads=frozenset({Part.NESTED, Part.HOST, Part.PARTITION}),
+    rests=rests,
 )

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from inspector.checks.base import Evidence, Finding, Invariant, Severity
+import numpy as np
+
+from inspector.checks.base import Evidence, Finding, Invariant, Rest, Severity, Witness
 from inspector.checks.view import CheckedVm
 from inspector.kvm.snapshot import Part
 
@@ -51,6 +53,11 @@ def find(checked: CheckedVm) -> Iterator[Finding]:
         )
 
 
+def rests(checked: CheckedVm) -> Iterator[Rest]:
+    """Yield the links of lists: a list has no links back."""
+    yield Witness("links of lists", int(np.count_nonzero(checked.rmaps.node)), 0, "none")
+
+
 INVARIANT = Invariant(
     ID,
     "A slot is zero, one entry, or the address of a list whose nodes lie in the linear map and are "
@@ -61,4 +68,5 @@ INVARIANT = Invariant(
     Severity.MEMORY_SAFETY,
     find,
     reads=frozenset({Part.MEMSLOTS, Part.RMAPS}),
+    rests=rests,
 )

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import numpy as np
 
 from inspector import encoding
-from inspector.checks.base import Evidence, Finding, Invariant, Severity
+from inspector.checks.base import Evidence, Finding, Invariant, Rest, Severity, Witness
 from inspector.checks.view import CheckedVm
 from inspector.kvm.snapshot import Part
 from inspector.memory.arrays import blocks
@@ -48,6 +48,12 @@ def find(checked: CheckedVm) -> Iterator[Finding]:
         )
 
 
+def rests(checked: CheckedVm) -> Iterator[Rest]:
+    """Yield how many entries lead to a shadow leaf."""
+    live = int(np.count_nonzero(checked.live))
+    yield Witness("rmap entries", checked.rmaps.word.size, live, "the shadow leaf that they name")
+
+
 INVARIANT = Invariant(
     ID,
     "Bits 11 to 1 of an entry are zero, 15 to 12 too where L0 has pages of 64 KiB, and bit 0 is "
@@ -59,4 +65,5 @@ INVARIANT = Invariant(
     Severity.STRUCTURE,
     find,
     reads=frozenset({Part.MEMSLOTS, Part.RMAPS}),
+    rests=rests,
 )

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from inspector.checks.base import Finding, Invariant, Severity
+import numpy as np
+
+from inspector.checks.base import Finding, Invariant, Rest, Severity, Witness
 from inspector.checks.proof import leaf_findings
 from inspector.checks.view import CheckedVm
 from inspector.kvm.snapshot import Part
@@ -18,6 +20,13 @@ def find(checked: CheckedVm) -> Iterator[Finding]:
     yield from leaf_findings(checked, ID, (LeafState.LOST, LeafState.HIDDEN))
 
 
+def rests(checked: CheckedVm) -> Iterator[Rest]:
+    """Yield how many shadow leaves an entry leads to."""
+    covered = sum(int(np.count_nonzero(rights.covered)) for rights in checked.rights)
+    leaves = sum(len(nested.shadow) for nested in checked.vm.nested)
+    yield Witness("shadow leaves", leaves, covered, "an rmap entry that the kernel's walk meets")
+
+
 INVARIANT = Invariant(
     ID,
     "Every present shadow leaf has an entry, met by the kernel's own walk, in a slot that L0 "
@@ -29,4 +38,5 @@ INVARIANT = Invariant(
     find,
     reads=frozenset({Part.MEMSLOTS, Part.RMAPS, Part.HOST, Part.NESTED, Part.SHADOW}),
     needs=frozenset({Part.MEMSLOTS, Part.RMAPS, Part.HOST}),
+    rests=rests,
 )

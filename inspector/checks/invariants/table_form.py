@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from inspector.checks.base import Evidence, Finding, Invariant, Severity
+import numpy as np
+
+from inspector.checks.base import Evidence, Finding, Invariant, Rest, Severity, Witness
 from inspector.checks.view import CheckedVm
 from inspector.kvm.snapshot import Part
 
@@ -13,9 +15,7 @@ ID = "table-form"
 
 def find(checked: CheckedVm) -> Iterator[Finding]:
     """Yield malformed parts of L0's table and of the shadow tables."""
-    tables = [("L0's table", checked.vm.host)]
-    tables += [(f"shadow table of L2 {nested.lpid}", nested.shadow) for nested in checked.vm.nested]
-    for name, table in tables:
+    for name, table in checked.tables:
         for problem in table.problems:
             if not problem.missing:
                 yield Finding(
@@ -24,17 +24,34 @@ def find(checked: CheckedVm) -> Iterator[Finding]:
                     f"{name}, from address {problem.address:#x}: {problem.text}",
                     "tables aligned to their size, of the width their level has, each reached "
                     "once; leaves aligned to theirs",
-                    (Evidence("entry or table", "physical", problem.where),),
+                    (
+                        Evidence(
+                            "table" if problem.entry is None else "entry",
+                            "physical",
+                            problem.where,
+                            problem.entry,
+                        ),
+                    ),
                 )
+
+
+def rests(checked: CheckedVm) -> Iterator[Rest]:
+    """Yield the entries that lead from table to table."""
+    count = sum(int(np.count_nonzero(table.tables.above)) for _, table in checked.tables)
+    yield Witness("entries that lead to tables", count, 0, "none")
 
 
 INVARIANT = Invariant(
     ID,
     "L0's table for the guest and the shadow tables are well-formed radix trees of the sizes "
-    "that the hardware knows.",
-    "A table reached twice or of a wrong form is walked by the hardware all the same.",
+    "that this kernel uses: 13, 9, 9 and 9 bits, or 5 at the last level where it has pages of "
+    "64 KiB.",
+    "A table reached twice or of a wrong form is walked by the hardware all the same. The hardware "
+    "takes the width of a table from the entry above it, the kernel takes it for granted: where "
+    "they differ, one maps what the other does not know of.",
     "kvmppc_create_pte, Power ISA 3.0B Book III 5.7.10",
     Severity.MEMORY_SAFETY,
     find,
     reads=frozenset({Part.HOST, Part.NESTED, Part.SHADOW}),
+    rests=rests,
 )

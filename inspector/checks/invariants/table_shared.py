@@ -10,7 +10,7 @@ from inspector.checks.base import Evidence, Finding, Invariant, Severity
 from inspector.checks.view import CheckedVm
 from inspector.kvm.snapshot import Part, Vm
 from inspector.memory.arrays import blocks, distinct, is_in
-from inspector.memory.base import U64, addresses
+from inspector.memory.base import U64
 from inspector.structures.radix import LeafTable
 
 ID = "table-shared"
@@ -19,13 +19,16 @@ TABLE_SHIFT = np.uint64(8)
 
 
 def find(checked: CheckedVm) -> Iterator[Finding]:
-    """Yield, for each two tables that share leaves, the first entry that is in both."""
+    """Yield, for each two trees that share a table, the first entry that is in both.
+
+    Of a table without leaves it is the entry that leads to it.
+    """
     own = _tables(checked.vm)
     tables = [*own, *(table for vm in checked.others if not vm.locked for table in _tables(vm))]
     suspect = _in_twice([_pages(table) for _, table in tables])
     if not suspect.size:
         return
-    parts = [table.where[is_in(table.where >> TABLE_SHIFT, suspect)] for _, table in tables]
+    parts = [_places(table, suspect) for _, table in tables]
     where = np.concatenate(parts)
     owner = np.repeat(np.arange(len(tables)), [part.size for part in parts])
     order = np.lexsort((owner, where))
@@ -37,20 +40,32 @@ def find(checked: CheckedVm) -> Iterator[Finding]:
             continue
         told.add(pair)
         name, table = tables[pair[0]]
-        entry = int(table.entry[np.flatnonzero(table.where == where[row])[0]])
+        entry = _entry_at(table, where[row])
         yield Finding(
             ID,
             checked.vm.lpid,
-            f"{name} and {tables[pair[1]][0]} share the page-table page with the entry at "
-            f"physical {int(where[row]):#x}",
+            f"{name} and {tables[pair[1]][0]} share the page-table page at physical "
+            f"{int(where[row]):#x}",
             "each page-table page in one table only",
             (Evidence("entry in both", "physical", int(where[row]), entry),),
         )
 
 
+def _places(table: LeafTable, suspect: U64) -> U64:
+    """Return where a tree has a leaf, or a table begins, in some pieces of memory."""
+    every = np.concatenate((table.where, table.tables.table))
+    return every[is_in(every >> TABLE_SHIFT, suspect)]
+
+
+def _entry_at(table: LeafTable, where: np.uint64) -> int | None:
+    """Return the leaf at an address, None where a table begins there with another entry."""
+    rows = np.flatnonzero(table.where == where)
+    return int(table.entry[rows[0]]) if rows.size else None
+
+
 def _pages(table: LeafTable) -> U64:
-    """Return the pieces of memory a table's leaves are in, whole runs of leaves once."""
-    found = [addresses([])]
+    """Return the pieces of memory that leaves and beginnings of tables are in, each once."""
+    found = [table.tables.table >> TABLE_SHIFT]
     for part in blocks(len(table)):
         pieces = table.where[part] >> TABLE_SHIFT
         first = np.ones(pieces.size, dtype=np.bool_)

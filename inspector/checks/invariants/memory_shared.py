@@ -1,0 +1,46 @@
+"""No memory holds two things."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from inspector.checks.base import Finding, Invariant, Severity
+from inspector.checks.known import Thing
+from inspector.checks.view import CheckedVm
+from inspector.kvm.snapshot import Part
+
+ID = "memory-shared"
+
+
+def find(checked: CheckedVm) -> Iterator[Finding]:
+    """Yield, for each two owners, the first place where things of both overlap."""
+    if checked.whole is None:
+        return
+    pairs: dict[tuple[str, str], list[tuple[Thing, Thing]]] = {}
+    for first, second in checked.whole.known.overlaps:
+        if checked.vm.address in (first.group.vm, second.group.vm):
+            pairs.setdefault((first.group.what, second.group.what), []).append((first, second))
+    for (one, other), found in pairs.items():
+        first, second = found[0]
+        places = f" and in {len(found) - 1} other places" if len(found) > 1 else ""
+        yield Finding(
+            ID,
+            checked.vm.lpid,
+            f"{one} and {other} both lie at physical {second.begin:#x}{places}",
+            "memory of its own for each",
+            (first.evidence, second.evidence),
+        )
+
+
+INVARIANT = Invariant(
+    ID,
+    "No two of these overlap in physical memory, of whichever VM: page tables, the partition "
+    "table, struct kvm, memslots, nested guests, rmap arrays, list nodes, the kernel's image.",
+    "What is written to one changes the other: an entry of one VM's rmap becomes another's, a "
+    "list node becomes a translation. The first to be freed takes the other along.",
+    "kvmppc_core_prepare_memory_region_hv, kvmppc_create_pte, kvmhv_alloc_nested, "
+    "kvmhv_insert_nest_rmap",
+    Severity.MEMORY_SAFETY,
+    find,
+    reads=frozenset({Part.MEMSLOTS, Part.RMAPS, Part.HOST, Part.NESTED, Part.SHADOW}),
+)

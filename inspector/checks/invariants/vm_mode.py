@@ -1,0 +1,111 @@
+"""What a VM says of its MMU and of nesting fits what it has."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from inspector import pte
+from inspector.checks.base import Evidence, Finding, Invariant, Severity
+from inspector.checks.proof_words import member, shown_word
+from inspector.checks.view import CheckedVm
+from inspector.kvm.snapshot import Part, Vm
+
+ID = "vm-mode"
+SHOWN = 8
+"""So many nested guests are named."""
+
+
+def find(checked: CheckedVm) -> Iterator[Finding]:
+    """Yield what a VM has that its mode does not allow."""
+    vm = checked.vm
+    if vm.radix:
+        yield from _radix(vm)
+    else:
+        yield from _hash(vm)
+
+
+def _radix(vm: Vm) -> Iterator[Finding]:
+    if vm.nested and not vm.nesting:
+        yield Finding(
+            ID,
+            vm.lpid,
+            f"nesting is not enabled, and the VM has {len(vm.nested)} nested guests",
+            "nesting enabled: only then does L1 get a nested guest, and it is never disabled",
+            (
+                member("struct kvm", vm, "nesting"),
+                *(
+                    Evidence(f"nested guest {one.lpid}", "kernel", one.address)
+                    for one in vm.nested[:SHOWN]
+                ),
+            ),
+        )
+
+
+def _hash(vm: Vm) -> Iterator[Finding]:
+    if vm.strays:
+        yield Finding(
+            ID,
+            vm.lpid,
+            f"the VM is a hash guest, and has {len(vm.strays)} nested guests",
+            "none: they are released before a guest becomes a hash guest",
+            (
+                member("struct kvm", vm, "radix"),
+                *(
+                    Evidence(f"nested guest {lpid}", "kernel", address)
+                    for lpid, address in vm.strays[:SHOWN]
+                ),
+            ),
+        )
+    ready = vm.members.get("arch.mmu_ready")
+    # kvmppc_switch_mmu_to_hpt clears arch.radix first, then frees the table, and then writes the
+    # entry; no vCPU runs meanwhile, and mmu_ready says so.
+    doubt = (
+        ""
+        if ready is not None and ready.value
+        else "the VM may be in the middle of becoming a hash guest"
+    )
+    shown = () if ready is None else (shown_word(ready),)
+    table = vm.members.get("arch.pgtable")
+    if table is not None and table.value:
+        yield Finding(
+            ID,
+            vm.lpid,
+            "the VM is a hash guest, and has a radix table",
+            "none: it is freed when a guest becomes a hash guest",
+            (
+                member("struct kvm", vm, "radix"),
+                shown_word(table),
+                *shown,
+            ),
+            doubt,
+        )
+    if vm.partition is not None and vm.partition.dword & pte.HOST_RADIX:
+        yield Finding(
+            ID,
+            vm.lpid,
+            "the VM is a hash guest, and the partition-table entry of its LPID leads to a radix "
+            "tree",
+            "an entry with its hash table: the hardware walks what the entry names",
+            (member("struct kvm", vm, "radix"), *_entry(vm), *shown),
+            doubt,
+        )
+
+
+def _entry(vm: Vm) -> tuple[Evidence, ...]:
+    if vm.partition is None:
+        return ()
+    return (Evidence("dword 0", "physical", vm.partition.where, vm.partition.dword),)
+
+
+INVARIANT = Invariant(
+    ID,
+    "A hash guest has no radix table, no partition-table entry that leads to one and no nested "
+    "guests; and only a VM with nesting enabled has nested guests.",
+    "Whether a VM is a radix guest decides how its reverse maps are read: a wrong word there has "
+    "L0 look at none of its nested guests when a host page goes away.",
+    "kvmppc_switch_mmu_to_hpt, kvmppc_setup_partition_table, kvmhv_enable_nested, "
+    "kvmhv_release_all_nested",
+    Severity.MEMORY_SAFETY,
+    find,
+    reads=frozenset({Part.VM}),
+)

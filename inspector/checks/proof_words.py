@@ -1,0 +1,40 @@
+"""Single words of a proof."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+from inspector.checks.base import Evidence, Finding
+from inspector.kvm.snapshot import Memslot, Nested, Vm
+from inspector.structures.witness import Mismatch, Word
+
+__all__ = ["member", "mismatch_findings", "shown_word"]
+
+
+def member(what: str, owner: Vm | Memslot | Nested, name: str, meaning: str = "") -> Evidence:
+    """Show a member of a structure of the kernel."""
+    value = int(getattr(owner, name))
+    if name not in owner.places:
+        return Evidence(f"{what}, its {name} {value:#x}", "kernel", owner.address, None, meaning)
+    address, size = owner.places[name]
+    return Evidence(f"{what}, {name}", "kernel", address, value, meaning, size)
+
+
+def mismatch_findings(
+    invariant: str, vm_lpid: int | None, mismatches: Sequence[Mismatch]
+) -> Iterator[Finding]:
+    """Yield a finding for every mismatch that a walker met."""
+    for one in mismatches:
+        yield Finding(
+            invariant,
+            vm_lpid,
+            one.summary,
+            one.expected,
+            tuple(shown_word(word) for word in one.words),
+            one.doubt,
+        )
+
+
+def shown_word(word: Word) -> Evidence:
+    """Show a word that a walker read."""
+    return Evidence(word.what, "kernel", word.address, word.value, "", word.size)
