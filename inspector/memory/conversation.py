@@ -59,11 +59,11 @@ PHYSICAL = b"Qqemu.PhyMemMode:1"
 
 WINDOW = 64
 """Packets under way: their questions fit in any socket's buffer."""
-PIECE = 1 << 18
+PIECE = 1 << 16
 """Bytes that are taken from a socket at once."""
 RATE = 1 << 16
 """Bytes of memory that arrive at least in every second beyond that."""
-LEAVE = 8.0
+LEAVE = 5.0
 """Seconds in which the machine is left, in all."""
 UNASKED_STOPS = 8
 """Stops that nobody has asked for, between two answers: QEMU repeats one to its next client."""

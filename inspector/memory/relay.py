@@ -87,7 +87,7 @@ GO = b"vCont;c"
 DETACH = b"D"
 DESCRIPTION_PART = re.compile(rb"qXfer:features:read:([^:]*):([0-9a-f]{1,8}),([0-9a-f]{1,8})")
 
-GIVEN_UP = 10
+GIVEN_UP = 8
 """Seconds after which a relay that leaves ends, whatever it does."""
 MEMORY = 512
 """MiB that the relay may use."""

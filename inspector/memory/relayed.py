@@ -144,6 +144,11 @@ class Relay:
             self._process.kill()
             self._process.wait()
             return False
+        finally:
+            # the relay does this itself, unless it was ended before
+            with contextlib.suppress(OSError):
+                os.unlink(self.socket_name)
+                os.rmdir(os.path.dirname(self.socket_name))
 
 
 def _place(text: str) -> Place:
