@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import enum
 
-__all__ = ["BadData", "InspectorError", "MemoryNotReadable", "Step", "TargetNotSupported"]
+__all__ = ["BadData", "Hint", "InspectorError", "MemoryNotReadable", "Step", "TargetNotSupported"]
 
 
 class Step(enum.Enum):
@@ -25,6 +25,10 @@ class Step(enum.Enum):
     TYPES = "description"
     KVM = "KVM-HV"
     STATE = "state"
+
+
+class Hint(UserWarning):
+    """Something that a user should know and that stands in the way of nothing; one line."""
 
 
 class InspectorError(Exception):

@@ -156,14 +156,14 @@ def _guarded(name: str, invariant: Invariant) -> Invariant:
                 if not isinstance(finding, Finding) or finding.invariant != invariant.id:
                     raise TypeError(f"{finding!r} is no finding of {invariant.id}")
                 yield finding
-        except Exception as error:  # whatever other people's code raises
+        except (Exception, SystemExit) as error:  # whatever other people's code raises
             passed_over(f"{name} (invariant {invariant.id})", error)
 
     def count(checked: CheckedVm) -> int:
         assert passing is not None
         try:
             return int(passing.count(checked))
-        except Exception as error:  # whatever other people's code raises
+        except (Exception, SystemExit) as error:  # whatever other people's code raises
             passed_over(f"{name} (invariant {invariant.id})", error)
             return 0
 

@@ -38,7 +38,7 @@ def _by_plugin(name: str, form: Any, acquired: Acquired, judgement: Judgement) -
         text = form(acquired, judgement)
         if not isinstance(text, str):
             raise TypeError(f"it returned {type(text).__name__}, not text")
-    except Exception as error:  # whatever other people's code raises
+    except (Exception, SystemExit) as error:  # whatever other people's code raises
         raise InspectorError(
             f"the plug-in {name} could not make its report: {error!r}; ask who wrote it, "
             f"or use --form {PAGE}"
