@@ -57,9 +57,10 @@ def say(text: str, *, err: bool = False) -> None:
         click.echo(printable(text), err=err)
 
 
-def print_json(value: dict[str, Any]) -> None:
+def print_json(value: dict[str, Any], *, err: bool = False) -> None:
     """Print one JSON document."""
-    click.echo(json.dumps(value, indent=2))
+    with contextlib.suppress(OSError) if err else contextlib.nullcontext():
+        click.echo(json.dumps(value, indent=2), err=err)
 
 
 class _Progress:

@@ -17,7 +17,7 @@ from inspector.reports.figures import figures_of
 from inspector.reports.jsonform import check_json
 from inspector.reports.page import page, page_of_document
 from inspector.session import Acquired
-from inspector.storage import write_aside
+from inspector.storage import Output
 
 __all__ = ["command"]
 
@@ -54,7 +54,7 @@ def _by_plugin(name: str, form: Any, acquired: Acquired, judgement: Judgement) -
     "--form", default=PAGE, show_default=True, help="the page, or a form that a plug-in offers"
 )
 @click.pass_context
-def command(ctx: click.Context, target: Target, as_json: bool, output: Path, form: str) -> None:
+def command(ctx: click.Context, target: Target, as_json: bool, output: Output, form: str) -> None:
     """Write one self-contained HTML page of a check.
 
     TARGET may also be what 'inspector check --json' has written to a file;
@@ -77,19 +77,21 @@ def command(ctx: click.Context, target: Target, as_json: bool, output: Path, for
             text = page(document, figures_of(acquired.snapshot))
         else:
             text = _by_plugin(form, forms[form], acquired, judgement)
-    data = text.encode()
-    write_aside(output, data)
+    data = text.encode("utf-8", "backslashreplace")
+    aside = output.is_standard
+    output.write(data)
     verdict = document["verdict"]
     if as_json:
         print_json(
             {
                 "schema": "inspector.report/1",
                 "target": document["target"],
-                "file": str(output),
+                "file": output.name,
                 "bytes": len(data),
                 "verdict": verdict,
-            }
+            },
+            err=aside,
         )
     else:
-        say(f"{output}: {len(data) / 1024:.0f} KiB, verdict: {verdict}")
+        say(f"{output}: {len(data) / 1024:.0f} KiB, verdict: {verdict}", err=aside)
     ctx.exit({one.value: code for one, code in EXIT_CODES.items()}.get(verdict, 3))
