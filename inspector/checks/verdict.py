@@ -10,7 +10,15 @@ from typing import NamedTuple
 import numpy as np
 
 from inspector import encoding
-from inspector.checks.base import EXPLAINING, Finding, Invariant, Severity, all_invariants
+from inspector.checks.base import (
+    DISAGREEMENT,
+    EXPLAINING,
+    Finding,
+    Invariant,
+    Passing,
+    Severity,
+    all_invariants,
+)
 from inspector.checks.view import STATES, CheckedVm
 from inspector.kvm.snapshot import Gap, Snapshot, Vm
 from inspector.memory.arrays import distinct
@@ -146,7 +154,9 @@ def _judge(vm: Vm, snapshot: Snapshot) -> VmJudgement:
         if not invariant.passing
         for finding in invariant.find(checked)
     )
-    pending = tuple(_pending(checked, invariant) for invariant in judged if invariant.passing)
+    pending = tuple(
+        _pending(checked, invariant, invariant.passing) for invariant in judged if invariant.passing
+    )
     not_judged = tuple(
         NotJudged(invariant, gap, invariant in judged and not gap.whole)
         for gap in vm.gaps
@@ -171,10 +181,13 @@ def _judge(vm: Vm, snapshot: Snapshot) -> VmJudgement:
             f"mmu_lock was held (word {vm.mmu_lock:#x}): lists and tables may be half way "
             "through a change, so nothing is concluded"
         )
+    contradictory = [one for one in findings if one.invariant == DISAGREEMENT]
     if half_way:
         verdict = Verdict.INCONCLUSIVE
-    elif findings:
+    elif len(findings) > len(contradictory):
         verdict = Verdict.VIOLATIONS
+    elif contradictory:
+        verdict = Verdict.INCONCLUSIVE
     else:
         verdict = Verdict.CONSISTENT if complete else Verdict.INCONCLUSIVE
     return VmJudgement(
@@ -188,9 +201,8 @@ def _judge(vm: Vm, snapshot: Snapshot) -> VmJudgement:
     )
 
 
-def _pending(checked: CheckedVm, invariant: Invariant) -> Pending:
-    assert invariant.passing is not None
-    count = invariant.passing.count(checked)
+def _pending(checked: CheckedVm, invariant: Invariant, passing: Passing) -> Pending:
+    count = passing.count(checked)
     examples = itertools.islice(invariant.find(checked), EXAMPLES) if count else ()
     return Pending(invariant, count, tuple(examples))
 
