@@ -9,7 +9,7 @@ from functools import cache
 from pathlib import Path
 
 from inspector.errors import InspectorError, Step, TargetNotSupported
-from inspector.image.cache import cached_profiles, keep
+from inspector.image.cache import cached_profiles, keep, used
 from inspector.image.elf import ElfFile
 from inspector.image.files import debug_package, profile_from_files
 from inspector.image.profile import PROFILE_LIMIT, Profile
@@ -104,9 +104,11 @@ def _from_cache(memory: AddressSpace, debug_file: Path | None, pause: Pause) -> 
         if build_id is not None and profile.module_build_ids.get("kvm_hv") != build_id:
             continue
         try:
-            return confirmed(memory, profile, pause)
+            known = confirmed(memory, profile, pause)
         except TargetNotSupported:
             continue
+        used(profile)
+        return known
     return None
 
 
