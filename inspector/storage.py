@@ -24,6 +24,7 @@ __all__ = [
     "contents_of",
     "parsed_json",
     "private_folder",
+    "strict_json",
     "write_aside",
 ]
 
@@ -262,12 +263,33 @@ def parsed_json(text: bytes | str) -> Any:
     """Return what a JSON document of any origin says.
 
     Raises:
-        ValueError: it is none, is nested too deeply, or has text that cannot
-            be printed (halves of surrogate pairs).
+        ValueError: as of ``strict_json``, or it has text that cannot be
+            printed (halves of surrogate pairs).
+    """
+    value = strict_json(text)
+    json.dumps(value, ensure_ascii=False).encode()
+    return value
+
+
+def strict_json(text: bytes | str) -> Any:
+    """Return what a JSON document says, in which every name means one thing.
+
+    Raises:
+        ValueError: it is none, is nested too deeply, gives a name twice in one
+            object, or has numbers that JSON does not know, as NaN.
     """
     try:
-        value = json.loads(text)
-        json.dumps(value, ensure_ascii=False).encode()
+        return json.loads(text, object_pairs_hook=_object, parse_constant=_no_number)
     except RecursionError as error:
         raise ValueError("it is nested too deeply") from error
-    return value
+
+
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        raise ValueError("an object has a name twice")
+    return found
+
+
+def _no_number(text: str) -> float:
+    raise ValueError(f"{text} is no number of JSON")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
 from pathlib import Path
 from typing import Any
 
@@ -17,20 +19,23 @@ from inspector.reports.figures import figures_of
 from inspector.reports.jsonform import check_json
 from inspector.reports.page import page, page_of_document
 from inspector.session import Acquired
-from inspector.storage import Output
+from inspector.storage import Output, contents_of
 
 __all__ = ["command"]
 
+DOCUMENT_LIMIT = 1 << 30
+"""Bytes of a document; a hundred thousand findings have a quarter of it."""
 JSON_BEGINS = b"{"
 PAGE = "page"
 
 
 def _is_document(name: str) -> bool:
-    path = Path(name)
-    if not path.is_file():
+    if not os.path.isfile(name):
         return False
-    with path.open("rb") as file:
+    # Whatever is in the way of reading it is said when it is opened as a target.
+    with contextlib.suppress(OSError), open(name, "rb") as file:
         return file.read(64).lstrip()[:1] == JSON_BEGINS
+    return False
 
 
 def _by_plugin(name: str, form: Any, acquired: Acquired, judgement: Judgement) -> str:
@@ -64,7 +69,9 @@ def command(ctx: click.Context, target: Target, as_json: bool, output: Output, f
     if _is_document(target.name):
         if form != PAGE:
             raise click.UsageError("a plug-in's form needs the target itself, not its document")
-        document, text = page_of_document(Path(target.name).read_bytes(), target.name)
+        document, text = page_of_document(
+            contents_of(Path(target.name), DOCUMENT_LIMIT), target.name
+        )
     else:
         forms = dict(plugins(REPORTS)) if form != PAGE else {}
         if form != PAGE and form not in forms:

@@ -39,6 +39,8 @@ WINDOW = 1 << 16
 """Bytes of a flattened file that are read at once to find the next record."""
 RECORDS_LIMIT = 1 << 22
 """Records of a flattened file; makedumpfile writes some hundred KiB with each."""
+EMPTY_LIMIT = 1 << 16
+"""Records without bytes; makedumpfile writes none."""
 OVERLAPS_LIMIT = 1 << 28
 """So much work is done for records that overlap; makedumpfile rewrites its headers only."""
 
@@ -126,7 +128,7 @@ def _unflattened(path: Path, contents: Contents) -> tuple[SegmentedMemory, str]:
     cut = ""
     place = FLAT_HEADER
     held, begin = b"", 0
-    records = 0
+    empty = 0
     while not cut:
         if place + record.size > end:
             cut = f"{path} is cut off: its flattened form has no end"
@@ -146,10 +148,11 @@ def _unflattened(path: Path, contents: Contents) -> tuple[SegmentedMemory, str]:
             starts.append(position)
             sizes.append(size)
             offsets.append(place)
+        else:
+            # A hole in a file reads as one record without bytes after the other.
+            empty += 1
         place += size
-        records += 1
-        # A hole in a file reads as one record without bytes after the other.
-        if records > RECORDS_LIMIT:
+        if len(starts) > RECORDS_LIMIT or empty > EMPTY_LIMIT:
             raise BadData(f"{path} has too many records in its flattened form; {REASSEMBLE}")
     pieces = _latest(path, *(addresses(a) for a in (starts, sizes, offsets)))
     return SegmentedMemory(contents, *pieces), cut

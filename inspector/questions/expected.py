@@ -95,6 +95,8 @@ def read_expected(path: Path) -> Expected:
         raw = parsed_json(contents_of(path, EXPECTED_LIMIT))
         if "vms" not in raw:
             raw = raw["expected"]
+        if not isinstance(raw["vms"], list):
+            raise TypeError("its vms are no list")
         return Expected(str(path), tuple(_expected_vm(vm) for vm in raw["vms"]))
     except KeyError as error:
         raise BadData(f"{path} is no expectation: it has no {error}") from error

@@ -16,6 +16,7 @@ from inspector import __version__
 from inspector.errors import BadData, InspectorError, TargetNotSupported
 from inspector.reports.figures import Figures
 from inspector.reports.text import printable
+from inspector.storage import strict_json
 
 __all__ = ["page", "page_of_document"]
 
@@ -31,7 +32,7 @@ def page_of_document(text: bytes, name: str) -> tuple[dict[str, Any], str]:
         TargetNotSupported: the packages for it are not installed.
     """
     try:
-        document = json.loads(text)
+        document = strict_json(text)
         if document["schema"] != SCHEMA:
             raise BadData(
                 f"{name} is a document {document['schema']!r}; a report is made from one of "
