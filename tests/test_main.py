@@ -20,8 +20,7 @@ def shell(command: str, folder: Path, **extra: str) -> subprocess.CompletedProce
     """Run a command of a shell in which $I is the inspector and $C a capture."""
     return subprocess.run(
         ["/bin/bash", "-c", command],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
+        capture_output=True,
         text=True,
         check=False,
         cwd=folder,

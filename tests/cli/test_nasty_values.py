@@ -51,14 +51,20 @@ def opened_once(target: str, options: Options, progress: object) -> Acquired:
 
 
 def trials() -> Iterator[tuple[str, list[str]]]:
-    """Yield the name of an option or argument with everything that stands before its value."""
+    """Yield the name of an option or argument with everything that stands before its value.
+
+    One that several commands share is tried with the first of them.
+    """
+    shared: set[tuple[str, str]] = set()
     for name in COMMANDS:
         command = cli.get_command(click.Context(cli), name)
         assert command is not None
         given = NEEDED.get(name, [TARGET])
         for param in command.params:
             if isinstance(param, click.Option) and not param.is_flag:
-                for flag in param.opts:
+                flag = param.opts[-1]
+                if (flag, param.type.name) not in shared:
+                    shared.add((flag, param.type.name))
                     yield f"{name} {flag}", [name, *given, flag]
             elif isinstance(param, click.Argument):
                 yield f"{name} {param.name}", [name]
