@@ -9,14 +9,14 @@ from __future__ import annotations
 
 import os
 import weakref
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from inspector.errors import InspectorError
 from inspector.memory.arrays import distinct
-from inspector.memory.base import U64, Bytes, addresses
+from inspector.memory.base import U64, Bytes
 
 __all__ = ["BytesLost", "Contents", "FileContents", "HeldContents"]
 
@@ -28,6 +28,12 @@ GAP = 4
 """Blocks that are read in vain rather than asked for what lies before and after by itself."""
 BATCH = 1 << 12
 """So many scattered records are read at once; each may lie in two blocks of its own."""
+WIDE_SHIFT = 4
+"""log2 of how many blocks are read for one, for the next question may be about its neighbours."""
+WIDE_LIMIT = 1 << 22
+"""Bytes that are read so at most."""
+RECENT_LIMIT = 1 << 24
+"""Bytes of blocks that are kept for the next question."""
 FEW = 16
 """So many pieces are read one by one, straight to where they belong."""
 PIECES_LIMIT = 1 << 30
@@ -86,6 +92,25 @@ class HeldContents:
         return np.ones(rows, dtype=np.bool_)
 
 
+class _Runs(NamedTuple):
+    """Runs of blocks that were read: a row for each.
+
+    ``starts`` and ``ends`` are numbers of blocks, ``places`` where a run
+    begins in ``held``, and ``got`` how many bytes of it could be read.
+    """
+
+    starts: U64
+    ends: U64
+    places: U64
+    got: U64
+    held: Bytes
+
+    def have(self, first: U64, last: U64) -> bool:
+        """Say whether each row's blocks, from its first to its last, are in one run."""
+        run = np.searchsorted(self.starts, first, side="right") - 1
+        return bool(np.all((run >= 0) & (last < self.ends[run])))
+
+
 class FileContents:
     """Bytes of an open file.
 
@@ -97,6 +122,7 @@ class FileContents:
     def __init__(self, descriptor: int, size: int) -> None:
         self._descriptor = descriptor
         self._size = size
+        self._recent: _Runs | None = None
         weakref.finalize(self, os.close, descriptor)
 
     @property
@@ -155,30 +181,42 @@ class FileContents:
         return there
 
     def _scattered(self, positions: U64, into: Bytes) -> NDArray[np.bool_]:
-        """Read the blocks in which the rows lie, a row of the file's order each, and pick them."""
+        """Read the blocks in which the rows lie, and pick the rows out of them.
+
+        Lists are followed side by side, a node of each at a time, and the
+        next node is mostly in the block of the one before.
+        """
         length = into.shape[1]
         first = positions >> np.uint64(BLOCK_SHIFT)
         last = positions + np.uint64(length - 1) >> np.uint64(BLOCK_SHIFT)
-        blocks = distinct(np.concatenate((first, last)))
-        # Where a run of blocks begins and ends, in blocks; what lies between two is not needed.
+        runs = self._recent
+        if runs is None or not runs.have(first, last):
+            runs = self._read_runs(distinct(np.concatenate((first, last))))
+            self._recent = runs if runs.held.size <= RECENT_LIMIT else None
+        run = np.searchsorted(runs.starts, first, side="right") - 1
+        inside = positions - (runs.starts[run] << np.uint64(BLOCK_SHIFT))
+        there: NDArray[np.bool_] = inside + np.uint64(length) <= runs.got[run]
+        _pick(runs.held, (runs.places[run] + inside).astype(np.int64), into)
+        into[~there] = 0
+        return there
+
+    def _read_runs(self, blocks: U64) -> _Runs:
+        """Read blocks, in order, and those around them where that is not much."""
+        wide = distinct(blocks >> np.uint64(WIDE_SHIFT))
+        if wide.size << WIDE_SHIFT + BLOCK_SHIFT <= WIDE_LIMIT:
+            around = np.arange(1 << WIDE_SHIFT, dtype=np.uint64)
+            blocks = ((wide << np.uint64(WIDE_SHIFT))[:, None] + around).reshape(-1)
         apart = np.flatnonzero(blocks[1:] - blocks[:-1] > np.uint64(GAP))
         starts = blocks[np.concatenate(([0], apart + 1))]
         ends = blocks[np.concatenate((apart, [blocks.size - 1]))] + np.uint64(1)
-        size = np.uint64(BLOCK_SHIFT)
-        froms, tos = starts << size, np.minimum(ends << size, addresses(self._size))
-        places = np.concatenate(([0], np.cumsum(tos - froms, dtype=np.uint64)))
-        held = np.zeros(int(places[-1]), dtype=np.uint8)
+        sizes = (ends - starts) << np.uint64(BLOCK_SHIFT)
+        places = np.cumsum(sizes, dtype=np.uint64) - sizes
+        held = np.zeros(int(sizes.sum()), dtype=np.uint8)
         got = np.zeros(starts.size, dtype=np.uint64)
-        for row, (at, begin, end) in enumerate(
-            zip(froms.tolist(), places[:-1].tolist(), places[1:].tolist(), strict=True)
-        ):
-            got[row] = self._fill(at, held[int(begin) : int(end)])
-        run = np.searchsorted(starts, first, side="right") - 1
-        inside = positions - froms[run]
-        there: NDArray[np.bool_] = inside + np.uint64(length) <= got[run]
-        _pick(held, (places[run].astype(np.uint64) + inside).astype(np.int64), into)
-        into[~there] = 0
-        return there
+        rows = zip(starts.tolist(), places.tolist(), sizes.tolist(), strict=True)
+        for row, (start, place, size) in enumerate(rows):
+            got[row] = self._fill(start << BLOCK_SHIFT, held[place : place + size])
+        return _Runs(starts, ends, places, got, held)
 
     def _fill(self, position: int, room: Bytes) -> int:
         """Read until there is no room left; return how many bytes could be read."""
