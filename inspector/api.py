@@ -21,6 +21,7 @@ from inspector.kvm.snapshot import Snapshot, Vm
 from inspector.memory.live import LiveMachine
 from inspector.reports.jsonform import check_json
 from inspector.session import Acquired, Options, Origin, acquire, attached, inspected
+from inspector.storage import Output
 
 __all__ = ["Attached", "Inspection", "attach", "open", "save"]
 
@@ -65,7 +66,7 @@ class Inspection:
         Raises:
             BadData: the file cannot be written.
         """
-        return save(self.acquired, Path(path), facts)
+        return save(self.acquired, Output(path), facts)
 
 
 @dataclass(frozen=True)
@@ -133,7 +134,7 @@ def attach(
         yield Attached(machine, target, options)
 
 
-def save(acquired: Acquired, path: Path, facts: Mapping[str, str]) -> int:
+def save(acquired: Acquired, output: Output, facts: Mapping[str, str]) -> int:
     """Write a capture with the facts of its origin; return its size in bytes.
 
     Raises:
@@ -145,7 +146,7 @@ def save(acquired: Acquired, path: Path, facts: Mapping[str, str]) -> int:
         "source": acquired.origin.read_path,
     }
     kept = known | (acquired.origin.facts or {}) | dict(facts)
-    return write_capture(path, Capture(acquired.memory, acquired.profile, kept))
+    return write_capture(output, Capture(acquired.memory, acquired.profile, kept))
 
 
 def _options(

@@ -9,7 +9,7 @@ The note is JSON (``CAPTURE_FORMAT`` 1)::
     {"format": 1, "profile": {...}, "facts": {"taken": "...", ...}, "ram": [[0, 4294967296]]}
 
 ``ram`` has the address and the bytes of every range in which the machine has
-memory.  Where it lacks, nothing tells memory that is not there from memory
+memory.  Where it is missing, nothing tells memory that is not there from memory
 that was not read.
 """
 
@@ -20,13 +20,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from inspector.errors import BadData
+from inspector.errors import BadData, InspectorError
 from inspector.image.profile import Profile
 from inspector.memory.base import addresses
 from inspector.memory.elfcore import ElfCore, Note, write_core
 from inspector.memory.ranges import Ranges
 from inspector.memory.segments import SegmentedMemory
-from inspector.storage import parsed_json, write_aside
+from inspector.storage import DAMAGE, Output, parsed_json
 
 __all__ = ["CAPTURE_FORMAT", "Capture", "core_of", "read_capture", "write_capture"]
 
@@ -54,6 +54,16 @@ def read_capture(core: ElfCore) -> Capture | None:
     note = core.note(NOTE_NAME)
     if note is None:
         return None
+    profile, facts, ram = _taken_apart(note)
+    return Capture(core.memory.within(ram), profile, facts)
+
+
+def _taken_apart(note: bytes) -> tuple[Profile, dict[str, str], Ranges | None]:
+    """Return what the note of a capture says.
+
+    Raises:
+        BadData: it is damaged or of a newer format.
+    """
     try:
         raw = parsed_json(note)
         if raw["format"] != CAPTURE_FORMAT:
@@ -63,9 +73,9 @@ def read_capture(core: ElfCore) -> Capture | None:
         facts = {str(key): str(value) for key, value in raw["facts"].items()}
         profile = json.dumps(raw["profile"])
         ram = _ranges(raw["ram"]) if "ram" in raw else None
-    except (AttributeError, KeyError, OverflowError, TypeError, ValueError) as error:
+    except DAMAGE as error:
         raise BadData(f"the capture's own note is damaged: {error!r}") from error
-    return Capture(core.memory.within(ram), Profile.from_json(profile), facts)
+    return Profile.from_json(profile), facts, ram
 
 
 def _ranges(rows: list[list[int]]) -> Ranges:
@@ -73,24 +83,28 @@ def _ranges(rows: list[list[int]]) -> Ranges:
     return Ranges(addresses(starts), addresses(sizes))
 
 
-def write_capture(path: Path, capture: Capture) -> int:
-    """Write a capture, aside first and then renamed; return its size in bytes.
-
-    The file can be read by its owner only.
+def write_capture(where: Path | Output, capture: Capture) -> int:
+    """Write a capture and return its size in bytes.
 
     Raises:
-        BadData: the file cannot be written.
+        BadData: it cannot be written, or could not be read again.
     """
     import zstandard
 
     core = core_of(capture)
     packed = zstandard.ZstdCompressor(level=COMPRESSION_LEVEL, write_checksum=True).compress(core)
-    write_aside(path, packed)
+    output = where if isinstance(where, Output) else Output(where)
+    output.write(packed)
     return len(packed)
 
 
 def core_of(capture: Capture) -> bytes:
-    """Return a capture as an ELF core, which opens as it is too."""
+    """Return a capture as an ELF core, which opens as it is too.
+
+    Raises:
+        BadData: it could not be read again: its profile is impossible, or a
+            fact is no text (names of files on Linux need not be).
+    """
     note: dict[str, Any] = {
         "format": CAPTURE_FORMAT,
         "profile": capture.profile.to_json(),
@@ -99,11 +113,16 @@ def core_of(capture: Capture) -> bytes:
     ram = capture.memory.ram
     if ram is not None:
         note["ram"] = list(zip(ram.starts.tolist(), ram.sizes.tolist(), strict=True))
+    text = json.dumps(note).encode()
+    try:
+        _taken_apart(text)
+    except InspectorError as error:
+        raise BadData(f"this cannot be kept in a capture: {error}") from error
     return write_core(
         capture.memory,
         (
             Note(VMCOREINFO, 0, capture.profile.vmcoreinfo.encode("ascii", "replace")),
-            Note(NOTE_NAME, 0, json.dumps(note).encode()),
+            Note(NOTE_NAME, 0, text),
         ),
         capture.profile.byte_order,
     )

@@ -11,6 +11,7 @@ import enum
 
 __all__ = [
     "BadData",
+    "Hint",
     "InspectorError",
     "MemoryNotReadable",
     "Step",
@@ -54,6 +55,10 @@ class Step(enum.Enum):
     TYPES = "description"
     KVM = "KVM-HV"
     STATE = "state"
+
+
+class Hint(UserWarning):
+    """Something that a user should know and that stands in the way of nothing; one line."""
 
 
 class InspectorError(Exception):

@@ -9,6 +9,8 @@ from __future__ import annotations
 import warnings
 from typing import Any
 
+from inspector.errors import Hint
+
 __all__ = ["INVARIANTS", "REPORTS", "PluginWarning", "passed_over", "plugins"]
 
 INVARIANTS = "inspector.invariants"
@@ -18,7 +20,7 @@ REPORTS = "inspector.reports"
 """Entry points that give a function of an ``Acquired`` and its ``Judgement`` that returns text."""
 
 
-class PluginWarning(UserWarning):
+class PluginWarning(Hint):
     """A plug-in was passed over."""
 
 
@@ -31,7 +33,7 @@ def plugins(group: str) -> list[tuple[str, Any]]:
     for point in sorted(entry_points(group=group)):
         try:
             found.append((point.name, point.load()))
-        except Exception as error:  # whatever other people's code raises
+        except (Exception, SystemExit) as error:  # whatever other people's code raises
             passed_over(f"{point.name} ({point.value})", error)
     return found
 

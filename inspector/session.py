@@ -6,6 +6,7 @@ A target is ``gdb:HOST:PORT``, a file, ``split:FILE,FILE,...`` or
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -40,6 +41,8 @@ __all__ = [
     "kernel_of",
 ]
 
+SHOWN = 300
+"""Characters of a name that are shown where it names nothing."""
 LIKE_A_PORT = re.compile(r"[^:/]+:\d+$")
 
 Progress = Callable[[str], None]
@@ -136,10 +139,11 @@ def dump_of(target: str) -> Dump:
     Raises:
         InspectorError: there is none, or it cannot be opened.
     """
-    if not target.startswith(PREFIXES) and not Path(target).exists():
+    if not target.startswith(PREFIXES) and not os.path.exists(target):
         meant = LIKE_A_PORT.search(target)
         live = LIVE_PREFIX + (meant[0] if meant else "HOST:PORT")
-        raise BadData(f"there is no file '{target}'; a live machine is given as {live}")
+        shown = target if len(target) <= SHOWN else f"{target[:SHOWN]}..."
+        raise BadData(f"there is no file '{shown}'; a live machine is given as {live}")
     return open_dump(target)
 
 

@@ -13,7 +13,8 @@ from pathlib import Path
 import pytest
 
 from inspector.errors import BadData
-from inspector.storage import write_aside
+from inspector.image.profile import Profile
+from inspector.storage import Output, contents_of, parsed_json, write_aside
 from tests.fixtures import DIRECTORY
 
 SMALL = str(DIRECTORY / "powernv9-singles.core.zst")
@@ -111,3 +112,114 @@ def test_what_is_no_file_is_left_alone(kind: str, tmp_path: Path) -> None:
     with pytest.raises(BadData, match="no file"):
         write_aside(path, b"new")
     assert os.stat(path).st_mode == before
+
+
+def test_a_link_stays_and_the_file_it_leads_to_is_replaced(tmp_path: Path) -> None:
+    link, file = tmp_path / "link", tmp_path / "file"
+    link.symlink_to("file")
+    for before in (None, OLD):
+        if before is not None:
+            file.write_bytes(before)
+        Output(link).write(b"new")
+        assert link.is_symlink()
+        assert (file.read_bytes(), mode(file)) == (b"new", 0o600)
+    assert sorted(one.name for one in tmp_path.iterdir()) == ["file", "link"]
+
+
+def test_devices_and_pipes_are_written_to(tmp_path: Path) -> None:
+    link, pipe = tmp_path / "link", tmp_path / "pipe"
+    link.symlink_to("/dev/null")
+    Output(link).write(b"new")
+    assert link.is_symlink()
+    os.mkfifo(pipe)
+    reader = os.open(pipe, os.O_RDONLY | os.O_NONBLOCK)
+    Output(pipe).write(b"new")
+    assert os.read(reader, 10) == b"new"
+    os.close(reader)
+    with pytest.raises(BadData, match="No space left on device"):
+        Output("/dev/full").write(b"new")
+
+
+@pytest.mark.parametrize("name", ["/dev/fd/{}", "/proc/self/fd/{}", "link"])
+def test_an_open_descriptor_is_written_to(name: str, tmp_path: Path) -> None:
+    with (tmp_path / "file").open("wb") as file:
+        there = name.format(file.fileno())
+        if name == "link":
+            (tmp_path / "link").symlink_to(f"/dev/fd/{file.fileno()}")
+            there = str(tmp_path / "link")
+        before = os.fstat(file.fileno()).st_ino
+        Output(there).write(b"new")
+    assert (tmp_path / "file").read_bytes() == b"new"
+    assert (tmp_path / "file").stat().st_ino == before
+
+
+def test_a_file_that_is_there_is_kept_where_that_is_asked(tmp_path: Path) -> None:
+    file, link = tmp_path / "file", tmp_path / "link"
+    Output(file, clobber=False).write(OLD)
+    link.symlink_to("nowhere")
+    for path in (file, link):
+        kept = Output(path, clobber=False)
+        with pytest.raises(BadData, match="leave out --no-clobber"):
+            kept.check()
+        with pytest.raises(BadData, match="leave out --no-clobber"):
+            kept.write(b"new")
+    assert (file.read_bytes(), mode(file)) == (OLD, 0o600)
+    assert sorted(one.name for one in tmp_path.iterdir()) == ["file", "link"]
+
+
+@pytest.mark.parametrize(
+    ("name", "why"),
+    [
+        ("no/file", "No such file"),
+        ("file/file", "Not a directory"),
+        ("x" * 256, "File name too long"),
+        ("loop", "Too many levels"),
+        ("dangling", "No such file"),
+    ],
+)
+def test_what_cannot_be_written_is_said_before(name: str, why: str, tmp_path: Path) -> None:
+    (tmp_path / "file").write_bytes(OLD)
+    (tmp_path / "loop").symlink_to("loop")
+    (tmp_path / "dangling").symlink_to("no/file")
+    for attempt in (Output(tmp_path / name).check, lambda: Output(tmp_path / name).write(b"new")):
+        with pytest.raises(BadData, match=why):
+            attempt()
+    assert not [one for one in tmp_path.iterdir() if one.name.startswith(".inspector-")]
+
+
+def test_standard_output(tmp_path: Path) -> None:
+    for name in ("-", "/dev/stdout", str(tmp_path / "out")):
+        with (tmp_path / "out").open("wb") as out:
+            done = subprocess.run(
+                [sys.executable, "-m", "inspector", "layout", SMALL, "-o", name],
+                stdout=out,
+                stderr=subprocess.PIPE,
+                text=True,
+                check=False,
+            )
+        assert done.returncode == 0
+        assert ": Linux 6.12" in done.stderr
+        Profile.from_json((tmp_path / "out").read_bytes())
+    assert not (tmp_path / "-").exists()
+
+
+@pytest.mark.parametrize("kind", ["fifo", "device", "folder", "large"])
+def test_what_is_read_whole_is_a_file_of_bounded_size(kind: str, tmp_path: Path) -> None:
+    path = tmp_path / "there"
+    if kind == "fifo":
+        os.mkfifo(path)
+    elif kind == "folder":
+        path.mkdir()
+    elif kind == "device":
+        path.symlink_to("/dev/zero")
+    else:
+        path.touch()
+        os.truncate(path, 1 << 43)
+    with pytest.raises(BadData, match=r"cannot read|is read up to 10"):
+        contents_of(path, 10)
+
+
+@pytest.mark.parametrize("text", ['{"a": 1, "a": 2}', "[NaN]", "[Infinity]", "[" * 100_000])
+def test_documents_that_mean_nothing_certain(text: str) -> None:
+    with pytest.raises(ValueError, match=r"twice|no number|deeply"):
+        parsed_json(text)

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from inspector.checks.view import CheckedHost, CheckedVm
 
 __all__ = [
+    "DISAGREEMENT",
     "EXPLAINING",
     "Evidence",
     "Finding",
@@ -32,6 +33,7 @@ __all__ = [
     "Unjudged",
     "Witness",
     "all_invariants",
+    "disagreement",
 ]
 
 Subject = TypeVar("Subject")
@@ -43,6 +45,10 @@ EXPLAINING = frozenset({Part.L1, Part.PARTITION})
 L1's tables say what L1 wants: a leaf that is wrong by them and dangerous is
 not covered either.  The partition table is missing from older captures.
 """
+
+
+DISAGREEMENT = "tool-disagrees"
+"""What stands for an invariant in a finding about this tool itself."""
 
 
 class Severity(enum.Enum):
@@ -130,6 +136,28 @@ Rest = Witness | Unjudged
 """One thing that a verdict rests on, or that it does not rest on."""
 
 
+def disagreement(invariant: str, vm_lpid: int, of: str, evidence: Evidence) -> Finding:
+    """Return the finding that model and arrays, which state one rule twice, do not say the same.
+
+    It is one about this tool and not about the target: nothing can then be
+    concluded.
+
+    Args:
+        invariant: the rule.
+        vm_lpid: the VM.
+        of: what they do not agree about.
+        evidence: where that was read.
+    """
+    return Finding(
+        DISAGREEMENT,
+        vm_lpid,
+        f"this tool contradicts itself over {invariant}: its arrays say that {of} breaks it, its "
+        "model that it does not",
+        "one answer from both; report this with a capture, it is a fault of the inspector",
+        (evidence,),
+    )
+
+
 @dataclass(frozen=True)
 class Passing:
     """Why an invariant may legally not hold for a while, and in how many places it does not."""
@@ -206,16 +234,15 @@ def _guarded(name: str, invariant: Invariant) -> Invariant:
                     if not isinstance(item, kinds) or of_another:
                         raise TypeError(f"{item!r} is no {_names(kinds)} of {invariant.id}")
                     yield item
-            except Exception as error:  # whatever other people's code raises
+            except (Exception, SystemExit) as error:  # whatever other people's code raises
                 passed_over(f"{name} (invariant {invariant.id})", error)
 
         return called
 
     def count(checked: CheckedVm) -> int:
-        assert passing is not None
         try:
-            return int(passing.count(checked))
-        except Exception as error:  # whatever other people's code raises
+            return int(passing.count(checked)) if passing else 0
+        except (Exception, SystemExit) as error:  # whatever other people's code raises
             passed_over(f"{name} (invariant {invariant.id})", error)
             return 0
 

@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from inspector import encoding, pte
-from inspector.checks.base import Evidence, Finding
+from inspector.checks.base import Evidence, Finding, disagreement
 from inspector.checks.proof_words import member
 from inspector.checks.rights import Rights
 from inspector.checks.view import CheckedVm, Suspect
@@ -33,8 +33,13 @@ SHOWN_ENTRIES = 8
 def leaf_findings(
     checked: CheckedVm, invariant: str, states: tuple[LeafState, ...]
 ) -> Iterator[Finding]:
-    """Yield a finding for every suspected leaf the model puts into one of these states."""
+    """Yield a finding for every suspected leaf the model puts into one of these states.
+
+    A leaf that the model does not suspect is said where its coverage is judged.
+    """
     for suspect in checked.suspects:
+        if suspect.judgement.state is LeafState.COVERED and LeafState.LOST in states:
+            yield _disagreement(checked, invariant, suspect)
         if suspect.judgement.state in states:
             leaf, nested = suspect.leaf, suspect.nested
             yield Finding(
@@ -64,7 +69,9 @@ def rights_findings(
         for row in np.flatnonzero(rows(rights)):
             suspect = checked.suspect(nested, int(row))
             judgement = judge_rights(checked.model, nested.lpid, suspect.leaf)
-            assert judgement is not None
+            if judgement is None:
+                yield _disagreement(checked, invariant, suspect)
+                continue
             summary, expected = told(suspect.leaf, judgement)
             yield Finding(
                 invariant,
@@ -73,6 +80,13 @@ def rights_findings(
                 expected,
                 tuple(_evidence(checked, suspect)),
             )
+
+
+def _disagreement(checked: CheckedVm, invariant: str, suspect: Suspect) -> Finding:
+    where = int(suspect.nested.shadow.where[suspect.row])
+    evidence = Evidence("shadow entry", "physical", where, suspect.leaf.entry)
+    of = f"the {_named(suspect.nested, suspect.leaf)}"
+    return disagreement(invariant, checked.vm.lpid, of, evidence)
 
 
 def _named(nested: Nested, leaf: Leaf) -> str:
@@ -84,8 +98,7 @@ def _named(nested: Nested, leaf: Leaf) -> str:
 
 def _expected(checked: CheckedVm, suspect: Suspect) -> str:
     judgement, leaf = suspect.judgement, suspect.leaf
-    if judgement.state is LeafState.MOVED:
-        assert judgement.expected is not None
+    if judgement.expected is not None and judgement.state is LeafState.MOVED:
         return f"frame {judgement.expected:#x} = L0(L1({leaf.address:#x})) in the shadow entry"
     if judgement.state is LeafState.UNMAPPED:
         return "no shadow entry: L0 clears it together with its own leaf for the host page"

@@ -12,9 +12,11 @@ import numpy as np
 
 from inspector import encoding
 from inspector.checks.base import (
+    DISAGREEMENT,
     EXPLAINING,
     Finding,
     Invariant,
+    Passing,
     Rest,
     Severity,
     Unjudged,
@@ -243,7 +245,9 @@ def _judge(checked: CheckedVm) -> VmJudgement:
         if not invariant.passing
         for finding in invariant.find(checked)
     )
-    pending = tuple(_pending(checked, invariant) for invariant in judged if invariant.passing)
+    pending = tuple(
+        _pending(checked, invariant, invariant.passing) for invariant in judged if invariant.passing
+    )
     not_judged = tuple(
         NotJudged(invariant, gap, invariant in judged and not gap.whole)
         for gap in vm.gaps
@@ -269,10 +273,13 @@ def _judge(checked: CheckedVm) -> VmJudgement:
             f"mmu_lock was held (word {vm.mmu_lock:#x}): lists and tables may be half way "
             "through a change, so nothing is concluded"
         )
+    contradictory = [one for one in findings if one.invariant == DISAGREEMENT]
     if half_way:
         verdict = Verdict.INCONCLUSIVE
-    elif findings:
+    elif len(findings) > len(contradictory):
         verdict = Verdict.VIOLATIONS
+    elif contradictory:
+        verdict = Verdict.INCONCLUSIVE
     else:
         whole = complete and not doubts
         verdict = Verdict.CONSISTENT if whole else Verdict.INCONCLUSIVE
@@ -294,9 +301,8 @@ def _judge(checked: CheckedVm) -> VmJudgement:
     )
 
 
-def _pending(checked: CheckedVm, invariant: Invariant) -> Pending:
-    assert invariant.passing is not None
-    count = invariant.passing.count(checked)
+def _pending(checked: CheckedVm, invariant: Invariant, passing: Passing) -> Pending:
+    count = passing.count(checked)
     examples = itertools.islice(invariant.find(checked), EXAMPLES) if count else ()
     return Pending(invariant, count, tuple(examples))
 

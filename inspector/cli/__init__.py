@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import importlib
 import os
@@ -9,6 +10,7 @@ import signal
 import sys
 import threading
 import warnings
+from collections.abc import Sequence
 from pathlib import Path
 from types import FrameType
 from typing import TextIO
@@ -16,19 +18,21 @@ from typing import TextIO
 import click
 
 from inspector import __version__
-from inspector.errors import InspectorError, printable
+from inspector.errors import Hint, InspectorError
 from inspector.memory import ahead
-from inspector.plugins import PluginWarning
 
 __all__ = ["main"]
 
+PROGRAM = "inspector"
 EXIT_NOT_USABLE = 3
 EXIT_INTERRUPTED = 130
 EXIT_PIPE = 141
 EXIT_SIGNAL = 128
 REPEAT_AFTER = 0.01
-FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)
-"""What writing to standard output fails with where that is a file."""
+NOT_PRINTED = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EBADF)
+"""What writing to standard output fails with where that is a file, or cannot be written to."""
+COMPLETION = "_INSPECTOR_COMPLETE"
+"""Environment variable by which a shell asks what a word can be completed to."""
 
 COMMANDS = {
     "capture": "Save what an inspection needs as a small core file.",
@@ -64,14 +68,6 @@ class _Commands(click.Group):
         command: click.Command = module.command
         return command
 
-    def invoke(self, ctx: click.Context) -> object:
-        """Run a sub-command; click itself would exit with 1, which says violations."""
-        try:
-            return super().invoke(ctx)
-        except BrokenPipeError:
-            _drop_output()
-            raise click.exceptions.Exit(EXIT_PIPE) from None
-
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         with formatter.section("Commands"):
             formatter.write_dl(list(COMMANDS.items()))
@@ -96,7 +92,8 @@ def cli() -> None:
     begins at a physical address.
 
     Exit codes: 0 consistent, 1 violations found, 2 usage, 3 target not
-    usable or nothing can be concluded.
+    usable or nothing can be concluded, 4 the tool itself failed, which is no
+    verdict (INSPECTOR_TRACEBACK=1 shows where).
     """
 
 
@@ -132,14 +129,21 @@ def _on_unraisable(unraisable: sys.UnraisableHookArgs) -> None:
     elif issubclass(unraisable.exc_type, KeyboardInterrupt):
         number = signal.SIGINT
     else:
-        sys.__unraisablehook__(unraisable)
+        _on_ignored(unraisable.exc_value)
         return
     threading.Timer(REPEAT_AFTER, os.kill, (os.getpid(), number)).start()
 
 
+def _on_ignored(error: BaseException | None) -> None:
+    """Say in a line what went wrong where nothing depends on it, as in a thread that shows time."""
+    _say(f"ignored: {error!r}")
+
+
 def _say(message: str) -> None:
     """Print what is wrong; what a target put into it is shown, and not sent to the terminal."""
-    click.echo(f"inspector: {printable(message)}", err=True)
+    from inspector.cli.common import say
+
+    say(f"inspector: {message}", err=True)
 
 
 def _show_warning(
@@ -150,48 +154,82 @@ def _show_warning(
     file: TextIO | None = None,
     line: str | None = None,
 ) -> None:
-    """Print what a plug-in was passed over for as every other message."""
-    if issubclass(category, PluginWarning):
+    """Print a hint as every other message."""
+    if issubclass(category, Hint):
         _say(str(message))
     else:
-        click.echo(warnings.formatwarning(message, category, filename, lineno, line), err=True)
+        _say(warnings.formatwarning(message, category, filename, lineno, line).strip())
+
+
+class _ForeignExitError(RuntimeError):
+    """Something that is not the command line asked for the process to end."""
+
+
+def _invoke(arguments: Sequence[str]) -> None:
+    """Run a command.  click's own ``main`` has codes of its own for a broken pipe and the like."""
+    try:
+        if COMPLETION in os.environ:
+            cli.main(list(arguments), PROGRAM, COMPLETION)
+        with cli.make_context(PROGRAM, list(arguments)) as context:
+            cli.invoke(context)
+    except SystemExit as error:
+        if COMPLETION in os.environ:
+            raise
+        raise _ForeignExitError(
+            f"a plug-in or a library has asked for exit code {error.code}"
+        ) from error
+
+
+def _outcome(arguments: Sequence[str]) -> int:
+    """Run a command and return the documented code."""
+    try:
+        for argument in arguments:
+            ahead.begin(argument)
+        _invoke(arguments)
+    except click.exceptions.Exit as exit_:
+        return exit_.exit_code
+    except click.ClickException as error:
+        with contextlib.suppress(OSError):
+            error.show()
+        return error.exit_code
+    except InspectorError as error:
+        _say(str(error))
+        return EXIT_NOT_USABLE
+    except (KeyboardInterrupt, click.Abort):
+        with contextlib.suppress(OSError):
+            click.echo("inspector: interrupted; the target was let go on", err=True)
+        return EXIT_INTERRUPTED
+    except BrokenPipeError:
+        _drop_output()
+        return EXIT_PIPE
+    except OSError as error:
+        # Whatever is opened by its name is seen to where that is done.
+        if error.errno not in NOT_PRINTED:
+            raise
+        _drop_output()
+        _say(
+            f"cannot print the answer: {error.strerror}; "
+            "see that what standard output goes to can be written to, and has room"
+        )
+        return EXIT_NOT_USABLE
+    finally:
+        ahead.end()
+    return 0
 
 
 def main() -> None:
     """Run the command line and exit with its documented code."""
     _catch_signals()
     sys.unraisablehook = _on_unraisable
+    threading.excepthook = lambda failed: _on_ignored(failed.exc_value)
+    # Each hint once, and as a line, whatever Python was told of warnings.
+    warnings.simplefilter("default", Hint)
     warnings.showwarning = _show_warning
     try:
-        for argument in sys.argv[1:]:
-            ahead.begin(argument)
-        sys.exit(cli.main(standalone_mode=False))
-    except click.exceptions.Exit as exit_:
-        sys.exit(exit_.exit_code)
-    except click.ClickException as error:
-        error.show()
-        sys.exit(error.exit_code)
-    except InspectorError as error:
-        _say(str(error))
-        sys.exit(EXIT_NOT_USABLE)
-    except (KeyboardInterrupt, click.Abort):
-        click.echo("inspector: interrupted; the target was let go on", err=True)
-        sys.exit(EXIT_INTERRUPTED)
+        code = _outcome(sys.argv[1:])
     except _Terminated as terminated:
-        sys.exit(EXIT_SIGNAL + terminated.number)
-    except OSError as error:
-        # Whatever is opened by its name is seen to where that is done.
-        if error.errno not in FULL:
-            raise
-        _drop_output()
-        click.echo(
-            f"inspector: cannot print the answer: {error.strerror}; "
-            "see that the disk which standard output goes to has room",
-            err=True,
-        )
-        sys.exit(EXIT_NOT_USABLE)
-    finally:
-        ahead.end()
+        code = EXIT_SIGNAL + terminated.number
+    sys.exit(code)
 
 
 def _drop_output() -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from pathlib import Path
+import sys
 
 import click
 
@@ -10,6 +10,7 @@ from inspector.api import save
 from inspector.cli.common import open_target, print_json, say
 from inspector.cli.options import Target, json_option, output_option, target_options
 from inspector.reports.jsonform import target_json
+from inspector.storage import Output
 
 __all__ = ["command"]
 
@@ -20,8 +21,19 @@ def _facts(notes: tuple[str, ...]) -> dict[str, str]:
         key, separator, value = note.partition("=")
         if not separator or not key:
             raise click.BadParameter(f"'{note}' is not KEY=VALUE", param_hint="--note")
+        if not _is_text(note):
+            raise click.BadParameter(f"{note!a} is not text in UTF-8", param_hint="--note")
         facts[key] = value
     return facts
+
+
+def _is_text(argument: str) -> bool:
+    """Say whether an argument is text; Linux passes on any bytes."""
+    try:
+        argument.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 @click.command()
@@ -34,7 +46,7 @@ def _facts(notes: tuple[str, ...]) -> dict[str, str]:
 def command(
     target: Target,
     as_json: bool,
-    output: Path,
+    output: Output,
     notes: tuple[str, ...],
 ) -> None:
     """Save what an inspection needs as a small core file.
@@ -44,16 +56,20 @@ def command(
     memory of a guest.  It opens with no other file.
     """
     facts = _facts(notes)
+    aside = output.is_standard
+    if aside and sys.stdout.isatty():
+        raise click.UsageError("a capture is no text for a terminal; redirect standard output")
     acquired = open_target(target)
     size = save(acquired, output, facts)
     if as_json:
         document = {"schema": "inspector.capture/1", "target": target_json(acquired)}
-        print_json(document | {"file": str(output), "bytes": size})
+        print_json(document | {"file": output.name, "bytes": size}, err=aside)
         return
     held = int(acquired.memory.sizes.sum())
     say(
         f"{output}: {size / 1024:.0f} KiB, {held / 1024:.0f} KiB of memory "
-        f"in {acquired.memory.starts.size} pieces, {len(acquired.snapshot.vms)} VMs"
+        f"in {acquired.memory.starts.size} pieces, {len(acquired.snapshot.vms)} VMs",
+        err=aside,
     )
     if acquired.origin.stopped_seconds is not None:
-        say(f"machine stopped for {acquired.origin.stopped_seconds * 1000:.1f} ms")
+        say(f"machine stopped for {acquired.origin.stopped_seconds * 1000:.1f} ms", err=aside)

@@ -49,13 +49,18 @@ def options_of(target: Target) -> Options:
 
 
 def say(text: str, *, err: bool = False) -> None:
-    """Print a line; what a target or a file put into it is shown, and not sent to the terminal."""
-    click.echo(printable(text), err=err)
+    """Print a line; what a target or a file put into it is shown, and not sent to the terminal.
+
+    A message that nobody can be told does not change what is concluded.
+    """
+    with contextlib.suppress(OSError) if err else contextlib.nullcontext():
+        click.echo(printable(text), err=err)
 
 
-def print_json(value: dict[str, Any]) -> None:
+def print_json(value: dict[str, Any], *, err: bool = False) -> None:
     """Print one JSON document."""
-    click.echo(json.dumps(value, indent=2))
+    with contextlib.suppress(OSError) if err else contextlib.nullcontext():
+        click.echo(json.dumps(value, indent=2), err=err)
 
 
 class _Progress:
@@ -87,6 +92,10 @@ class _Progress:
             self._thread.join()
 
     def _show(self) -> None:
+        with contextlib.suppress(OSError):
+            self._show_stages()
+
+    def _show_stages(self) -> None:
         shown = False
         wait = PROGRESS_AFTER
         while not self._done.wait(wait):

@@ -10,6 +10,8 @@ from typing import Any, NamedTuple
 import click
 from click.shell_completion import CompletionItem
 
+from inspector.storage import Output
+
 __all__ = [
     "JSON_HELP",
     "Target",
@@ -128,11 +130,28 @@ def json_option(command: Command) -> Command:
 
 
 def output_option(command: Command) -> Command:
-    """Add ``--output``, which must be given."""
-    return click.option(
-        "-o",
-        "--output",
-        required=True,
-        type=click.Path(path_type=Path, dir_okay=False),
-        help="the file to write",
-    )(command)
+    """Add ``--output``, which must be given, and ``--no-clobber``, as one ``Output``.
+
+    What can be seen to be in its way is said before a target is opened.
+    """
+
+    @functools.wraps(command)
+    def gathered(*args: Any, **given: Any) -> Any:
+        output = Output(given.pop("output"), clobber=not given.pop("no_clobber"))
+        output.check()
+        return command(*args, output=output, **given)
+
+    decorators = (
+        click.option(
+            "-o",
+            "--output",
+            required=True,
+            metavar="FILE",
+            type=click.Path(dir_okay=False, allow_dash=True),
+            help="the file to write, or - for standard output",
+        ),
+        click.option("--no-clobber", is_flag=True, help="do not replace a file that is there"),
+    )
+    for decorator in reversed(decorators):
+        gathered = decorator(gathered)
+    return gathered

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
 from pathlib import Path
 from typing import Any
 
@@ -17,20 +19,23 @@ from inspector.reports.figures import figures_of
 from inspector.reports.jsonform import check_json
 from inspector.reports.page import page, page_of_document
 from inspector.session import Acquired
-from inspector.storage import write_aside
+from inspector.storage import Output, contents_of
 
 __all__ = ["command"]
 
+DOCUMENT_LIMIT = 1 << 30
+"""Bytes of a document; a hundred thousand findings have a quarter of it."""
 JSON_BEGINS = b"{"
 PAGE = "page"
 
 
 def _is_document(name: str) -> bool:
-    path = Path(name)
-    if not path.is_file():
+    if not os.path.isfile(name):
         return False
-    with path.open("rb") as file:
+    # Whatever is in the way of reading it is said when it is opened as a target.
+    with contextlib.suppress(OSError), open(name, "rb") as file:
         return file.read(64).lstrip()[:1] == JSON_BEGINS
+    return False
 
 
 def _by_plugin(name: str, form: Any, acquired: Acquired, judgement: Judgement) -> str:
@@ -38,7 +43,7 @@ def _by_plugin(name: str, form: Any, acquired: Acquired, judgement: Judgement) -
         text = form(acquired, judgement)
         if not isinstance(text, str):
             raise TypeError(f"it returned {type(text).__name__}, not text")
-    except Exception as error:  # whatever other people's code raises
+    except (Exception, SystemExit) as error:  # whatever other people's code raises
         raise InspectorError(
             f"the plug-in {name} could not make its report: {error!r}; ask who wrote it, "
             f"or use --form {PAGE}"
@@ -54,7 +59,7 @@ def _by_plugin(name: str, form: Any, acquired: Acquired, judgement: Judgement) -
     "--form", default=PAGE, show_default=True, help="the page, or a form that a plug-in offers"
 )
 @click.pass_context
-def command(ctx: click.Context, target: Target, as_json: bool, output: Path, form: str) -> None:
+def command(ctx: click.Context, target: Target, as_json: bool, output: Output, form: str) -> None:
     """Write one self-contained HTML page of a check.
 
     TARGET may also be what 'inspector check --json' has written to a file;
@@ -64,7 +69,9 @@ def command(ctx: click.Context, target: Target, as_json: bool, output: Path, for
     if _is_document(target.name):
         if form != PAGE:
             raise click.UsageError("a plug-in's form needs the target itself, not its document")
-        document, text = page_of_document(Path(target.name).read_bytes(), target.name)
+        document, text = page_of_document(
+            contents_of(Path(target.name), DOCUMENT_LIMIT), target.name
+        )
     else:
         forms = dict(plugins(REPORTS)) if form != PAGE else {}
         if form != PAGE and form not in forms:
@@ -77,19 +84,21 @@ def command(ctx: click.Context, target: Target, as_json: bool, output: Path, for
             text = page(document, figures_of(acquired.snapshot))
         else:
             text = _by_plugin(form, forms[form], acquired, judgement)
-    data = text.encode()
-    write_aside(output, data)
+    data = text.encode("utf-8", "backslashreplace")
+    aside = output.is_standard
+    output.write(data)
     verdict = document["verdict"]
     if as_json:
         print_json(
             {
                 "schema": "inspector.report/1",
                 "target": document["target"],
-                "file": str(output),
+                "file": output.name,
                 "bytes": len(data),
                 "verdict": verdict,
-            }
+            },
+            err=aside,
         )
     else:
-        say(f"{output}: {len(data) / 1024:.0f} KiB, verdict: {verdict}")
+        say(f"{output}: {len(data) / 1024:.0f} KiB, verdict: {verdict}", err=aside)
     ctx.exit({one.value: code for one, code in EXIT_CODES.items()}.get(verdict, 3))

@@ -52,8 +52,10 @@ ANSWER_TIMEOUT = 30.0
 """Seconds the inspector may take to fetch an answer."""
 REMOTE_TIMEOUT = 30
 """After GDB's own 2 s the late answer of a busy QEMU would be taken for that to the next packet."""
-FAILED = 2
-"""The first exit code that says that something failed; 1 says that violations were found."""
+VIOLATIONS = 1
+"""The last exit code that says something of the machine."""
+NO_VERDICT = 4
+"""The exit code of an inspector that failed itself, see the manual's page about reports."""
 HELD_BACK = {signal.SIGINT, signal.SIGTERM, signal.SIGHUP}
 """Signals that would have GDB leave while the stub is in physical mode."""
 U64 = (1 << 64) - 1
@@ -237,7 +239,8 @@ class _Check(_OfMachine):
     """Check every VM's reverse maps and shadow tables against the inspector's model.
 
     Usage: kvmhv check [--json]
-    $kvmhv_exit is 0 afterwards if they are consistent, 1 if there are violations."""
+    $kvmhv_exit is 0 afterwards if they are consistent, 1 if there are violations;
+    3 and 4 are no verdict."""
 
     name = "check"
 
@@ -352,6 +355,8 @@ def _machine() -> gdb.RemoteTargetConnection:
 
 def _run_inspector(command: str, arguments: list[str]) -> None:
     """Run a command of the inspector on the machine, and print what it says when it is done."""
+    # Until a command has said something of the machine, the last one's word is not this one's.
+    gdb.set_convenience_variable("kvmhv_exit", NO_VERDICT)
     connection, program = _machine(), _program()
     options = gdb.string_to_argv(gdb.parameter("kvmhv options") or "")
     ours, theirs = socket.socketpair()
@@ -361,28 +366,62 @@ def _run_inspector(command: str, arguments: list[str]) -> None:
     with ours, theirs, tempfile.TemporaryFile() as out, tempfile.TemporaryFile() as error:
         with (
             _lent(connection),
-            subprocess.Popen(
+            _started(
                 [program, command, target, *options, *arguments],
-                stdin=subprocess.DEVNULL,
-                stdout=out,
-                stderr=error,
                 pass_fds=[theirs.fileno()],
                 env=environment,
-                start_new_session=True,
+                stdout=out,
+                stderr=error,
             ) as child,
         ):
             theirs.close()
             try:
-                _serve(ours, connection)
+                asked = _serve(ours, connection)
             except BaseException:
                 child.kill()
                 raise
         said, failure = (_text(file) for file in (out, error))
-    gdb.set_convenience_variable("kvmhv_exit", child.returncode)
+    code = child.returncode
+    if not asked and (code == VIOLATIONS or (code == 0 and not said)):
+        # A Python that cannot start ends with 1, too.
+        last = (failure.strip().splitlines() or ["it said nothing"])[-1]
+        raise gdb.GdbError(
+            f"'{program}' ended with exit code {code} and has not read the machine, so this is no "
+            f"verdict ({last}); see that it runs in a shell, or 'set kvmhv inspector FILE'"
+        )
+    if asked and code >= 0:
+        gdb.set_convenience_variable("kvmhv_exit", code)
     gdb.write(said)
-    if child.returncode >= FAILED or child.returncode < 0:
-        raise gdb.GdbError(failure.strip() or f"{NAME} {command}: exit code {child.returncode}")
+    if code < 0:
+        raise gdb.GdbError(f"{NAME} {command} was ended by signal {-code}; this is no verdict")
+    if code > VIOLATIONS:
+        raise gdb.GdbError(failure.strip() or f"{NAME} {command}: exit code {code}")
     gdb.write(failure, gdb.STDERR)
+
+
+def _started(
+    command: list[str],
+    *,
+    pass_fds: list[int],
+    env: dict[str, str],
+    stdout: IO[bytes],
+    stderr: IO[bytes],
+) -> subprocess.Popen[bytes]:
+    try:
+        return subprocess.Popen(
+            command,
+            stdin=subprocess.DEVNULL,
+            stdout=stdout,
+            stderr=stderr,
+            pass_fds=pass_fds,
+            env=env,
+            start_new_session=True,
+        )
+    except OSError as error:
+        raise gdb.GdbError(
+            f"'{command[0]}' cannot be started: {error.strerror}; install the inspector, or say "
+            "where it is with 'set kvmhv inspector FILE'"
+        ) from error
 
 
 def _text(file: IO[bytes]) -> str:
@@ -410,10 +449,11 @@ def _lent(connection: gdb.RemoteTargetConnection) -> Iterator[None]:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
-def _serve(end: socket.socket, connection: gdb.RemoteTargetConnection) -> None:
-    """Answer what is asked until the other end closes."""
+def _serve(end: socket.socket, connection: gdb.RemoteTargetConnection) -> bool:
+    """Answer what is asked until the other end closes; say whether anything was."""
     end.settimeout(ANSWER_TIMEOUT)
     asked = b""
+    answered = False
     while True:
         if HELD_BACK & signal.sigpending():
             raise KeyboardInterrupt
@@ -421,7 +461,7 @@ def _serve(end: socket.socket, connection: gdb.RemoteTargetConnection) -> None:
             continue
         piece = end.recv(1 << 16)
         if not piece:
-            return
+            return answered
         asked += piece
         if asked.endswith(b"\n"):
             try:
@@ -429,6 +469,7 @@ def _serve(end: socket.socket, connection: gdb.RemoteTargetConnection) -> None:
             except (gdb.error, ValueError) as error:
                 kind, answer = b"error", str(error).encode()
             asked = b""
+            answered = answered or kind == b"ok"
             end.sendall(b"%s %d\n" % (kind, len(answer)) + answer, socket.MSG_NOSIGNAL)
 
 

@@ -20,7 +20,8 @@ from numpy.typing import NDArray
 from inspector.errors import BadData
 from inspector.memory.arrays import is_in
 from inspector.memory.elfcore import parse_notes
-from inspector.memory.packed import is_packed, unpack
+from inspector.memory.packed import is_packed, pieces, unpack
+from inspector.storage import contents_of
 
 if TYPE_CHECKING:
     from elftools.elf.elffile import ELFFile
@@ -34,6 +35,8 @@ __all__ = [
     "unpacked",
 ]
 
+FILE_LIMIT = 1 << 31
+"""Bytes of a kernel file or a recording; with all of DWARF, a vmlinux has a quarter of it."""
 EM_PPC64 = 21
 NT_GNU_BUILD_ID = 3
 BUILD_ID_SIZE = 20
@@ -64,11 +67,8 @@ def unpacked(path: Path) -> bytes:
     Raises:
         BadData: the file cannot be read, is damaged, or unpacks to too much.
     """
-    try:
-        data = path.read_bytes()
-    except OSError as error:
-        raise BadData(f"cannot read {path}: {error.strerror or error}") from error
-    return unpack(path, data) if is_packed(data) else data
+    data = contents_of(path, FILE_LIMIT)
+    return unpack(path, pieces(data)) if is_packed(data) else data
 
 
 class SymbolTable:

@@ -30,6 +30,7 @@ from inspector.storage import DAMAGE, parsed_json
 __all__ = [
     "OPTIONAL_SYMBOLS",
     "PROFILE_FORMAT",
+    "PROFILE_LIMIT",
     "SYMBOLS",
     "Profile",
     "StructLayout",
@@ -37,6 +38,8 @@ __all__ = [
 ]
 
 PROFILE_FORMAT = 1
+PROFILE_LIMIT = 1 << 20
+"""No profile has more bytes; those that were made have 7,000."""
 STRUCT_LIMIT = 1 << 20
 """No structure of the kernel is larger than this many bytes."""
 

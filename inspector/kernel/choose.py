@@ -8,14 +8,15 @@ from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
-from inspector.errors import BadData, InspectorError, Step, TargetNotSupported
-from inspector.image.cache import cached_profiles, keep
+from inspector.errors import InspectorError, Step, TargetNotSupported
+from inspector.image.cache import cached_profiles, keep, used
 from inspector.image.elf import ElfFile
 from inspector.image.files import debug_package, profile_from_files
-from inspector.image.profile import Profile
+from inspector.image.profile import PROFILE_LIMIT, Profile
 from inspector.kernel.discover import Found, find_kernel
 from inspector.kernel.host import Pause, confirmed
 from inspector.memory.base import AddressSpace
+from inspector.storage import contents_of
 
 __all__ = ["Known", "Sources", "describe_kernel"]
 
@@ -82,10 +83,7 @@ def describe_kernel(
 
 
 def _from_file(path: Path) -> Profile:
-    try:
-        return Profile.from_json(path.read_bytes())
-    except OSError as error:
-        raise BadData(f"cannot read {path}: {error.strerror or error}") from error
+    return Profile.from_json(contents_of(path, PROFILE_LIMIT))
 
 
 def _from_files(
@@ -106,9 +104,11 @@ def _from_cache(memory: AddressSpace, debug_file: Path | None, pause: Pause) -> 
         if build_id is not None and profile.module_build_ids.get("kvm_hv") != build_id:
             continue
         try:
-            return confirmed(memory, profile, pause)
+            known = confirmed(memory, profile, pause)
         except TargetNotSupported:
             continue
+        used(profile)
+        return known
     return None
 
 

@@ -1,25 +1,29 @@
 """The bytes of a dump file by their position, however the file is wrapped.
 
-A plain file is mapped, so only what is read is touched.  A packed one (this
-tool's captures are zstd frames) is unpacked.  The flattened form of makedumpfile, which is
+Of a plain file only what is asked for is read.  A packed one (this tool's
+captures are zstd frames) is unpacked.  The flattened form of makedumpfile, which is
 for pipes, is a sequence of records that say where in the file their bytes
 belong; an index of the records makes it a file again.
 """
 
 from __future__ import annotations
 
-import mmap
+import errno
+import os
 import struct
 from array import array
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
 from inspector.errors import BadData
-from inspector.memory.base import U64, Bytes, addresses
-from inspector.memory.packed import AGAIN, is_packed, unpack
+from inspector.memory.base import U64, addresses
+from inspector.memory.contents import BytesLost, Contents, FileContents, HeldContents
+from inspector.memory.packed import AGAIN, STEP, is_packed, unpack
 from inspector.memory.segments import SegmentedMemory
+from inspector.storage import Input
 
 __all__ = ["AGAIN", "DumpFile", "open_file"]
 
@@ -29,9 +33,16 @@ FLAT_MAGIC = b"makedumpfile\0\0\0\0"
 FLAT_HEADER = 4096
 FLAT_END = -1
 FLAT_TYPE = FLAT_VERSION = 1
+REASSEMBLE = "try 'makedumpfile -R'"
 POSITION_LIMIT = 1 << 62
-HELD_LIMIT = 1 << 26
-"""Of a mapped file that is walked through, this much is kept in memory at most."""
+WINDOW = 1 << 16
+"""Bytes of a flattened file that are read at once to find the next record."""
+RECORDS_LIMIT = 1 << 22
+"""Records of a flattened file; makedumpfile writes some hundred KiB with each."""
+EMPTY_LIMIT = 1 << 16
+"""Records without bytes; makedumpfile writes none."""
+OVERLAPS_LIMIT = 1 << 28
+"""So much work is done for records that overlap; makedumpfile rewrites its headers only."""
 
 
 @dataclass(frozen=True)
@@ -44,7 +55,6 @@ class DumpFile:
     path: Path
     contents: SegmentedMemory
     flattened: bool = False
-    mapped: mmap.mmap | None = None
     cut: str = ""
 
     @property
@@ -60,11 +70,6 @@ class DumpFile:
         """Return the first bytes, fewer where there are fewer."""
         return self.contents.read(0, min(length, self.size)) if self.contents.has(0) else b""
 
-    def forget(self) -> None:
-        """Let go of the memory that holds what was read of a mapped file."""
-        if self.mapped is not None:
-            self.mapped.madvise(mmap.MADV_DONTNEED)
-
 
 def open_file(path: Path, *, wrapped: bool = True) -> DumpFile:
     """Open a dump file; with ``wrapped`` false its bytes are taken as they are.
@@ -73,60 +78,67 @@ def open_file(path: Path, *, wrapped: bool = True) -> DumpFile:
         BadData: the file cannot be read, is empty, or its wrapping is
             damaged or truncated.
     """
-    mapped = None
     try:
-        with path.open("rb") as file:
-            magic = file.read(MAGIC_LENGTH)
-            if not magic:
-                raise BadData(f"{path} is empty; give a dump or a capture of the KVM-HV host")
-            mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-            buffer = np.frombuffer(mapped, dtype=np.uint8)
-            if wrapped and is_packed(magic):
-                buffer, mapped = np.frombuffer(unpack(path, buffer.data), dtype=np.uint8), None
+        found = Input(path)
+        contents: Contents = FileContents(found.descriptor, found.size)
+        if not contents.size:
+            if os.pread(found.descriptor, 1, 0):
+                raise BadData(f"{path} has bytes but no size; copy it to a file first")
+            raise BadData(f"{path} is empty; give a dump or a capture of the KVM-HV host")
+        beginning = contents.read(0, min(len(FLAT_MAGIC), contents.size))
+        if wrapped and is_packed(beginning):
+            packed = unpack(path, _pieces(contents))
+            contents, beginning = HeldContents(np.frombuffer(packed, np.uint8)), packed[:16]
     except OSError as error:
         raise BadData(f"cannot open {path}: {error.strerror}; {_remedy(error)}") from error
-    except ValueError as error:
-        raise BadData(f"{path} has no size to map it by; copy it to a file first") from error
-    if wrapped and buffer[: len(FLAT_MAGIC)].tobytes() == FLAT_MAGIC:
-        contents, cut = _unflattened(path, buffer, mapped)
-        return DumpFile(path, contents, True, mapped, cut)
-    size = addresses([buffer.size])
-    return DumpFile(path, SegmentedMemory(buffer, size * 0, size, size * 0), mapped=mapped)
+    except BytesLost as error:
+        raise BadData(f"cannot read {path}: its bytes are {error}; {AGAIN}") from error
+    if wrapped and beginning == FLAT_MAGIC:
+        try:
+            unflattened, cut = _unflattened(path, contents)
+        except BytesLost as error:
+            raise BadData(f"cannot read {path}: its bytes are {error}; {AGAIN}") from error
+        return DumpFile(path, unflattened, True, cut)
+    size = addresses([contents.size])
+    return DumpFile(path, SegmentedMemory(contents, size * 0, size, size * 0))
+
+
+def _pieces(contents: Contents) -> Iterator[bytes]:
+    for position in range(0, contents.size, STEP):
+        yield contents.read(position, min(STEP, contents.size - position))
 
 
 def _remedy(error: OSError) -> str:
     if isinstance(error, PermissionError):
         return "run as a user who may read it"
+    if error.errno == errno.ESPIPE:
+        return "copy it to a file first"
+    if error.errno in (errno.EMFILE, errno.ENFILE):
+        return "raise the limit of open files (ulimit -n)"
     return "give the name of a dump or a capture"
 
 
-def _unflattened(
-    path: Path, buffer: Bytes, mapped: mmap.mmap | None
-) -> tuple[SegmentedMemory, str]:
+def _unflattened(path: Path, contents: Contents) -> tuple[SegmentedMemory, str]:
     """Return the file that was flattened, and how it is cut off if it is."""
     record = struct.Struct(">qq")
     starts, sizes, offsets = array("Q"), array("Q"), array("Q")
-    view = buffer.data
-    end = buffer.size
-    place = FLAT_HEADER
-    held = place
-    if end >= 32 and record.unpack_from(view, 16) != (FLAT_TYPE, FLAT_VERSION):
+    end = contents.size
+    if end >= 32 and record.unpack(contents.read(16, 16)) != (FLAT_TYPE, FLAT_VERSION):
         raise BadData(f"{path} has a flattened form that is not known; try 'makedumpfile -R'")
-    if mapped is not None:
-        # Otherwise the kernel reads all that lies between the records, too.
-        mapped.madvise(mmap.MADV_RANDOM)
     cut = ""
+    place = FLAT_HEADER
+    held, begin = b"", 0
+    empty = 0
     while not cut:
         if place + record.size > end:
             cut = f"{path} is cut off: its flattened form has no end"
             break
-        position, size = record.unpack_from(view, place)
+        if place + record.size > begin + len(held):
+            held, begin = contents.read(place, min(WINDOW, end - place)), place
+        position, size = record.unpack_from(held, place - begin)
         if position == FLAT_END:
             break
         place += record.size
-        if mapped is not None and place - held > HELD_LIMIT:
-            mapped.madvise(mmap.MADV_DONTNEED)
-            held = place
         if not (0 <= position < POSITION_LIMIT and 0 <= size < POSITION_LIMIT):
             raise BadData(f"{path} is damaged: a record of its flattened form cannot be; {AGAIN}")
         if size > end - place:
@@ -136,15 +148,17 @@ def _unflattened(
             starts.append(position)
             sizes.append(size)
             offsets.append(place)
+        else:
+            # A hole in a file reads as one record without bytes after the other.
+            empty += 1
         place += size
-    if mapped is not None:
-        mapped.madvise(mmap.MADV_DONTNEED)
-        mapped.madvise(mmap.MADV_NORMAL)
-    pieces = _latest(*(addresses(a) for a in (starts, sizes, offsets)))
-    return SegmentedMemory(buffer, *pieces), cut
+        if len(starts) > RECORDS_LIMIT or empty > EMPTY_LIMIT:
+            raise BadData(f"{path} has too many records in its flattened form; {REASSEMBLE}")
+    pieces = _latest(path, *(addresses(a) for a in (starts, sizes, offsets)))
+    return SegmentedMemory(contents, *pieces), cut
 
 
-def _latest(starts: U64, sizes: U64, offsets: U64) -> tuple[U64, U64, U64]:
+def _latest(path: Path, starts: U64, sizes: U64, offsets: U64) -> tuple[U64, U64, U64]:
     """Cut records that overlap, so that of each byte the one written last remains."""
     order = np.argsort(starts, kind="stable")
     if np.all(starts[order][1:] >= (starts + sizes)[order][:-1]):
@@ -152,6 +166,8 @@ def _latest(starts: U64, sizes: U64, offsets: U64) -> tuple[U64, U64, U64]:
     edges = np.unique(np.concatenate((starts, starts + sizes)))
     first = np.searchsorted(edges, starts)
     last = np.searchsorted(edges, starts + sizes)
+    if int((last - first).sum()) > OVERLAPS_LIMIT:
+        raise BadData(f"{path} is damaged: the records of its flattened form overlap; {REASSEMBLE}")
     owner = np.full(edges.size, -1, dtype=np.int64)
     for index in range(starts.size):
         owner[first[index] : last[index]] = index

@@ -55,8 +55,6 @@ SUB_HEADER = "QIIQQQQQQQQQQQ"
 RUN = 1 << 12
 """Bytes of bitmap for which one count is kept; a bit is a page."""
 SCAN_STEP = 1 << 20
-HELD = 1 << 26
-"""Bitmap that is counted through is let go of again after so many bytes."""
 EAGER_BITMAP = 1 << 25
 """Bitmaps up to this size are counted when the dump is opened, to see that it is whole."""
 LAST_DESCRIPTORS = 1 << 14
@@ -475,8 +473,6 @@ class KdumpMemory:
         parts = [self._counts]
         total = int(self._counts[-1])
         for begin in range(known * RUN, run * RUN, SCAN_STEP):
-            if (begin - known * RUN + SCAN_STEP) % HELD == 0:
-                self._file.forget()
             length = min(SCAN_STEP, run * RUN - begin)
             block = _part(self._file, layout.dumped_bits + begin, length, "bitmap", SCAN_STEP)
             words = np.frombuffer(block, dtype=np.uint64).reshape(-1, RUN // 8)

@@ -9,13 +9,13 @@ from __future__ import annotations
 import io
 import lzma
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import NamedTuple, Protocol
 
 from inspector.errors import BadData
 
-__all__ = ["AGAIN", "UNPACKED_LIMIT", "is_packed", "unpack"]
+__all__ = ["AGAIN", "STEP", "UNPACKED_LIMIT", "is_packed", "pieces", "unpack"]
 
 AGAIN = "copy it again, or take another dump"
 """What to do with a file that is not whole."""
@@ -25,6 +25,8 @@ UNPACKED_LIMIT = 1 << 32
 
 STEP = 1 << 12
 """Bytes that are unpacked at once: a bomb is seen before it takes much more than the limit."""
+IN_VAIN = 1 << 24
+"""Bytes in a row that may unpack to nothing; a hole of terabytes would otherwise be read."""
 DICTIONARY_LIMIT = 1 << 28
 """Bytes an xz stream may ask for; the strongest preset of xz takes a quarter of it."""
 GZIP_WINDOW = 31
@@ -73,23 +75,33 @@ def is_packed(data: bytes) -> bool:
     return data.startswith(tuple(_PACKINGS))
 
 
-def unpack(path: Path, data: bytes | memoryview) -> bytes:
+def pieces(data: bytes) -> Iterator[bytes]:
+    """Yield some bytes in the pieces that ``unpack`` takes."""
+    for begin in range(0, len(data), STEP):
+        yield data[begin : begin + STEP]
+
+
+def unpack(path: Path, packed: Iterable[bytes]) -> bytes:
     """Return what the contents of a packed file unpack to; streams may follow each other.
 
     Args:
         path: the file, for messages.
-        data: its contents.
+        packed: its contents, in pieces of ``STEP`` bytes; the first says how they are packed.
 
     Raises:
         BadData: they are damaged or truncated, or unpack to more than the limit.
     """
-    whole = memoryview(data)
-    packing = next(of for magic, of in _PACKINGS.items() if whole[: len(magic)] == magic)()
     out = io.BytesIO()
-    stream = packing.begin()
-    try:
-        for begin in range(0, len(whole), STEP):
-            piece = bytes(whole[begin : begin + STEP])
+    stream: _Stream | None = None
+    packing: _Packing | None = None
+    in_vain = 0
+    for piece in packed:
+        if packing is None or stream is None:
+            packing = next(of for magic, of in _PACKINGS.items() if piece.startswith(magic))()
+            stream = packing.begin()
+        before = out.tell()
+        in_vain += len(piece)
+        try:
             while piece:
                 if stream.eof:
                     stream = packing.begin()
@@ -98,8 +110,14 @@ def unpack(path: Path, data: bytes | memoryview) -> bytes:
                 piece = stream.unused_data.lstrip(b"\0") if stream.eof else b""
                 if out.tell() > UNPACKED_LIMIT:
                     raise BadData(f"{path} unpacks to more than {UNPACKED_LIMIT >> 30} GiB")
-    except (packing.damage, EOFError) as error:
-        raise BadData(f"{path} is damaged: {error}; {AGAIN}") from error
-    if not stream.eof:
+        except (packing.damage, EOFError) as error:
+            raise BadData(f"{path} is damaged: {error}; {AGAIN}") from error
+        if out.tell() > before:
+            in_vain = 0
+        elif in_vain > IN_VAIN:
+            raise BadData(
+                f"{path} is damaged: {in_vain >> 20} MiB of it unpack to nothing; {AGAIN}"
+            )
+    if stream is None or not stream.eof:
         raise BadData(f"{path} is truncated: it ends within what is packed; {AGAIN}")
     return out.getvalue()

@@ -1,9 +1,8 @@
-"""Memory that is already here: pieces of physical memory inside one buffer.
+"""Memory that is already here: pieces of physical memory in one buffer or file.
 
-ELF cores, raw images and recordings of a live machine all end as this: a
-buffer, and a table that says which run of physical addresses lies where in
-it.  The buffer may be a memory-mapped file of any size; only what is read is
-touched.
+ELF cores, raw images and recordings of a live machine all end as this: some
+contents, and a table that says which run of physical addresses lies where in
+them.  They may be those of a file of any size; only what is asked for is read.
 """
 
 from __future__ import annotations
@@ -12,7 +11,6 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
-from numpy.typing import NDArray
 
 from inspector.errors import MemoryNotReadable
 from inspector.memory.base import (
@@ -24,12 +22,10 @@ from inspector.memory.base import (
     addresses,
     is_address,
 )
+from inspector.memory.contents import BytesLost, Contents, HeldContents
 from inspector.memory.ranges import Ranges
 
 __all__ = ["Lost", "SegmentedMemory"]
-
-GATHER_LIMIT = 1 << 12
-"""Records up to this many bytes are gathered by one NumPy index."""
 
 
 class Lost(NamedTuple):
@@ -40,14 +36,14 @@ class Lost(NamedTuple):
 
 
 class SegmentedMemory:
-    """Physical memory made of segments of one buffer.
+    """Physical memory made of segments of one buffer or file.
 
     Args:
-        buffer: the bytes.
+        contents: the bytes.
         starts: physical address of each segment.
         sizes: its length in bytes.
-        offsets: where it begins in ``buffer``.
-        lost: what is known to be memory, but not in ``buffer``.
+        offsets: where it begins in ``contents``.
+        lost: what is known to be memory, but not in ``contents``.
         ram: where the machine has memory at all, None where that is not known.
 
     Segments may come in any order.  Where two overlap, the one that starts
@@ -59,7 +55,7 @@ class SegmentedMemory:
 
     def __init__(
         self,
-        buffer: Bytes,
+        contents: Bytes | Contents,
         starts: U64,
         sizes: U64,
         offsets: U64,
@@ -72,7 +68,7 @@ class SegmentedMemory:
         covered = np.concatenate((addresses([0]), ends[:-1]))[: starts.size]
         overlap = np.minimum(np.maximum(covered, starts) - starts, sizes)
         keep = overlap < sizes
-        self._buffer = buffer
+        self._contents = HeldContents(contents) if isinstance(contents, np.ndarray) else contents
         self.starts = (starts + overlap)[keep]
         self.sizes = (sizes - overlap)[keep]
         self.offsets = (offsets + overlap)[keep]
@@ -87,7 +83,9 @@ class SegmentedMemory:
 
     def within(self, ram: Ranges | None) -> SegmentedMemory:
         """Return the same of a machine that has its memory there, None where that is not known."""
-        return SegmentedMemory(self._buffer, self.starts, self.sizes, self.offsets, self._lost, ram)
+        return SegmentedMemory(
+            self._contents, self.starts, self.sizes, self.offsets, self._lost, ram
+        )
 
     @property
     def end(self) -> int:
@@ -114,7 +112,7 @@ class SegmentedMemory:
         begin = np.maximum(self.starts[piece], offsets[segment])
         end = np.minimum(self._ends[piece], (offsets + sizes)[segment])
         return SegmentedMemory(
-            self._buffer,
+            self._contents,
             starts[segment] + (begin - offsets[segment]),
             end - begin,
             self.offsets[piece] + (begin - self.starts[piece]),
@@ -133,8 +131,10 @@ class SegmentedMemory:
                 raise MemoryNotReadable(address, length, self._why(position))
             inside = position - int(self.starts[index])
             take = min(left, int(self.sizes[index]) - inside)
-            offset = int(self.offsets[index]) + inside
-            pieces.append(self._buffer[offset : offset + take].tobytes())
+            try:
+                pieces.append(self._contents.read(int(self.offsets[index]) + inside, take))
+            except BytesLost as error:
+                raise MemoryNotReadable(address, length, str(error)) from error
             position += take
             left -= take
         return b"".join(pieces)
@@ -159,13 +159,13 @@ class SegmentedMemory:
         known &= inside < self.sizes[index]
         whole = known & (self.sizes[index] - np.minimum(inside, self.sizes[index]) >= length)
         offsets = self.offsets[index] + inside
-        if whole.all() and np.all(offsets[1:] - offsets[:-1] == np.uint64(length)):
-            first = int(offsets[0])
-            run = self._buffer[first : first + where.size * length].copy()
-            return Records(run.reshape(where.size, length), whole)
         data = np.zeros((where.size, length), dtype=np.uint8)
-        self._gather(data, whole, offsets, length)
-        present |= whole
+        if whole.all():
+            return Records(data, self._contents.gather(offsets, data))
+        rows = np.flatnonzero(whole)
+        found = np.zeros((rows.size, length), dtype=np.uint8)
+        present[rows] = self._contents.gather(offsets[rows], found)
+        data[rows] = found
         for row in np.flatnonzero(known & ~whole):
             try:
                 piece = self.read(int(where[row]), length)
@@ -174,13 +174,3 @@ class SegmentedMemory:
             data[row] = np.frombuffer(piece, dtype=np.uint8)
             present[row] = True
         return Records(data, present)
-
-    def _gather(self, data: Bytes, rows: NDArray[np.bool_], offsets: U64, length: int) -> None:
-        chosen = np.flatnonzero(rows)
-        if length <= GATHER_LIMIT and self._buffer.size >= length:
-            windows = np.lib.stride_tricks.sliding_window_view(self._buffer, length)
-            data[chosen] = windows[offsets[chosen].astype(np.int64)]
-            return
-        for row in chosen:
-            offset = int(offsets[row])
-            data[row] = self._buffer[offset : offset + length]

@@ -27,11 +27,14 @@ from inspector.kvm.snapshot import Part, Rmaps, Snapshot, Vm
 from inspector.memory.base import addresses
 from inspector.questions.changes import Compared, SlotChange
 from inspector.questions.difference import slot_changes
-from inspector.storage import parsed_json
+from inspector.storage import DAMAGE, contents_of, parsed_json
 
 __all__ = ["Departure", "Departures", "Expected", "ExpectedVm", "departures", "read_expected"]
 
 COMPARED = (Part.RMAPS, Part.MEMSLOTS, Part.NESTED, Part.SHADOW)
+
+EXPECTED_LIMIT = 1 << 28
+"""Bytes of an expectation; a list of a million entries has a tenth of it."""
 
 L2Place = tuple[int, int]
 """LPID and L2 address of a shadow leaf."""
@@ -89,13 +92,15 @@ def read_expected(path: Path) -> Expected:
         BadData: the file is not one.
     """
     try:
-        raw = parsed_json(path.read_bytes())
+        raw = parsed_json(contents_of(path, EXPECTED_LIMIT))
         if "vms" not in raw:
             raw = raw["expected"]
+        if not isinstance(raw["vms"], list):
+            raise TypeError("its vms are no list")
         return Expected(str(path), tuple(_expected_vm(vm) for vm in raw["vms"]))
     except KeyError as error:
         raise BadData(f"{path} is no expectation: it has no {error}") from error
-    except (AttributeError, OSError, TypeError, ValueError) as error:
+    except DAMAGE as error:
         raise BadData(f"{path} is no expectation: {error}") from error
 
 

@@ -208,5 +208,6 @@ def _overlapping(
     begin: NDArray[np.uint64], size: NDArray[np.uint64], first: int, length: int
 ) -> NDArray[np.int64]:
     """Return which of some ranges hold a part of another one."""
-    start, end = np.uint64(first), np.uint64(first + length)
-    return np.flatnonzero((begin < end) & (start < begin + size))
+    # the last page ends at 2 ** 64, which is no number of 64 bits
+    start, last = np.uint64(first), np.uint64(min(first + length, 1 << 64) - 1)
+    return np.flatnonzero((begin <= last) & (start < begin + size))

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import io
 import itertools
+import logging
+import os
 import re
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -17,6 +19,10 @@ from inspector.reports.figures import Guest, Occupancy
 
 __all__ = ["guests_chart", "lengths_chart", "occupancy_chart", "page_sizes_chart"]
 
+# Nothing is drawn by the user's backend, and matplotlib cannot be imported with the name of none.
+_BACKEND = os.environ.pop("MPLBACKEND", None)
+# It warns of a folder for its cache that cannot be used, and does without.
+logging.getLogger("matplotlib").setLevel(logging.ERROR)
 try:
     import matplotlib
     from matplotlib.axes import Axes
@@ -28,6 +34,9 @@ except ImportError as error:
         "reports need packages that are not installed; "
         "install them with pip install 'kvmhv-inspector[report]'"
     ) from error
+finally:
+    if _BACKEND is not None:
+        os.environ["MPLBACKEND"] = _BACKEND
 
 COLOURS = {
     "ink": "#010101",

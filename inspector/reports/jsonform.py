@@ -10,7 +10,7 @@ from functools import cache
 from typing import Any
 
 from inspector import hash_encoding
-from inspector.checks.base import Finding, all_invariants
+from inspector.checks.base import DISAGREEMENT, Finding, all_invariants
 from inspector.checks.verdict import NODE_SIZE, Basis, Judgement, VmJudgement
 from inspector.kvm.snapshot import HashSlot, Memslot, Nested, PartitionEntry, Slot, Snapshot, Vm
 from inspector.reports.text import hash_problems
@@ -115,7 +115,8 @@ def _vm_judgement(vm: VmJudgement) -> dict[str, Any]:
 
 @cache
 def _severities() -> dict[str, str]:
-    return {invariant.id: invariant.severity.value for invariant in all_invariants()}
+    known = {invariant.id: invariant.severity.value for invariant in all_invariants()}
+    return known | {DISAGREEMENT: "tool"}
 
 
 def finding_json(finding: Finding) -> dict[str, Any]:

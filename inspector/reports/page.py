@@ -15,6 +15,7 @@ from typing import Any
 from inspector import __version__
 from inspector.errors import BadData, InspectorError, TargetNotSupported, printable
 from inspector.reports.figures import Figures
+from inspector.storage import strict_json
 
 __all__ = ["page", "page_of_document"]
 
@@ -30,7 +31,7 @@ def page_of_document(text: bytes, name: str) -> tuple[dict[str, Any], str]:
         TargetNotSupported: the packages for it are not installed.
     """
     try:
-        document = json.loads(text)
+        document = strict_json(text)
         if document["schema"] != SCHEMA:
             raise BadData(
                 f"{name} is a document {document['schema']!r}; a report is made from one of "

@@ -335,3 +335,42 @@ def test_a_node_is_printed_decoded(gdb: str, node: Path) -> None:
 
 def test_the_inspector_says_where_the_script_is() -> None:
     assert Path(inspector("gdb-script").stdout.strip()) == SCRIPT
+
+
+CANNOT_START = {
+    "no such interpreter": ("#!/no/such/python\n", "cannot be started: No such file"),
+    "a launcher without its package": ("#!/bin/sh\necho 'No module' >&2; exit 1\n", "No module"),
+    "says nothing": ("#!/bin/sh\nexit 0\n", "it said nothing"),
+    "fails itself": ("#!/bin/sh\necho 'it failed' >&2; exit 4\n", "it failed"),
+    "is killed": ("#!/bin/sh\nkill -9 $$\n", "was ended by signal 9"),
+}
+
+
+def test_a_tool_that_cannot_start_is_no_verdict(
+    boot: Callable[..., Lab], gdb: str, tmp_path: Path
+) -> None:
+    lab = boot("singles")
+    programs = {}
+    for number, (kind, (text, _)) in enumerate(CANNOT_START.items()):
+        program = tmp_path / f"inspector{number}"
+        program.write_text(text)
+        program.chmod(0o755)
+        programs[kind] = str(program)
+    found = _python(
+        gdb,
+        lab,
+        f"""
+result = {{}}
+for kind, program in {programs!r}.items():
+    gdb.set_convenience_variable("kvmhv_exit", 0)
+    gdb.execute(f"set kvmhv inspector {{program}}")
+    result[kind] = [said("kvmhv check"), int(gdb.parse_and_eval("$kvmhv_exit"))]
+""",
+        tmp_path,
+    )
+    for kind, (_, message) in CANNOT_START.items():
+        text, code = found[kind]
+        assert code == 4, (kind, text)
+        assert text.startswith("error: "), kind
+        assert message in text, kind
+        assert "\n" not in text, kind

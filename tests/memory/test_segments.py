@@ -9,9 +9,10 @@ from hypothesis import strategies as st
 
 from inspector.errors import MemoryNotReadable
 from inspector.memory.base import addresses, read_one
+from inspector.memory.contents import GATHER_LIMIT
 from inspector.memory.ranges import Ranges
 from inspector.memory.recording import Piece, RecordingMemory
-from inspector.memory.segments import GATHER_LIMIT, SegmentedMemory
+from inspector.memory.segments import SegmentedMemory
 from tests.memories import of_segments
 
 SPAN = 96

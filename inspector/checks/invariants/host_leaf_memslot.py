@@ -7,7 +7,15 @@ from collections.abc import Iterator
 import numpy as np
 
 from inspector import pte
-from inspector.checks.base import Evidence, Finding, Invariant, Rest, Severity, Witness
+from inspector.checks.base import (
+    Evidence,
+    Finding,
+    Invariant,
+    Rest,
+    Severity,
+    Witness,
+    disagreement,
+)
 from inspector.checks.proof import member
 from inspector.checks.view import CheckedVm, leaf_at
 from inspector.kvm.snapshot import Part
@@ -22,8 +30,11 @@ def find(checked: CheckedVm) -> Iterator[Finding]:
     host, shift = checked.vm.host, checked.page_shift
     for row in np.flatnonzero(~checked.in_memslot):
         leaf = leaf_at(host, int(row))
-        assert holder(checked.vm.memslots, leaf, shift) is None
         gfn = leaf.address >> shift
+        if holder(checked.vm.memslots, leaf, shift) is not None:
+            where = Evidence("L0's leaf", "physical", int(host.where[row]), leaf.entry)
+            yield disagreement(ID, checked.vm.lpid, f"L0's leaf for gfn {gfn:#x}", where)
+            continue
         touched = [
             slot
             for slot in checked.vm.memslots

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import numpy as np
 
 from inspector import encoding
-from inspector.checks.base import Evidence, Finding, Invariant, Severity
+from inspector.checks.base import Evidence, Finding, Invariant, Severity, disagreement
 from inspector.checks.view import CheckedVm
 from inspector.kvm.snapshot import Part
 from inspector.model.rights import misplaced
@@ -21,8 +21,12 @@ def find(checked: CheckedVm) -> Iterator[Finding]:
         slot = checked.rmaps[int(checked.slot_of[row])]
         word = int(checked.rmaps.word[row])
         first = misplaced(checked.model, slot.gfn, word)
-        assert first is not None
         entry = encoding.decode(word)
+        if first is None:
+            place = int(checked.rmaps.place[row])
+            of = f"the entry for L2 {entry.lpid}:{entry.gpa:#x} in the slot of gfn {slot.gfn:#x}"
+            yield disagreement(ID, checked.vm.lpid, of, Evidence("entry", "kernel", place, word))
+            continue
         leaf = int(checked.host_leaf(np.array([row]))[0])
         yield Finding(
             ID,
