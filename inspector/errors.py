@@ -9,7 +9,36 @@ from __future__ import annotations
 
 import enum
 
-__all__ = ["BadData", "InspectorError", "MemoryNotReadable", "Step", "TargetNotSupported"]
+__all__ = [
+    "BadData",
+    "InspectorError",
+    "MemoryNotReadable",
+    "Step",
+    "TargetNotSupported",
+    "printable",
+    "shown",
+]
+
+SHOWN = 120
+"""Characters of what a target says that a message repeats."""
+
+
+def printable(text: str) -> str:
+    """Return text from a target with control characters shown, not sent."""
+    if text.isprintable():
+        return text
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+
+
+def shown(said: str | bytes, limit: int = SHOWN) -> str:
+    """Return what a target has said as a message repeats it: on one line, and cut.
+
+    Args:
+        said: the text; bytes are taken for Latin-1.
+        limit: how many characters of it, before those that cannot be printed are written out.
+    """
+    text = said[: limit + 1] if isinstance(said, str) else said[: limit + 1].decode("latin-1")
+    return printable(text[:limit]) + ("..." if len(text) > limit else "")
 
 
 class Step(enum.Enum):

@@ -16,7 +16,7 @@ from typing import TextIO
 import click
 
 from inspector import __version__
-from inspector.errors import InspectorError
+from inspector.errors import InspectorError, printable
 from inspector.memory import ahead
 from inspector.plugins import PluginWarning
 
@@ -137,8 +137,6 @@ def _on_unraisable(unraisable: sys.UnraisableHookArgs) -> None:
 
 def _say(message: str) -> None:
     """Print what is wrong; what a target put into it is shown, and not sent to the terminal."""
-    from inspector.reports.text import printable
-
     click.echo(f"inspector: {printable(message)}", err=True)
 
 

@@ -14,8 +14,8 @@ from typing import Any
 import click
 
 from inspector.cli.options import Target
+from inspector.errors import printable
 from inspector.kernel.choose import Known
-from inspector.reports.text import printable
 from inspector.session import Acquired, Options, acquire, kernel_of
 
 __all__ = ["describe_target", "open_target", "options_of", "print_json", "progress", "say"]

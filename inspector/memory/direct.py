@@ -11,20 +11,24 @@ import ctypes
 import errno
 import mmap
 import os
+import re
 from collections.abc import Callable
+from pathlib import Path
 
 import numpy as np
 
-from inspector.errors import MemoryNotReadable, TargetNotSupported
+from inspector.errors import MemoryNotReadable, TargetNotSupported, shown
 from inspector.memory.base import U64, Bytes, Records, read_one
 from inspector.memory.ram import RamMap
 from inspector.memory.ranges import Ranges
 from inspector.memory.recording import WORD, RecordingMemory
 from inspector.memory.segments import SegmentedMemory
 
-__all__ = ["Copier", "DirectMemory", "hva_of"]
+__all__ = ["Copier", "DirectMemory", "hva_of", "see_that_it_is_qemu"]
 
 IOV_MAX = 1024
+_MAPPING = re.compile(r"([0-9a-f]+)-([0-9a-f]+) (\S{4}) \S+ \S+ \S+ *(.*)")
+"""A line of /proc/PID/maps: where a mapping begins and ends, its rights, and its file."""
 _libc = ctypes.CDLL(None, use_errno=True)
 _libc.process_vm_readv.restype = ctypes.c_ssize_t
 
@@ -152,13 +156,55 @@ def _touched(size: int) -> Bytes:
     return buffer
 
 
+def see_that_it_is_qemu(pid: int, ram: RamMap, hva: U64) -> None:
+    """Refuse a process that is not QEMU, or that has no memory for RAM where a stub says it is.
+
+    The stub names addresses in the process that has the port.  Where that is
+    not QEMU, as with a forwarded port, they would be somebody else's secrets.
+
+    Args:
+        pid: the process.
+        ram: where RAM is, as the stub says.
+        hva: address in the process of each range, as the stub says.
+
+    Raises:
+        TargetNotSupported: it is not QEMU, or not with that memory.
+    """
+    try:
+        lines = Path(f"/proc/{pid}/maps").read_text("utf-8", "replace").splitlines()
+    except PermissionError as error:
+        raise _forbidden(pid) from error
+    except OSError as error:
+        raise TargetNotSupported(f"process {pid} cannot be looked at: {error.strerror}") from error
+    mappings = [_MAPPING.match(line) for line in lines]
+    found = [mapping for mapping in mappings if mapping is not None]
+    programs = (mapping[4].rpartition("/")[2] for mapping in found if "x" in mapping[3])
+    if not any("qemu" in program for program in programs):
+        raise TargetNotSupported(f"process {pid} is not QEMU (a forwarded port?)")
+    writable = [(int(m[1], 16), int(m[2], 16)) for m in found if m[3].startswith("rw")]
+    for start, size in zip(hva.tolist(), ram.sizes.tolist(), strict=True):
+        at = start
+        for begin, end in writable:
+            if begin <= at < end:
+                at = end
+        if at < start + size:
+            raise TargetNotSupported(
+                f"QEMU process {pid} has no {size} bytes of memory at {start:#x}, where its stub "
+                "says that RAM is"
+            )
+
+
+def _forbidden(pid: int) -> TargetNotSupported:
+    return TargetNotSupported(
+        f"no permission to read the memory of the QEMU process {pid}; run as root or as its "
+        "user with kernel.yama.ptrace_scope=0, or use --read-path gdb"
+    )
+
+
 def _failure(pid: int, address: int, length: int) -> MemoryNotReadable | TargetNotSupported:
     number = ctypes.get_errno()
     if number == errno.EPERM:
-        return TargetNotSupported(
-            f"no permission to read the memory of the QEMU process {pid}; run as root or as its "
-            "user with kernel.yama.ptrace_scope=0, or use --read-path gdb"
-        )
+        return _forbidden(pid)
     if number == errno.ESRCH:
         return TargetNotSupported(f"the machine's QEMU, process {pid}, has ended")
     return MemoryNotReadable(
@@ -174,6 +220,9 @@ def hva_of(text: str) -> int:
     """
     last = text.strip().rsplit(" ", 1)[-1]
     try:
-        return int(last, 16)
+        address = int(last, 16)
+        if not 0 <= address < 1 << 64:
+            raise ValueError("no address")
+        return address
     except ValueError as error:
-        raise TargetNotSupported(f"QEMU did not answer 'gpa2hva': {text.strip()}") from error
+        raise TargetNotSupported(f"QEMU did not answer 'gpa2hva': {shown(text.strip())}") from error

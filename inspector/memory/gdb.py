@@ -3,22 +3,38 @@
 from __future__ import annotations
 
 import contextlib
+import os
+import resource
 import shutil
 import subprocess
+import threading
+from pathlib import Path
 
 from inspector.errors import Step, TargetNotSupported
+from inspector.memory import confine
+from inspector.memory.confine import Limits
 
-__all__ = ["end_ahead", "start", "start_ahead"]
+__all__ = ["RENEWED_AFTER", "end_ahead", "renew", "start", "start_ahead"]
 
 
 CANDIDATES = ("gdb-multiarch", "gdb")
 ARGUMENTS = (
     *("--nx", "--quiet", "--interpreter=mi3", "-iex", "set auto-load off"),
     *("-iex", "set debuginfod enabled off"),
+    # no file is looked for that a stub could name
+    *("-iex", "set auto-solib-add off", "-iex", "set sysroot /dev/null"),
     # GDB 13 may abort when its target goes away; no core file is left in the user's directory
     *("-iex", "maintenance set internal-error corefile no"),
     *("-iex", "maintenance set internal-error quit yes"),
 )
+MEMORY = 2048
+"""MiB that GDB may use."""
+PROCESSOR = 120
+"""Seconds of processor time from one renewal to the next; a command takes less than one."""
+RENEWED_AFTER = 30.0
+LIMITS = Limits(MEMORY, PROCESSOR)
+WITHHELD = ("DEBUGINFOD_URLS",)
+"""Variables of the environment that would have GDB ask servers for files."""
 _ahead: list[subprocess.Popen[bytes]] = []
 
 
@@ -48,6 +64,16 @@ def start() -> subprocess.Popen[bytes]:
     return _started(program)
 
 
+def renew(process: subprocess.Popen[bytes]) -> None:
+    """Give a GDB that answers its processor time anew: a session may last for hours."""
+    with contextlib.suppress(OSError, ValueError, IndexError):
+        fields = Path(f"/proc/{process.pid}/stat").read_text().rpartition(") ")[2].split()
+        used = sum(map(int, fields[11:13])) // os.sysconf("SC_CLK_TCK")
+        _, most = resource.prlimit(process.pid, resource.RLIMIT_CPU)
+        soft = used + PROCESSOR if most == resource.RLIM_INFINITY else min(used + PROCESSOR, most)
+        resource.prlimit(process.pid, resource.RLIMIT_CPU, (soft, most))
+
+
 def end_ahead() -> None:
     """End a GDB that was started and is not needed."""
     while _ahead:
@@ -60,8 +86,12 @@ def _program() -> str | None:
 
 
 def _started(program: str) -> subprocess.Popen[bytes]:
+    # a GDB ends with the thread that started it; only the main one lasts as long as the process
+    dies = threading.current_thread() is threading.main_thread()
+    kept = {name: value for name, value in os.environ.items() if name not in WITHHELD}
     return subprocess.Popen(
-        [program, *ARGUMENTS],
+        confine.launcher(LIMITS._replace(dies=dies), [program, *ARGUMENTS]),
+        env=kept,
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=subprocess.DEVNULL,

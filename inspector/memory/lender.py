@@ -10,6 +10,7 @@ import contextlib
 import select
 import signal
 import socket
+import time
 import weakref
 from collections.abc import Iterator, Sequence
 
@@ -25,6 +26,11 @@ LINE_LIMIT = 64
 BATCH_BYTES = 1 << 23
 ANSWER_LIMIT = 1 << 26
 """Bytes; what is read at once is less."""
+
+PATIENCE = 60.0
+"""Seconds in which a question is answered, counted from when it is asked."""
+RATE = 1 << 15
+"""Bytes of an announced answer that arrive at least in every second beyond that."""
 
 Span = tuple[int, int]
 
@@ -54,10 +60,13 @@ class Lender:
     Args:
         end: the socket, which is taken over.
         batch: ranges in one request.
+        patience: seconds in which the other end answers a question, beside
+            the time that its bytes take.
     """
 
-    def __init__(self, end: socket.socket, batch: int) -> None:
+    def __init__(self, end: socket.socket, batch: int, patience: float = PATIENCE) -> None:
         self._end = end
+        self._patience = patience
         # who lends until this process ends is not told before
         weakref.finalize(self, end.close)
         self._batch = batch
@@ -66,55 +75,71 @@ class Lender:
         """Answers that were not heard to their end."""
         self._torn = False
         """Whether a request may have been sent in part."""
+        self._last_word = ""
+        """Why nothing is answered any more."""
 
-    def ask(self, request: str) -> bytes:
+    def ask(self, request: str, length: int = 0) -> bytes:
         """Return the answer to a request.
+
+        Args:
+            request: what is asked.
+            length: bytes of memory that are asked for.
 
         Raises:
             Refused: it could not be done.
-            Lost: the other end is gone.
+            Lost: the other end is gone, or does not answer in time.
         """
+        if self._last_word:
+            raise Lost(request, self._last_word)
         if self._torn:
             raise Lost(request, "an earlier request was interrupted")
+        deadline = time.monotonic() + self._patience + length / RATE
         try:
             while self._owed:
-                kind, answer = self._answer()
+                kind, answer = self._answer(deadline)
                 if kind == b"lost":
-                    raise Lost(request, answer.decode("utf-8", "replace"))
+                    raise self._lost(request, answer.decode("utf-8", "replace"))
             self._torn = True
             # what the other end said last can be read, also if it takes nothing more
             with contextlib.suppress(BrokenPipeError):
                 self._end.sendall(request.encode() + b"\n")
             self._owed, self._torn = 1, False
-            kind, answer = self._answer()
+            kind, answer = self._answer(deadline)
         except (OSError, ValueError) as error:
-            raise Lost(request, str(error)) from error
+            raise self._lost(request, str(error)) from error
         if kind == b"ok":
             return answer
         said = answer.decode("utf-8", "replace")
-        raise Refused(request, said) if kind == b"error" else Lost(request, said)
+        raise Refused(request, said) if kind == b"error" else self._lost(request, said)
 
-    def _answer(self) -> tuple[bytes, bytes]:
+    def _lost(self, request: str, said: str) -> Lost:
+        """Keep why there is no answer, for whoever asks again."""
+        self._last_word = said
+        return Lost(request, said)
+
+    def _answer(self, deadline: float) -> tuple[bytes, bytes]:
         """Hear the next answer to its end: its kind, and what it says."""
         while (end := self._heard.find(b"\n")) < 0:
             if len(self._heard) > LINE_LIMIT:
                 raise ValueError(f"it says {bytes(self._heard[:LINE_LIMIT])!r}")
-            self._listen()
+            self._listen(deadline)
         kind, _, announced = bytes(self._heard[:end]).partition(b" ")
         length = int(announced)
         if not 0 <= length <= ANSWER_LIMIT:
             raise ValueError(f"it announces {length} bytes")
         whole = end + 1 + length
         while len(self._heard) < whole:
-            self._listen()
+            self._listen(deadline)
         answer = bytes(memoryview(self._heard)[end + 1 : whole])
         with _uninterrupted():
             del self._heard[:whole]
             self._owed = 0
         return kind, answer
 
-    def _listen(self) -> None:
-        select.select([self._end], [], [])
+    def _listen(self, deadline: float) -> None:
+        left = max(0.0, deadline - time.monotonic())
+        if not select.select([self._end], [], [], left)[0]:
+            raise OSError("it did not answer in time")
         # what was taken from the socket and not kept would be missing in every answer from then on
         with _uninterrupted():
             piece = self._end.recv(PIECE)
@@ -131,8 +156,9 @@ class Lender:
         pieces = []
         for batch in _batches(ranges, self._batch):
             numbers = " ".join(f"{address:x} {length:x}" for address, length in batch)
-            answer = self.ask(f"read {numbers}")
-            if len(answer) != sum(length for _, length in batch):
+            total = sum(length for _, length in batch)
+            answer = self.ask(f"read {numbers}", total)
+            if len(answer) != total:
                 raise TargetNotSupported("who lends the machine gave less than was asked")
             begin = 0
             for _, length in batch:

@@ -22,14 +22,14 @@ from types import TracebackType
 
 import numpy as np
 
-from inspector.errors import InspectorError, MemoryNotReadable, Step, TargetNotSupported
+from inspector.errors import InspectorError, MemoryNotReadable, Step, TargetNotSupported, shown
 from inspector.memory import relay
 from inspector.memory.ahead import behind
 from inspector.memory.base import addresses
-from inspector.memory.direct import DirectMemory, hva_of
+from inspector.memory.direct import DirectMemory, hva_of, see_that_it_is_qemu
 from inspector.memory.lender import SIGNALS, Lost
 from inspector.memory.mi import GdbError, GdbProcess
-from inspector.memory.processes import is_local, is_taken
+from inspector.memory.processes import holds_end, is_local, is_taken
 from inspector.memory.ram import RamMap, large_blocks, parse_mtree
 from inspector.memory.relayed import Relay
 from inspector.memory.stub import StubMemory
@@ -83,8 +83,8 @@ class LiveMachine:
             self._over_stub = StubMemory(self._relay.read_ranges, self._ram, self.stopped)
             self.memory: StubMemory | DirectMemory = self._choose(read_path)
             self._went_on(self.gdb.resume)
-        except BaseException:
-            self.close()
+        except BaseException as error:
+            self.close(error)
             raise
 
     def __enter__(self) -> LiveMachine:
@@ -96,15 +96,24 @@ class LiveMachine:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        self.close()
+        try:
+            if isinstance(error, GdbError):
+                # where the relay has closed GDB's connection, it knows better why
+                with contextlib.suppress(Lost):
+                    self._relay.about()
+        finally:
+            self.close(error)
 
     @property
     def stopped_seconds(self) -> float:
         """How long the machine stood still in all."""
         return sum(self.stops)
 
-    def close(self) -> None:
+    def close(self, after: BaseException | None = None) -> None:
         """Leave the machine as it was found; signals wait until this is done.
+
+        Args:
+            after: the error that ends the session.
 
         Raises:
             TargetNotSupported: it could not be let go on.
@@ -117,7 +126,7 @@ class LiveMachine:
         finally:
             signal.pthread_sigmask(signal.SIG_SETMASK, before)
         if not left:
-            raise _stuck(self.host, self.port)
+            raise _stuck(self.host, self.port, after)
 
     def stopped(self) -> contextlib.AbstractContextManager[None]:
         """Keep the machine still for the length of a block; blocks may be nested.
@@ -201,12 +210,7 @@ class LiveMachine:
         self.stays = self.stays or self.replays or status != relay.PAUSED
         architecture = self.gdb.console("show architecture")
         if POWER not in architecture:
-            raise TargetNotSupported(
-                f"the machine at {self.host}:{self.port} is not a 64-bit POWER machine: "
-                f"{architecture.strip()} "
-                "Attach to the QEMU (qemu-system-ppc64) that runs the KVM-HV host",
-                Step.POWER,
-            )
+            raise _not_power(self.host, self.port, architecture.strip())
 
     def _one_block(self) -> RamMap | None:
         """Return the map of a machine whose memory is one block that begins at 0, None for others.
@@ -250,8 +254,11 @@ class LiveMachine:
             raise TargetNotSupported(
                 f"the process behind port {self.port} is not visible from here"
             )
-        hvas = [self._hva(int(start)) for start in self._ram.starts]
-        direct = DirectMemory(pid, self._ram, addresses(hvas))
+        if not holds_end(pid, *self._relay.ends()):
+            raise TargetNotSupported(f"process {pid} does not serve port {self.port} any more")
+        hvas = addresses([self._hva(int(start)) for start in self._ram.starts])
+        see_that_it_is_qemu(pid, self._ram, hvas)
+        direct = DirectMemory(pid, self._ram, hvas)
         where = addresses([int(start) for start in self._ram.starts])
         where = np.concatenate((where, where[:1] + self._ram.sizes[:1] // np.uint64(2)))
         length = int(min(PROBE_LENGTH, self._ram.sizes.min()))
@@ -302,9 +309,19 @@ def resumed(host: str, port: int) -> str:
     return found
 
 
-def _stuck(host: str, port: int) -> TargetNotSupported:
+def _not_power(host: str, port: int, what: str) -> TargetNotSupported:
     return TargetNotSupported(
-        f"the machine at {host}:{port} could not be let go on, since its stub does not answer; "
+        f"the machine at {host}:{port} is not a 64-bit POWER machine: {shown(what)} "
+        "Attach to the QEMU (qemu-system-ppc64) that runs the KVM-HV host",
+        Step.POWER,
+    )
+
+
+def _stuck(host: str, port: int, after: BaseException | None = None) -> TargetNotSupported:
+    before = f"{after}; after that, " if isinstance(after, InspectorError) else ""
+    return TargetNotSupported(
+        f"{before}the machine at {host}:{port} could not be let go on, since its stub does not "
+        "answer; "
         f"'inspector resume gdb:{host}:{port}' does it when it can be reached"
     )
 
@@ -313,6 +330,8 @@ def _not_attached(host: str, port: int, said: str) -> TargetNotSupported:
     """Say why a relay is not connected to a stub, from its own word for it."""
     place = f"{host}:{port}"
     what, _, reason = said.partition(" ")
+    if what == relay.OTHER:
+        return _not_power(host, port, f"its architecture is {reason}.")
     if what == relay.FOREIGN:
         return TargetNotSupported(
             f"the stub at {place} has no physical mode, so it is not QEMU's (or older than "

@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 from pygdbmi.gdbmiparser import parse_response
 from pygdbmi.IoManager import IoManager
 
-from inspector.errors import TargetNotSupported
+from inspector.errors import TargetNotSupported, shown
 from inspector.memory import gdb
 from inspector.memory.relay import CLOSED
 
@@ -34,6 +34,11 @@ GROUP = re.compile(
 )
 RECORD = re.compile(rb"\d+\^[a-z]+(?:,%b)*" % RESULT)
 DEPTH = 32
+LINE_LIMIT = 1 << 24
+"""Bytes of one line that GDB prints."""
+SAID_LIMIT = 1 << 20
+"""Bytes that a command prints, of which more is passed over."""
+REASON_LIMIT = 400
 STREAMS = (b'~"', b'@"', b'&"')
 
 
@@ -52,6 +57,18 @@ class Result(NamedTuple):
     text: str
 
 
+class _Wait(NamedTuple):
+    """What is waited for, for how many seconds, and until when: however much GDB says meanwhile."""
+
+    what: str
+    timeout: float
+    deadline: float
+
+
+def _wait(what: str, timeout: float) -> _Wait:
+    return _Wait(what, timeout, time.monotonic() + timeout)
+
+
 class GdbProcess:
     """A running GDB."""
 
@@ -64,6 +81,7 @@ class GdbProcess:
         self._partial: list[bytes] = []
         self._lines: list[bytes] = []
         self._token = 0
+        self._renewed = time.monotonic()
         self._ended = False
         self.running = False
 
@@ -78,16 +96,21 @@ class GdbProcess:
             TargetNotSupported: GDB ended or did not answer in time.
         """
         token = b"%d^" % self._send(text)
-        said = []
+        wait = _wait(text, timeout)
+        said: list[bytes] = []
         while True:
-            line = self._line(timeout, text)
+            line = self._line(wait)
             self._note_state(line)
             if line[:2] in STREAMS and line.endswith(b'"'):
-                said.append(line)
+                # what a target has GDB print is of no use beyond that, and has no end
+                if sum(map(len, said)) < SAID_LIMIT:
+                    said.append(line)
             elif line.startswith(token) and (record := _parsed(line)) is not None:
                 payload = record["payload"] or {}
                 if record["message"] == "error":
-                    raise GdbError(f"GDB could not do '{text}': {payload.get('msg', 'no reason')}")
+                    reason = shown(str(payload.get("msg", "no reason")), REASON_LIMIT)
+                    raise GdbError(f"GDB could not do '{text}': {reason}")
+                self._renew()
                 return Result(payload, "".join(map(_text, said)))
 
     def console(self, text: str, timeout: float = TIMEOUT) -> str:
@@ -118,8 +141,9 @@ class GdbProcess:
             GdbSilent: it has not stopped in time.
             TargetNotSupported: it has ended.
         """
+        wait = _wait("stop", timeout)
         while self.running:
-            self._note_state(self._line(timeout, "stop"))
+            self._note_state(self._line(wait))
         if self._ended:
             raise TargetNotSupported(CLOSED)
 
@@ -149,18 +173,28 @@ class GdbProcess:
             self.running = False
             self._ended = True
 
-    def _line(self, timeout: float, waiting_for: str) -> bytes:
-        deadline = time.monotonic() + timeout
+    def _renew(self) -> None:
+        if time.monotonic() - self._renewed > gdb.RENEWED_AFTER:
+            self._renewed = time.monotonic()
+            gdb.renew(self._process)
+
+    def _line(self, wait: _Wait) -> bytes:
+        """Return the next line."""
         while not self._lines:
-            ready, _, _ = select.select([self._out], [], [], max(0.0, deadline - time.monotonic()))
-            if not ready:
+            left = wait.deadline - time.monotonic()
+            if left <= 0 or not select.select([self._out], [], [], left)[0]:
                 raise GdbSilent(
-                    f"GDB did not answer within {timeout:.0f} s (waiting for '{waiting_for}'); "
-                    "is the machine's QEMU still alive?"
+                    f"GDB did not answer within {wait.timeout:.0f} s (waiting for "
+                    f"'{wait.what}'); is the machine's QEMU still alive?"
+                )
+            if sum(map(len, self._partial)) > LINE_LIMIT:
+                raise TargetNotSupported(
+                    f"GDB printed over {LINE_LIMIT >> 20} MiB in one line (waiting for "
+                    f"'{wait.what}'), so what it is attached to is not QEMU"
                 )
             piece = os.read(self._out, 1 << 18)
             if not piece:
-                raise TargetNotSupported(f"GDB ended while '{waiting_for}' was under way")
+                raise TargetNotSupported(f"GDB ended while '{wait.what}' was under way")
             *whole, rest = piece.split(b"\n")
             if whole:
                 whole[0] = b"".join((*self._partial, whole[0]))

@@ -6,15 +6,24 @@ import contextlib
 import ipaddress
 import os
 import socket
+import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import NamedTuple
 
-__all__ = ["is_local", "is_taken", "process_behind"]
+__all__ = ["Place", "holds_end", "is_local", "is_taken", "process_behind"]
 
 TCP_TABLES = ("/proc/net/tcp", "/proc/net/tcp6")
 ESTABLISHED = "01"
 LOOPBACK = ("0100007F", "00000000000000000000000001000000")
 """127.0.0.1, also when mapped into IPv6, and ::1, as the tables write them."""
+
+
+class Place(NamedTuple):
+    """One end of a connection over TCP."""
+
+    address: ipaddress.IPv4Address | ipaddress.IPv6Address
+    port: int
 
 
 def is_local(host: str) -> bool:
@@ -36,8 +45,47 @@ def is_taken(port: int) -> bool:
     )
 
 
+def holds_end(pid: int, there: Place, here: Place) -> bool:
+    """Say whether a process of this host has the far end of a connection.
+
+    Args:
+        pid: the process.
+        there: that far end.
+        here: the near one, whoever has it.
+    """
+    inodes = {
+        f"socket:[{row[9]}]"
+        for row in _sockets(there.port)
+        if row[1] in _written(there) and row[2] in _written(here) and row[9] != "0"
+    }
+    try:
+        descriptors = list(Path(f"/proc/{pid}/fd").iterdir()) if inodes else []
+        return any(os.readlink(descriptor) in inodes for descriptor in descriptors)
+    except OSError:
+        return False
+
+
+def _written(place: Place) -> tuple[str, ...]:
+    """Return how the tables write a place: an IPv4 one also as it looks to a socket of IPv6."""
+    packed = [place.address.packed]
+    if isinstance(place.address, ipaddress.IPv4Address):
+        packed.append(bytes(10) + b"\xff\xff" + packed[0])
+    return tuple(
+        "".join(
+            f"{int.from_bytes(address[word : word + 4], sys.byteorder):08X}"
+            for word in range(0, len(address), 4)
+        )
+        + f":{place.port:04X}"
+        for address in packed
+    )
+
+
 def _sockets(port: int) -> Iterator[list[str]]:
-    """Yield the rows of the kernel's TCP tables with this local port, as fields (proc(5))."""
+    """Yield the rows of the kernel's TCP tables with this local port, as fields (proc(5)).
+
+    The second field is the local end, the third the other one, the fourth the
+    state, the tenth the inode.
+    """
     for table in TCP_TABLES:
         try:
             rows = Path(table).read_text().splitlines()[1:]

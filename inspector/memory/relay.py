@@ -1,33 +1,40 @@
 """What stands between GDB and QEMU's stub, as a process of its own.
 
-It passes GDB's packets on, and none that writes: the list of what may pass is
-``PASSES``.  While GDB waits for nothing and the machine stands still, the
-inspector asks here for memory, many packets under way at once, which is
-several times as fast as through GDB.
+It speaks the remote protocol with both and passes no byte on as it came.
+What GDB asks is compared with the list in ``answers``: questions that write
+are refused here, whoever sends them.  What the stub sends must be an answer
+of the right form to the question that was asked; it is decoded, and encoded
+anew for GDB.  Anything else ends the connection.
 
-It outlives both.  When the inspector or GDB goes away, in whatever way, the
-machine gets its virtual mode back, loses the breakpoints that were set, and
-runs on, or stands still if it stood still before.
+While GDB waits for nothing and the machine stands still, the inspector asks
+here for memory, many packets under way at once, which is several times as
+fast as through GDB.
+
+The relay outlives both.  When the inspector or GDB goes away, in whatever
+way, the machine gets its virtual mode back, loses the breakpoints that were
+set, and runs on, or stands still if it stood still before.  No stub can keep
+the relay from that: it waits for nothing without an eye on the inspector and
+on the clock.
 
 What the inspector asks is a line of ASCII over a socket, and the answer the
 line ``ok LENGTH`` or ``error LENGTH`` and so many bytes, as in ``served``:
 
     about                    what QEMU's monitor said at the beginning, in two parts
+    ends                     address and port of both ends of the connection, the stub's first
     read ADDRESS LENGTH ...  physical memory, hexadecimal; the bytes one after the other
-    packet TEXT              a packet of the remote protocol, and its answer
+    packet TEXT              a packet that sets or removes a breakpoint, and its answer
     monitor TEXT             a command of QEMU's monitor, and what it printed
     hold, go                 stop the machine and let it go on, for which GDB needs no waking
 
-This file is run by itself, so it imports nothing of the package.  With the
-environment variable INSPECTOR_PACKET_LOG it adds a line to that file for each
-packet: the time in seconds, ``>`` to the stub, ``<`` from it or ``!`` for one
-that was not passed, and the packet, cut short.
+With the environment variable INSPECTOR_PACKET_LOG it adds a line to that file
+for each packet: the time in seconds, ``>`` to the stub, ``<`` from it or
+``!`` for a question of GDB's that was not passed, and the packet, cut short.
 """
 
 from __future__ import annotations
 
-import binascii
 import contextlib
+import errno
 import os
 import re
 import select
@@ -36,13 +43,41 @@ import socket
 import sys
 import time
 
+from inspector.errors import shown
+from inspector.memory import answers
+from inspector.memory.confine import Limits, confine
+from inspector.memory.conversation import (
+    ACKNOWLEDGED,
+    CHUNK,
+    CLOSED,
+    LOG,
+    PATIENCE,
+    PIECE,
+    SILENT,
+    SUPPORTED,
+    Abandoned,
+    Broken,
+    Guard,
+    Log,
+    Lost,
+    Other,
+    Refused,
+    Silent,
+    Stub,
+)
+from inspector.memory.description import ROOT, Description
+from inspector.memory.framing import Decoder, Malformed, Sign, encoded
+
 __all__ = [
+    "BROKEN",
     "CHUNK",
     "CLOSED",
     "FOREIGN",
     "GONE",
     "LEFT",
     "LOG",
+    "OTHER",
+    "PATIENCE",
     "PAUSED",
     "REPLAYING",
     "RESUME",
@@ -55,344 +90,46 @@ __all__ = [
     "main",
 ]
 
-LOG = "INSPECTOR_PACKET_LOG"
-LOGGED = 96
-"""Bytes of a packet that a log shows."""
-
-PASSES = re.compile(
-    rb"[?gpmHT]|[cs]$|vCont|vMustReplyEmpty|z|Z[1-4]"
-    rb"|q(?!Rcmd)(?!Xfer:[^:]*:write)|Qqemu\.PhyMemMode:0$"
-)
-"""Packets that read, stop, go on, or set what stops; software breakpoints (Z0) are writes, and so
-is going on at another address."""
 COMMANDS = re.compile(r"info [\w -]+|gpa2hva 0x[0-9a-f]+|replay_(seek|break) \d+")
 """Commands of the monitor that may be given; none of them names a file."""
-RUNS = re.compile(rb"c|s|vCont;[cCsS]")
 GO = b"vCont;c"
-FOR_FILES = re.compile(rb"F\w*,")
-"""What a stub asks of GDB: to open, write or remove files of this host. QEMU asks for none."""
-STOPPED = (b"T", b"S", b"W", b"X")
-ENDED = (b"W", b"X")
-WRITES = (b"M", b"X", b"G", b"P", b"Z")
-REFUSED, UNKNOWN = b"E01", b""
-OK = b"OK"
-ACKNOWLEDGED = b"+"
-INTERRUPT = b"\3"
 DETACH = b"D"
+DESCRIPTION_PART = re.compile(rb"qXfer:features:read:([^:]*):([0-9a-f]{1,8}),([0-9a-f]{1,8})")
 
-CHUNK = 1 << 11
-"""Bytes of memory to a packet: QEMU's have room for 4 KiB of hexadecimal digits."""
-WINDOW = 64
-"""Packets under way: their questions fit in any socket's buffer."""
-SILENT = 10.0
-"""Seconds to wait for the first word of a stub."""
-PATIENCE = 30.0
-"""Seconds to wait for any other."""
-FAREWELL = 3.0
-"""Seconds to wait for each answer when the machine is left."""
+GIVEN_UP = 10
+"""Seconds after which a relay that leaves ends, whatever it does."""
+MEMORY = 512
+"""MiB that the relay may use."""
 PAUSED = "VM status: paused"
 REPLAYING = "Replaying execution"
 SEPARATOR = "\0"
 RESUME, STANDS = "resume", "stands"
 
-UNREACHED, SILENCE, FOREIGN, GONE = "unreached", "silence", "foreign", "gone"
+UNREACHED, SILENCE, FOREIGN = "unreached", "silence", "foreign"
+BROKEN, OTHER, GONE = "broken", "other", "gone"
 """What the inspector is told when there is nobody to ask: how it begins."""
-CLOSED = (
-    "the machine's QEMU has ended, or closed the connection; should the machine stand still, "
-    "'inspector resume gdb:HOST:PORT' lets it go on"
-)
 LEFT, STUCK = 0, 4
 """Exit codes: the machine was left as it was found, or could not be let go on."""
-
-
-class Lost(Exception):  # noqa: N818
-    """The stub does not answer, or has closed the connection."""
-
-
-class Silent(Lost):
-    """The stub has the connection and says nothing."""
-
-
-class Refused(Exception):  # noqa: N818
-    """What was asked cannot be done, and why."""
-
-
-def framed(packet: bytes) -> bytes:
-    """Return a packet as it is sent, behind the acknowledgement of the one before.
-
-    QEMU takes the first byte that comes while the machine runs for a request
-    to stop, and loses it: that is the acknowledgement.
-    """
-    return b"+$%b#%02x" % (packet, sum(packet) & 0xFF)
-
-
-class Incoming:
-    """What comes out of a socket, packet by packet."""
-
-    def __init__(self, end: socket.socket) -> None:
-        self._end = end
-        self._buffer = bytearray()
-        self._at = 0
-
-    def fill(self) -> bool:
-        """Take what is there; false at the end."""
-        try:
-            piece = self._end.recv(1 << 18)
-        except OSError:
-            return False
-        if self._at:
-            del self._buffer[: self._at]
-            self._at = 0
-        self._buffer += piece
-        return bool(piece)
-
-    def packet(self) -> bytes | None:
-        """Return the next whole packet or request to stop, None if there is none yet."""
-        begin = self._buffer.find(b"$", self._at)
-        between = begin if begin >= 0 else len(self._buffer)
-        stop = self._buffer.find(INTERRUPT, self._at, between)
-        if stop >= 0:
-            self._at = stop + 1
-            return INTERRUPT
-        end = self._buffer.find(b"#", begin) if begin >= 0 else -1
-        if end < 0 or len(self._buffer) < end + 3:
-            return None
-        self._at = end + 3
-        return bytes(self._buffer[begin + 1 : end])
-
-
-class Log:
-    """The packets of a file that somebody asked for."""
-
-    def __init__(self) -> None:
-        name = os.environ.get(LOG)
-        flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND
-        self._file = os.open(name, flags, 0o600) if name else None
-
-    def note(self, sign: str, packet: bytes) -> None:
-        """Add a line."""
-        if self._file is not None:
-            text = packet[:LOGGED].decode("latin-1").encode("unicode_escape").decode()
-            # a disk that is full is no reason to leave the machine standing
-            with contextlib.suppress(OSError):
-                os.write(self._file, f"{time.monotonic():.6f} {sign} {text}\n".encode())
-
-
-class Stub:
-    """QEMU's stub at the other end of a connection."""
-
-    def __init__(self, host: str, port: int) -> None:
-        self._log = Log()
-        self.end = socket.create_connection((host, port), timeout=SILENT)
-        self.end.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        self._incoming = Incoming(self.end)
-        self._why = False
-        """Whether GDB has asked why the machine stands still: the answer looks like a stop."""
-        self._breakpoints: set[bytes] = set()
-        self.runs = False
-        self._stopping = False
-        """Whether the machine was asked to stop and has not said yet that it did."""
-        self.ended = False
-        self.patience = SILENT
-
-    def send(self, *packets: bytes) -> None:
-        """Send packets.
-
-        Raises:
-            Lost: the connection is closed.
-        """
-        for packet in packets:
-            self._log.note(">", packet)
-            if packet[:1] == b"Z":
-                self._breakpoints.add(packet[1:])
-            elif packet[:1] == b"z":
-                self._breakpoints.discard(packet[1:])
-            self._why = packet == b"?"
-            self.runs = self.runs or bool(RUNS.match(packet))
-        try:
-            self.end.sendall(b"".join(map(framed, packets)))
-        except OSError as error:
-            raise Lost(f"the stub takes no packets: {error}") from error
-
-    def refuse(self, packet: bytes) -> None:
-        """Take note of a packet that is not sent."""
-        self._log.note("!", packet)
-
-    def interrupt(self) -> None:
-        """Ask the machine to stop."""
-        self._stopping = self.runs
-        self._log.note(">", INTERRUPT)
-        with contextlib.suppress(OSError):
-            self.end.sendall(INTERRUPT)
-
-    def hold(self) -> None:
-        """Stop the machine and wait until it stands still.
-
-        Raises:
-            Refused: it may stop by itself, which GDB would have to know.
-            Lost: it does not stop.
-        """
-        if self._breakpoints:
-            raise Refused("breakpoints are set")
-        if self.runs:
-            self.interrupt()
-        while self.runs:
-            self.answer()
-        if self.ended:
-            raise Lost(CLOSED)
-
-    def arrived(self) -> bytes | None:
-        """Return the next packet that is there, None if there is none.
-
-        A stop that nobody waits for is passed over: it is an earlier client's.
-        So is what GDB would do with files of this host for a stub that asks.
-        """
-        while (packet := self._incoming.packet()) is not None:
-            self._log.note("<", packet)
-            if FOR_FILES.match(packet):
-                continue
-            if packet[:1] not in STOPPED:
-                return packet
-            if self.runs or self._why:
-                self.runs = self._stopping = False
-                self.ended = packet[:1] in ENDED
-                return packet
-        return None
-
-    def fill(self) -> None:
-        """Wait for more.
-
-        Raises:
-            Lost: nothing came in time, or nothing will.
-        """
-        if not select.select([self.end], [], [], self.patience)[0]:
-            raise Silent(f"the stub said nothing for {self.patience:.0f} s")
-        if not self._incoming.fill():
-            self.ended = self.ended or self._undisturbed
-            raise Lost(CLOSED)
-
-    def answer(self) -> bytes:
-        """Wait for a packet and return it.
-
-        Raises:
-            Lost: none came.
-        """
-        while (packet := self.arrived()) is None:
-            self.fill()
-        return packet
-
-    def ask(self, packet: bytes) -> bytes:
-        """Send a packet and return the answer."""
-        self.send(packet)
-        return self.answer()
-
-    def monitor(self, command: str) -> str:
-        """Return what QEMU's monitor prints for a command."""
-        self.send(b"qRcmd," + binascii.hexlify(command.encode()))
-        printed = b""
-        while (answer := self.answer())[:1] == b"O" and answer != OK:
-            try:
-                printed += binascii.unhexlify(answer[1:])
-            except ValueError as error:
-                raise Lost(f"the stub printed {_text(answer)}") from error
-        if answer != OK:
-            raise Refused(f"QEMU's monitor did not do '{command}': {_text(answer)}")
-        return printed.decode("utf-8", "replace")
-
-    def read(self, ranges: list[tuple[int, int]]) -> bytes:
-        """Return the bytes of ranges of physical memory, one after the other.
-
-        The stub is in physical mode only meanwhile.
-
-        Raises:
-            Refused: it could not read one of them.
-        """
-        pieces = [
-            (begin, min(CHUNK, start + length - begin))
-            for start, length in ranges
-            for begin in range(start, start + length, CHUNK)
-        ]
-        questions = [b"m%x,%x" % piece for piece in pieces]
-        sent = min(WINDOW, len(questions))
-        self.send(b"Qqemu.PhyMemMode:1", *questions[:sent])
-        if self.answer() != OK:
-            raise Refused("the stub has no physical mode")
-        found: list[bytes] = []
-        wrong = None
-        while len(found) < len(questions):
-            found.append(self.answer())
-            if len(found[-1]) != 2 * pieces[len(found) - 1][1] and wrong is None:
-                wrong = len(found) - 1
-            if sent < len(questions) and sent - len(found) <= WINDOW // 2:
-                more = questions[sent : len(found) + WINDOW]
-                self.send(*more)
-                sent += len(more)
-        self.ask(b"Qqemu.PhyMemMode:0")
-        if wrong is not None:
-            address, length = pieces[wrong]
-            raise Refused(f"{address:x} {length:x} the stub answered {_text(found[wrong])}")
-        try:
-            return binascii.unhexlify(b"".join(found))
-        except ValueError as error:
-            address, length = pieces[0]
-            raise Refused(f"{address:x} {length:x} the stub answered no memory") from error
-
-    def virtual(self) -> None:
-        """Put virtual mode back where a client that was killed left physical mode."""
-        mode = self.ask(b"qqemu.PhyMemMode")
-        if mode not in (b"0", b"1"):
-            raise Refused("the stub has no physical mode")
-        if mode == b"1":
-            self.ask(b"Qqemu.PhyMemMode:0")
-
-    @property
-    def _undisturbed(self) -> bool:
-        """Whether the machine runs, and nothing was asked for that will stop it."""
-        return self.runs and not self._stopping and not self._breakpoints
-
-    def leave(self, stands: bool) -> None:
-        """Let the machine go on, without anything of GDB's in it, or leave it standing.
-
-        A machine that runs and has no breakpoints is left by closing the
-        connection: to detach, it would have to be stopped.
-
-        Raises:
-            Lost: it could not be.
-        """
-        if self.ended or (self._undisturbed and not stands):
-            return
-        self.patience = FAREWELL
-        if self.runs and not self._stopping:
-            self.interrupt()
-        while self.runs:
-            self.answer()
-        for place in list(self._breakpoints):
-            self.ask(b"z" + place)
-        if not stands and self.ask(b"D") != OK and self.ask(b"D;1") != OK:
-            raise Lost("the stub does not let the machine go on")
-
-    def farewell(self) -> None:
-        """Have a stub that serves another client let the machine go on when it comes to us.
-
-        It must not be asked twice to detach: QEMU ends at the second time.
-        """
-        with contextlib.suppress(OSError):
-            self.end.sendall(framed(b"qSupported:multiprocess+") + framed(b"D;1"))
 
 
 class Relay:
     """The three ends: the stub, GDB, and the inspector that asks."""
 
-    def __init__(self, stub: Stub, gdb: socket.socket | None, control: socket.socket) -> None:
+    def __init__(
+        self, stub: Stub, gdb: socket.socket | None, control: socket.socket, guard: Guard
+    ) -> None:
         self.stub, self.gdb, self.control = stub, gdb, control
-        self._from_gdb = Incoming(gdb) if gdb is not None else None
+        self._guard = guard
+        self._from_gdb = Decoder(interrupts=True)
         self._asked = bytearray()
+        self._description: Description | None = None
         self.about = ("", "")
 
     def begin(self, found: str) -> bool:
         """Look how the machine was found; true if it shall be left standing."""
         self.about = self.stub.monitor("info status").strip(), self.stub.monitor("info replay")
-        self.stub.virtual()
+        if self.stub.is_physical():
+            self.stub.virtual()
         self.stub.patience = PATIENCE
         if found == RESUME:
             return False
@@ -403,52 +140,96 @@ class Relay:
 
         Raises:
             Lost: the stub did.
+            Abandoned: the inspector did, or this process shall end.
         """
         ends = [self.stub.end, self.control, *([self.gdb] if self.gdb is not None else ())]
-        while True:
-            ready, _, _ = select.select(ends, [], [])
-            if self.gdb in ready and not self._to_stub():
+        wanted = {end.fileno(): select.POLLIN for end in ends}
+        while not self._guard.leaving:
+            ready = self._guard.ready(wanted)
+            if self.gdb is not None and self.gdb.fileno() in ready and not self._to_stub(self.gdb):
                 return
-            if self.stub.end in ready:
-                self.stub.fill()
-                self._to_gdb()
-            if self.control in ready and not self._asking():
+            if self.stub.end.fileno() in ready:
+                self.stub.fill(time.monotonic() + self.stub.patience)
+                while (packet := self.stub.arrived()) is not None:
+                    self._say(encoded(packet))
+            if self.control.fileno() in ready and not self._asking():
                 return
 
-    def _to_stub(self) -> bool:
-        """Pass on what GDB has sent, and to GDB what it waits for; false at its end."""
-        assert self._from_gdb is not None
-        alive = self._from_gdb.fill()
-        while (packet := self._from_gdb.packet()) is not None:
-            if packet == INTERRUPT:
-                self.stub.interrupt()
-                continue
-            self._say(ACKNOWLEDGED)
-            if packet[:1] == DETACH:
-                # GDB's own farewell, when its input is closed; how the machine is left is said here
-                return False
-            if not PASSES.match(packet):
-                self.stub.refuse(packet)
-                self._say(framed(REFUSED if packet[:1] in WRITES else UNKNOWN)[1:])
-                continue
-            self.stub.send(packet)
-            if not self.stub.runs:
-                self._say(framed(self.stub.answer())[1:])
-        return alive
+    def _to_stub(self, gdb: socket.socket) -> bool:
+        """Answer what GDB has sent; false at its end."""
+        try:
+            piece = gdb.recv(PIECE)
+        except OSError:
+            piece = b""
+        self._from_gdb.feed(piece)
+        try:
+            while (packet := self._from_gdb.next()) is not None:
+                if packet is Sign.INTERRUPT:
+                    self.stub.interrupt()
+                    continue
+                if isinstance(packet, Sign):
+                    raise Malformed("a request to send a packet again")
+                if packet[:1] == DETACH:
+                    # GDB's own farewell, when its input is closed; how the machine is left is said
+                    # here
+                    return False
+                self._say(ACKNOWLEDGED)
+                self._pass(packet)
+        except Malformed as error:
+            raise Lost(f"GDB has sent {error}") from error
+        return bool(piece)
 
-    def _to_gdb(self) -> None:
-        while (packet := self.stub.arrived()) is not None:
-            self._say(framed(packet)[1:])
+    def _pass(self, question: bytes) -> None:
+        """Pass on a question of GDB's, or answer it here."""
+        if self.stub.runs:
+            raise Lost(f"GDB asks '{shown(question)}' of a machine that runs")
+        form = answers.form_of(question, answers.FOR_GDB)
+        if form is not None:
+            self.stub.send(question)
+            if form is not answers.GO:
+                answer = self.stub.answer(self.stub.deadline())
+                self._say(encoded(self._of_its_size(question, answer)))
+        elif question.startswith(b"qSupported"):
+            self._say(encoded(answers.abilities(self.stub.ask(SUPPORTED))))
+        elif part := DESCRIPTION_PART.fullmatch(question):
+            self._say(encoded(self._part(*part.groups())))
+        else:
+            self.stub.refuse(question)
+            self._say(encoded(answers.local_answer(question)))
+
+    def _of_its_size(self, question: bytes, answer: bytes) -> bytes:
+        """Return an answer; one with a register has as many bytes as the description says."""
+        if question[:1] == b"p" and answer[:1] != b"E" and self._description is not None:
+            size = self._description.sizes.get(int(question[1:], 16))
+            if size is not None and len(answer) not in (0, 2 * size):
+                raise Broken(
+                    f"the stub was asked '{shown(question)}' (a register of {size} bytes), and "
+                    f"'{shown(answer)}' came"
+                )
+        return answer
+
+    def _part(self, name: bytes, begin: bytes, length: bytes) -> bytes:
+        """Return a part of the machine's description, which is one file for GDB."""
+        if self._description is None:
+            self._description = self.stub.described()
+        if self._description is None:
+            return answers.UNKNOWN
+        if name != ROOT.encode():
+            return answers.NO_SUCH_FILE
+        text = self._description.text
+        first = int(begin, 16)
+        after = first + min(int(length, 16), answers.PACKET_SIZES[-1])
+        return (b"l" if after >= len(text) else b"m") + text[first:after]
 
     def _say(self, data: bytes) -> None:
         if self.gdb is not None:
             with contextlib.suppress(OSError):
-                self.gdb.sendall(data)
+                self._guard.send(self.gdb, data, time.monotonic() + PATIENCE)
 
     def _asking(self) -> bool:
         """Answer what the inspector has asked; false at its end."""
         try:
-            piece = self.control.recv(1 << 18)
+            piece = self.control.recv(PIECE)
             self._asked += piece
             while (end := self._asked.find(b"\n")) >= 0:
                 line = bytes(self._asked[:end])
@@ -457,7 +238,8 @@ class Relay:
                     kind, answer = b"ok", self._answer(*line.decode().partition(" ")[::2])
                 except Refused as error:
                     kind, answer = b"error", str(error).encode()
-                self.control.sendall(b"%b %d\n" % (kind, len(answer)) + answer)
+                data = b"%b %d\n" % (kind, len(answer)) + answer
+                self._guard.send(self.control, data, time.monotonic() + PATIENCE)
         except OSError:
             return False
         return bool(piece)
@@ -465,6 +247,9 @@ class Relay:
     def _answer(self, what: str, given: str) -> bytes:
         if what == "about":
             return SEPARATOR.join(self.about).encode()
+        if what == "ends":
+            places = self.stub.end.getpeername(), self.stub.end.getsockname()
+            return SEPARATOR.join(f"{place[0]} {place[1]}" for place in places).encode()
         if what == "hold":
             self.stub.hold()
             return b""
@@ -476,92 +261,168 @@ class Relay:
         if what == "read":
             numbers = [int(word, 16) for word in given.split()]
             return self.stub.read(list(zip(numbers[::2], numbers[1::2], strict=True)))
-        if what == "packet" and PASSES.match(given.encode()):
+        if what == "packet" and answers.BREAKPOINT.question.fullmatch(given.encode()):
             return self.stub.ask(given.encode())
         if what == "monitor" and COMMANDS.fullmatch(given):
             return self.stub.monitor(given).encode()
         raise Refused(f"'{what} {given}' is none of what may be asked")
 
 
-def _text(answer: bytes) -> str:
-    return answer[:LOGGED].decode("ascii", "backslashreplace") or "nothing"
-
-
 def _tell(control: socket.socket, problem: str) -> None:
     """Say what went wrong to whoever asks next."""
     text = problem.encode()
     with contextlib.suppress(OSError):
-        control.sendall(b"lost %d\n" % len(text) + text)
+        control.send(b"lost %d\n" % len(text) + text)
 
 
-def main() -> int:
-    """Serve one inspector; the arguments are its descriptors, and where the stub is.
+def _connected(host: str, port: int, guard: Guard) -> socket.socket:
+    """Return a connection to the stub.
+
+    Raises:
+        OSError: there is none at the place.
+        Silent: nothing answers there.
+    """
+    # a name is looked up by the C library, which cannot watch for the inspector's end meanwhile
+    signal.alarm(GIVEN_UP)
+    places = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
+    signal.alarm(0)
+    deadline = time.monotonic() + SILENT
+    problem = 0
+    for family, kind, protocol, _, address in places:
+        end = socket.socket(family, kind, protocol)
+        end.setblocking(False)
+        problem = end.connect_ex(address)
+        if problem == errno.EINPROGRESS:
+            guard.ready({end.fileno(): select.POLLOUT}, deadline)
+            problem = end.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
+        if not problem:
+            end.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            return end
+        end.close()
+    raise OSError(problem, os.strerror(problem))
+
+
+def main() -> None:
+    """Serve one inspector and end; the arguments are its descriptors, and where the stub is.
 
     Args: host, port, the descriptor to ask over, the one that GDB connects
     to (or -1), the name that one has in the file system, and ``resume`` for
     a machine that shall run afterwards, however it was found.
     """
-    host, port, asks, listens, name, found = sys.argv[1:]
-    for number in (signal.SIGTERM, signal.SIGHUP, signal.SIGINT):
+    for number in (signal.SIGHUP, signal.SIGINT):
         signal.signal(number, signal.SIG_IGN)
+    # the guard sees SIGTERM, wherever it waits
+    signalled, noticed = os.pipe()
+    os.set_blocking(noticed, False)
+    signal.set_wakeup_fd(noticed)
+    signal.signal(signal.SIGTERM, lambda number, frame: None)
+    host, port, asks, listens, name, found = sys.argv[1:]
     control = socket.socket(fileno=int(asks))
+    control.setblocking(False)
+    guard = Guard(control.fileno(), signalled)
+    try:
+        code = _served(guard, (host, int(port)), control, (int(listens), name), found)
+    except Abandoned:
+        code = LEFT
+    # nothing is left to do, and somebody waits
+    os._exit(code)
+
+
+def _served(
+    guard: Guard,
+    place: tuple[str, int],
+    control: socket.socket,
+    listener: tuple[int, str],
+    found: str,
+) -> int:
+    """Connect to GDB and to the stub, and relay; returns the exit code."""
     gdb = None
-    if int(listens) >= 0:
+    descriptor, name = listener
+    if descriptor >= 0:
         try:
-            gdb, found = _connected(socket.socket(fileno=int(listens)), control, found)
+            gdb, found = _gdb_of(socket.socket(fileno=descriptor), control, guard, found)
         finally:
             with contextlib.suppress(OSError):
                 os.unlink(name)
                 os.rmdir(os.path.dirname(name))
-        if gdb is None:
-            return LEFT
+    log = Log()
     try:
-        stub = Stub(host, int(port))
-    except OSError as error:
-        _tell(control, f"{UNREACHED} {error.strerror or error}")
+        stub = Stub(_connected(*place, guard), guard, log)
+    except (OSError, Silent) as error:
+        what = SILENCE if isinstance(error, Silent) else UNREACHED
+        _tell(control, f"{what} {getattr(error, 'strerror', None) or error}")
         return LEFT
-    relay = Relay(stub, gdb, control)
+    with contextlib.suppress(OSError):
+        confine(Limits(MEMORY, writes=log.kept))
+    return _relayed(Relay(stub, gdb, control, guard), guard, found)
+
+
+def _relayed(relay: Relay, guard: Guard, found: str) -> int:
+    """Relay until somebody goes away, and leave the machine; returns the exit code."""
+    stub = relay.stub
+    stands = found == STANDS
+    word, problem = UNREACHED, ""
     try:
-        stands = relay.begin(found)
-    except Exception as error:  # whatever it is, the machine is not left standing for it
-        if found != STANDS:
-            stub.farewell()
-        what = {Silent: SILENCE, Refused: FOREIGN}.get(type(error), UNREACHED)
-        _tell(control, f"{what} {error}")
-        return LEFT
-    try:
+        stands = _begun(relay, guard, found)
+        word, problem = GONE, "GDB has ended"
         relay.serve()
-        problem = "GDB has ended"
-    except Exception as error:  # the same
-        problem = str(error)
+    except Exception as error:  # whatever it is, the machine is not left standing for it
+        began = word == GONE
+        word, problem = _word(error, word), str(error)
+        if not began or word == BROKEN:
+            # no answer is worth waiting for
+            if not stands:
+                stub.farewell()
+            _tell(relay.control, f"{word} {problem}")
+            return LEFT
+    _leave(guard)
     try:
         stub.leave(stands)
         return LEFT
-    except Lost:
+    except Exception:  # the same
         return LEFT if stub.ended else STUCK
     finally:
-        _tell(control, f"{GONE} {problem}")
+        _tell(relay.control, f"{word} {problem}")
 
 
-def _connected(
-    listener: socket.socket, control: socket.socket, found: str
-) -> tuple[socket.socket | None, str]:
+def _begun(relay: Relay, guard: Guard, found: str) -> bool:
+    """Look how the machine was found, also for an inspector that has gone away meanwhile."""
+    try:
+        return relay.begin(found)
+    except Abandoned:
+        _leave(guard)
+        relay.stub.catch_up()
+        return relay.begin(found)
+
+
+def _word(error: Exception, stage: str) -> str:
+    """Return how that begins which the inspector is told of an error."""
+    words = {Refused: FOREIGN, Broken: BROKEN, Other: OTHER}
+    if stage == UNREACHED:
+        words[Silent] = SILENCE
+    return next((word for kind, word in words.items() if isinstance(error, kind)), stage)
+
+
+def _leave(guard: Guard) -> None:
+    """See that this process ends soon, whatever the stub does."""
+    if not guard.leaving:
+        signal.alarm(GIVEN_UP)
+        guard.leave()
+
+
+def _gdb_of(
+    listener: socket.socket, control: socket.socket, guard: Guard, found: str
+) -> tuple[socket.socket, str]:
     """Wait until GDB connects; how the machine was found may be said before."""
-    ends = [listener, control]
+    wanted = {end.fileno(): select.POLLIN for end in (listener, control)}
     while True:
-        ready, _, _ = select.select(ends, [], [])
-        if control in ready:
-            said = control.recv(len(STANDS), socket.MSG_PEEK)
-            if not said:
-                return None, found
-            if said == STANDS.encode():
+        ready = guard.ready(wanted)
+        if control.fileno() in ready:
+            if control.recv(len(STANDS), socket.MSG_PEEK) == STANDS.encode():
                 found = control.recv(len(STANDS)).decode()
             else:
-                ends = [listener]
-        elif listener in ready:
-            return listener.accept()[0], found
-
-
-if __name__ == "__main__":
-    # nothing is left to do, and somebody waits
-    os._exit(main())
+                del wanted[control.fileno()]
+        elif listener.fileno() in ready:
+            gdb = listener.accept()[0]
+            gdb.setblocking(False)
+            return gdb, found

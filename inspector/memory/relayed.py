@@ -3,24 +3,27 @@
 from __future__ import annotations
 
 import contextlib
+import ipaddress
 import os
 import socket
 import subprocess
-import sys
 import tempfile
-from pathlib import Path
+from collections.abc import Iterator
 
 from inspector.errors import MemoryNotReadable, Step, TargetNotSupported
-from inspector.memory import relay
-from inspector.memory.lender import Lender, Refused
+from inspector.memory import confine, relay
+from inspector.memory.lender import Lender, Lost, Refused
+from inspector.memory.processes import Place
 
 __all__ = ["Relay"]
 
-PROGRAM = Path(relay.__file__)
+MODULE = relay.__name__
 BATCH = 1 << 12
 """Ranges in one request; the relay has many packets under way at once."""
 FAREWELL = 12.0
-"""Seconds in which a relay leaves the machine, or cannot."""
+"""Seconds in which a relay leaves the machine, or cannot; it ends by itself before."""
+PATIENCE = 4 * relay.SILENT + relay.PATIENCE
+"""Seconds in which a relay answers: that much it gives the stub itself, and says so."""
 
 
 class Relay:
@@ -40,7 +43,7 @@ class Relay:
         try:
             self._process = subprocess.Popen(
                 [
-                    *(sys.executable, "-I", "-S", str(PROGRAM), host, str(port)),
+                    *(*confine.program(MODULE), host, str(port)),
                     str(theirs.fileno()),
                     str(listener.fileno() if listener is not None else -1),
                     self.socket_name,
@@ -56,7 +59,8 @@ class Relay:
             theirs.close()
             if listener is not None:
                 listener.close()
-        self._lender = Lender(ours, BATCH)
+        self._place = f"{host}:{port}"
+        self._lender = Lender(ours, BATCH, PATIENCE)
 
     def stands(self) -> None:
         """Say that the machine stands still and shall stay so; only before GDB connects."""
@@ -68,24 +72,29 @@ class Relay:
         Raises:
             Lost: it is not; what was said begins with what is the matter.
         """
-        status, _, replay = self._lender.ask("about").decode().partition(relay.SEPARATOR)
+        status, _, replay = self._ask("about").decode().partition(relay.SEPARATOR)
         return status, replay
+
+    def ends(self) -> tuple[Place, Place]:
+        """Return address and port of both ends of the connection: the stub's, and the relay's."""
+        there, here = self._ask("ends").decode().split(relay.SEPARATOR)
+        return _place(there), _place(here)
 
     def hold(self) -> None:
         """Stop the machine, which runs for all that GDB knows, and wait until it stands still."""
-        self._lender.ask("hold")
+        self._ask("hold")
 
     def go(self) -> None:
         """Let a machine that is held go on."""
-        self._lender.ask("go")
+        self._ask("go")
 
     def packet(self, text: str) -> str:
         """Send a packet of the remote protocol and return the answer."""
-        return self._lender.ask(f"packet {text}").decode("ascii", "replace")
+        return self._ask(f"packet {text}").decode("ascii", "replace")
 
     def monitor(self, text: str) -> str:
         """Run a command of QEMU's monitor and return what it printed."""
-        return self._lender.ask(f"monitor {text}").decode("utf-8", "replace")
+        return self._ask(f"monitor {text}").decode("utf-8", "replace")
 
     def read_ranges(self, ranges: list[tuple[int, int]]) -> list[bytes]:
         """Return the bytes of ranges of RAM.
@@ -94,7 +103,8 @@ class Relay:
             MemoryNotReadable: one of them cannot be read.
         """
         try:
-            return self._lender.read_ranges(ranges)
+            with self._explaining():
+                return self._lender.read_ranges(ranges)
         except Refused as error:
             address, _, rest = error.said.partition(" ")
             length, _, reason = rest.partition(" ")
@@ -104,13 +114,41 @@ class Relay:
                 raise error from None
             raise MemoryNotReadable(*place, reason) from error
 
+    def _ask(self, request: str) -> bytes:
+        with self._explaining():
+            return self._lender.ask(request)
+
+    @contextlib.contextmanager
+    def _explaining(self) -> Iterator[None]:
+        """Say of a stub that breaks the protocol what it said."""
+        try:
+            yield
+        except Lost as error:
+            what, _, reason = error.said.partition(" ")
+            if what != relay.BROKEN:
+                raise
+            raise TargetNotSupported(
+                f"{self._place} does not speak as QEMU's stub does: {reason}. Nothing more of it "
+                "is used; give the port that QEMU was started with ('-gdb tcp:127.0.0.1:PORT'). "
+                f"Should it be a machine that stands still, 'inspector resume gdb:{self._place}' "
+                "lets it go on",
+                Step.QEMU,
+            ) from error
+
     def close(self) -> bool:
         """Have the machine left as it was found; false if that was not possible."""
         self._lender.close()
         try:
             return self._process.wait(FAREWELL) != relay.STUCK
         except subprocess.TimeoutExpired:
+            self._process.kill()
+            self._process.wait()
             return False
+
+
+def _place(text: str) -> Place:
+    address, _, port = text.rpartition(" ")
+    return Place(ipaddress.ip_address(address), int(port))
 
 
 def _listening() -> tuple[socket.socket, str]:

@@ -6,7 +6,8 @@ from collections.abc import Iterator
 from typing import Any
 
 from inspector.diagnosis import Diagnosis
-from inspector.reports.text import printable, table
+from inspector.errors import printable
+from inspector.reports.text import table
 
 __all__ = ["diagnosis_json", "diagnosis_report"]
 

@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from inspector import encoding, pte
+from inspector.errors import printable
 from inspector.kvm.snapshot import HashSlot, Vm
 from inspector.model.vm import EntryState, Leaf
 from inspector.questions.changes import (
@@ -20,7 +21,6 @@ from inspector.questions.changes import (
 )
 from inspector.questions.expected import Departure, Departures, ExpectedVm
 from inspector.reports.jsonform import target_json
-from inspector.reports.text import printable
 from inspector.session import Acquired
 
 __all__ = ["departures_json", "departures_report", "diff_json", "diff_report"]

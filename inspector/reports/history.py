@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
+from inspector.errors import printable
 from inspector.history import History, Write
 from inspector.kernel.symbols import Place
 from inspector.reports.jsonform import target_json
-from inspector.reports.text import opened, printable
+from inspector.reports.text import opened
 
 __all__ = ["history_json", "history_report"]
 

@@ -13,9 +13,8 @@ from importlib.resources import files
 from typing import Any
 
 from inspector import __version__
-from inspector.errors import BadData, InspectorError, TargetNotSupported
+from inspector.errors import BadData, InspectorError, TargetNotSupported, printable
 from inspector.reports.figures import Figures
-from inspector.reports.text import printable
 
 __all__ = ["page", "page_of_document"]
 

@@ -8,6 +8,7 @@ from inspector import encoding, hash_encoding, pte
 from inspector.checks.base import Evidence, Finding
 from inspector.checks.verdict import NODE_SIZE, Judgement, VmJudgement
 from inspector.checks.view import STATES, CheckedVm
+from inspector.errors import printable
 from inspector.kvm.snapshot import HashRmaps, HashSlot, Part, RingProblem, Rmaps, Snapshot, Vm
 from inspector.session import Acquired, Origin
 
@@ -60,13 +61,6 @@ def opened(snapshot: Snapshot, origin: Origin) -> Iterator[str]:
         )
     for key, value in (origin.facts or {}).items():
         yield f"{printable(key)}: {printable(value)}"
-
-
-def printable(text: str) -> str:
-    """Return text from a target with control characters shown, not sent."""
-    if text.isprintable():
-        return text
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
 def check_report(acquired: Acquired, judgement: Judgement) -> Iterator[str]:

@@ -6,7 +6,7 @@ from collections import deque
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from inspector.reports.text import printable
+from inspector.errors import printable
 from inspector.watch import Sample, VmSample
 
 if TYPE_CHECKING:

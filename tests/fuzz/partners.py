@@ -15,9 +15,10 @@ from io import FileIO
 import numpy as np
 import pytest
 
-from inspector.memory import mi, relay
+from inspector.memory import conversation, mi, relay
 from inspector.memory.base import addresses
-from inspector.memory.relay import CHUNK, framed
+from inspector.memory.framing import encoded
+from inspector.memory.relay import CHUNK, GO
 from inspector.memory.served import open_served
 from inspector.memory.stub import FEW
 from tests.fuzz.mutate import text
@@ -105,32 +106,27 @@ def _said_by_a_stub() -> tuple[bytes, ...]:
     served = b"00" * 16, b"ab" * CHUNK, b"cd" * 8
     begun = (status, b"OK", b"OK", b"0", b"OK", *served, b"OK")
     whole = (*begun, b"T02thread:01;", b"OK", b"OK")
-    return tuple(b"".join(map(framed, packets)) for packets in (whole, (*begun, b"E14", b"W00")))
-
-
-class _NoTcp(socket.socket):
-    def setsockopt(self, *_: object) -> None:
-        """There is none of TCP's options."""
+    return tuple(b"".join(map(encoded, packets)) for packets in (whole, (*begun, b"E14", b"W00")))
 
 
 def hear_stub(data: bytes) -> None:
     """Do all that a relay does with a stub, and take an input for what the stub says."""
-    with _end_that_says(data) as ours, pytest.MonkeyPatch.context() as patch:
-        end = _NoTcp(fileno=os.dup(ours.fileno()))
-        patch.setattr("socket.create_connection", lambda *_, **__: end)
-        with end:
-            stub = relay.Stub("", 0)
-            with suppress(relay.Refused):
-                relay.Relay(stub, None, ours).begin("")
-            with suppress(relay.Refused):
-                stub.read([(0, 16), (1 << 12, CHUNK + 8)])
-            stub.send(relay.GO)
-            stub.hold()
-            stub.leave(stands=False)
+    with _end_that_says(data) as ours:
+        guard = conversation.Guard(-1)
+        stub = conversation.Stub(ours, guard, conversation.Log())
+        with suppress(conversation.Refused):
+            relay.Relay(stub, None, ours, guard).begin("")
+        with suppress(conversation.Refused):
+            stub.read([(0, 16), (1 << 12, CHUNK + 8)])
+        with suppress(conversation.Refused):
+            stub.described()
+        stub.send(GO)
+        stub.hold()
+        stub.leave(stands=False)
 
 
 PARTNERS = {
     "a machine that is lent": Target(_said_by_a_lender, hear_lender, text),
     "GDB": Target(_said_by_gdb, hear_gdb, text),
-    "QEMU's stub": Target(_said_by_a_stub, hear_stub, text, (relay.Lost,)),
+    "QEMU's stub": Target(_said_by_a_stub, hear_stub, text, (conversation.Lost,)),
 }

@@ -13,8 +13,8 @@ import pytest
 
 from inspector.errors import MemoryNotReadable
 from inspector.memory import relay
+from inspector.memory.framing import Decoder, Sign, encoded
 from inspector.memory.lender import Lost, Refused
-from inspector.memory.relay import Incoming, framed
 from inspector.memory.relayed import Relay
 
 CONTENTS = bytes(i * 7 % 251 for i in range(1 << 20))
@@ -47,14 +47,24 @@ class Stub:
 
     def _serve(self) -> None:
         end, _ = self._listener.accept()
-        incoming = Incoming(end)
-        while incoming.fill():
-            while (packet := incoming.packet()) is not None:
-                self.packets.append(packet.decode())
-                for answer in self._answers(packet.decode()):
+        decoder = Decoder(interrupts=True)
+        while piece := _received(end):
+            decoder.feed(piece)
+            while (packet := decoder.next()) is not None:
+                text = "\3" if isinstance(packet, Sign) else packet.decode()
+                self.packets.append(text)
+                if raw := self._raw(text):
                     with contextlib.suppress(OSError):
-                        end.sendall(framed(answer.encode()))
+                        end.sendall(raw)
+                    continue
+                for answer in self._answers(text):
+                    with contextlib.suppress(OSError):
+                        end.sendall(b"+" + encoded(answer.encode()))
         end.close()
+
+    def _raw(self, packet: str) -> bytes:
+        """Return what is sent in place of an answer, as it is."""
+        return b""
 
     def _answers(self, packet: str) -> list[str]:
         if packet.startswith("qRcmd,"):
@@ -73,10 +83,18 @@ class Stub:
             return ["E14" if address >= HOLE else CONTENTS[address : address + length].hex()]
         if packet == "?":
             return ["T05thread:01;"]
+        if packet == "g":
+            return ["0123456789abcdef"]
         if packet == "\3":
             time.sleep(self.stops_after)
             return ["T02thread:01;"]
         return [] if packet.startswith("vCont;c") else ["OK"]
+
+
+def _received(end: socket.socket) -> bytes:
+    with contextlib.suppress(ConnectionResetError):
+        return end.recv(1 << 18)
+    return b""
 
 
 class Gdb:
@@ -85,11 +103,11 @@ class Gdb:
     def __init__(self, name: str) -> None:
         self._end = socket.socket(socket.AF_UNIX)
         self._end.connect(name)
-        self._incoming = Incoming(self._end)
+        self._decoder = Decoder(interrupts=False)
 
     def send(self, packet: bytes) -> None:
         """Send a packet."""
-        self._end.sendall(framed(packet))
+        self._end.sendall(b"+" + encoded(packet))
 
     def ask(self, packet: bytes) -> bytes:
         """Send a packet and return the answer."""
@@ -98,9 +116,19 @@ class Gdb:
 
     def answer(self) -> bytes:
         """Return the next answer."""
-        while (packet := self._incoming.packet()) is None:
-            assert self._incoming.fill(), "the relay has closed the connection"
+        while (packet := self._decoder.next()) is None:
+            piece = self._end.recv(1 << 18)
+            assert piece, "the relay has closed the connection"
+            self._decoder.feed(piece)
+        assert isinstance(packet, bytes)
         return packet
+
+    def rest(self) -> bytes:
+        """Return all that comes until the relay has closed the connection."""
+        heard = b""
+        while piece := self._end.recv(1 << 18):
+            heard += piece
+        return heard
 
     def let_run(self) -> None:
         """Ask why the machine stands still, and let it go on."""
@@ -167,7 +195,7 @@ def test_what_writes_does_not_reach_the_stub(begin: Callable[[Stub], Begun]) -> 
         assert gdb.ask(packet) == b""
     assert gdb.ask(b"qXfer:memory-map:write:0:00") == b""
     assert gdb.ask(b"Qqemu.PhyMemMode:1") == b""
-    assert gdb.ask(b"g") == b"OK"
+    assert gdb.ask(b"g") == b"0123456789abcdef"
     for text in ("quit", "info status; quit", "gpa2hva 0x0; quit", "pmemsave 0 1 /tmp/x"):
         with pytest.raises(Refused):
             asked.monitor(text)
@@ -179,21 +207,46 @@ def test_what_writes_does_not_reach_the_stub(begin: Callable[[Stub], Begun]) -> 
     assert not [packet for packet in sent if packet[:1] in "MXGPkvR" or "Z0" in packet]
 
 
-def test_no_stub_reaches_files_of_this_host(begin: Callable[[Stub], Begun]) -> None:
+SMUGGLED = (
+    b"$Fopen,1000/9,201,1b6#%02x" % (sum(b"Fopen,1000/9,201,1b6") & 0xFF),
+    # GDB takes the second "$" for the beginning of a packet
+    b"$Y_$$Funlink,1000/9#%02x" % (sum(b"Funlink,1000/9") & 0xFF),
+    b"$Y_$$Funlink,1000/9#%02x" % (sum(b"Y_$$Funlink,1000/9") & 0xFF),
+    b"%Stop:T05thread:01;#00",
+    b"$T05thread:01;exec:2f62696e2f7368;#00",
+    b"\3",
+    b"x" * 100,
+    b"-",
+    b"$" + b"0" * (1 << 18),
+)
+
+
+@pytest.mark.parametrize("smuggled", SMUGGLED)
+@pytest.mark.parametrize("moment", ["?", "g", "vCont;c:p1.-1"])
+def test_no_stub_reaches_files_of_this_host(smuggled: bytes, moment: str) -> None:
     """GDB opens and removes files for a stub that asks while the machine runs, or in an answer."""
 
     class Asking(Stub):
-        def _answers(self, packet: str) -> list[str]:
-            asked = ["Fopen,1000/9,201,1b6", "Funlink,1000/9"]
-            return asked + super()._answers(packet)
+        def _raw(self, packet: str) -> bytes:
+            return smuggled if packet == moment else b""
 
     stub = Asking()
-    _, gdb = begin(stub)
-    assert gdb.ask(b"?") == b"T05thread:01;"
-    gdb.send(b"vCont;c:p1.-1")
-    gdb.interrupt()
-    assert gdb.answer() == b"T02thread:01;"
-    assert gdb.ask(b"g") == b"OK"
+    asked = Relay("127.0.0.1", stub.port)
+    gdb = Gdb(asked.socket_name)
+    questions = [b"?", b"g", b"vCont;c:p1.-1"]
+    heard = b""
+    for question in questions[: questions.index(moment.encode()) + 1]:
+        gdb.send(question)
+        if question == moment.encode():
+            heard = gdb.rest()
+        else:
+            gdb.answer()
+    assert heard.strip(b"+") == b""
+    with pytest.raises(Lost, match="broken the stub was asked") as lost:
+        asked.read_ranges([(0, 8)])
+    assert str(lost.value).isprintable()
+    assert len(str(lost.value)) < 400
+    asked.close()
 
 
 def test_the_machine_goes_on_when_the_inspector_goes(begin: Callable[[Stub], Begun]) -> None:
@@ -245,7 +298,7 @@ def test_a_machine_is_held_without_gdb(begin: Callable[[Stub], Begun]) -> None:
             asked.read_ranges([(0, 8)])
     gdb.interrupt()
     assert gdb.answer() == b"T02thread:01;", "GDB hears of its own stop only"
-    assert gdb.ask(b"g") == b"OK"
+    assert gdb.ask(b"g") == b"0123456789abcdef"
     assert asked.close()
     assert stub.ended().count("\3") == 4
 
@@ -349,11 +402,9 @@ def test_nobody_listens() -> None:
 
 
 @pytest.fixture
-def impatient(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
     """Have relays give up soon."""
-    quick = tmp_path / "relay.py"
-    quick.write_text(Path(relay.__file__).read_text().replace("SILENT = 10.0", "SILENT = 0.2"))
-    monkeypatch.setattr("inspector.memory.relayed.PROGRAM", quick)
+    monkeypatch.setattr("inspector.memory.relayed.MODULE", "tests.memory.impatient")
 
 
 @pytest.mark.usefixtures("impatient")

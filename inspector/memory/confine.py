@@ -1,0 +1,174 @@
+"""Takes from a process what it does not need: files to write, the network, memory without end.
+
+GDB and the relay read what a stub sends, which may be hostile.  Should one
+of them be misled all the same, it has no means to do harm: it can write no
+file, connect to nobody, and grow only so far.
+
+``launcher`` gives the command that starts a program so confined: a Python
+that confines itself and then becomes the program.  What this kernel cannot
+take away stays; ``protections`` tells what is in force.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import os
+import resource
+import signal
+import struct
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+__all__ = ["Limits", "confine", "landlock_version", "launcher", "program", "protections"]
+
+MIB = 1 << 20
+
+PR_SET_PDEATHSIG = 1
+PR_SET_NO_NEW_PRIVS = 38
+CREATE_RULESET, ADD_RULE, RESTRICT_SELF = 444, 445, 446
+"""System calls, of these numbers on every architecture (linux/landlock.h)."""
+CREATE_RULESET_VERSION = 1
+RULE_PATH_BENEATH = 1
+
+EXECUTE, WRITE_FILE, READ_FILE, READ_DIR = (1 << bit for bit in range(4))
+OF_FILES = {1: 13, 2: 14, 3: 15, 4: 15, 5: 16}
+"""How many rights over files a version of Landlock knows; later ones know as many as the last."""
+NETWORK_SINCE, SCOPES_SINCE = 4, 6
+TCP = 0b11
+"""To listen and to connect; no rule grants either."""
+SCOPES = 0b11
+"""To sockets in the abstract name space, and to signals to other processes."""
+
+RULESET = struct.Struct("=QQQ")
+"""The rights over files, over the network, and the scopes that a rule set handles."""
+BENEATH = struct.Struct("=Qi")
+"""The rights that are granted, and the open folder or file at which they begin."""
+
+
+class Limits(NamedTuple):
+    """What a process may use.
+
+    Args:
+        memory: MiB of address space.
+        processor: seconds of processor time, None for no limit.
+        writes: whether it may write to files; those it has open, only.
+        dies: whether it ends with the thread that started it.
+        landlock: whether Landlock is used where there is any.
+    """
+
+    memory: int
+    processor: int | None = None
+    writes: bool = False
+    dies: bool = False
+    landlock: bool = True
+
+
+FILES = 128
+"""Descriptors that may be open."""
+
+
+def confine(limits: Limits) -> None:
+    """Confine this process, and all it starts; there is no way back.
+
+    Raises:
+        OSError: a limit could not be set.
+    """
+    libc = ctypes.CDLL(None, use_errno=True)
+    libc.prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0)
+    if limits.dies:
+        parent = os.getppid()
+        libc.prctl(PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
+        if os.getppid() != parent:
+            raise OSError("whoever started this has ended")
+    _limit(resource.RLIMIT_AS, limits.memory * MIB)
+    _limit(resource.RLIMIT_CORE, 0)
+    _limit(resource.RLIMIT_NOFILE, FILES)
+    if not limits.writes:
+        _limit(resource.RLIMIT_FSIZE, 0)
+    if limits.processor is not None:
+        # whoever started it can raise the soft limit again
+        _limit(resource.RLIMIT_CPU, limits.processor, hard=False)
+    if limits.landlock:
+        _landlock(libc)
+
+
+def _limit(kind: int, value: int, hard: bool = True) -> None:
+    """Lower a limit; one that is lower already stays."""
+    _, most = resource.getrlimit(kind)
+    if most != resource.RLIM_INFINITY:
+        value = min(value, most)
+    resource.setrlimit(kind, (value, value if hard else most))
+
+
+def landlock_version() -> int:
+    """Return the version of Landlock that this kernel has, 0 for none."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    version = libc.syscall(CREATE_RULESET, None, ctypes.c_size_t(0), CREATE_RULESET_VERSION)
+    return max(0, int(version))
+
+
+def _landlock(libc: ctypes.CDLL) -> None:
+    """Leave of all files only reading and running, and nothing of TCP, where the kernel can."""
+    version = landlock_version()
+    if not version:
+        return
+    files = (1 << OF_FILES.get(version, OF_FILES[max(OF_FILES)])) - 1
+    network = TCP if version >= NETWORK_SINCE else 0
+    scopes = SCOPES if version >= SCOPES_SINCE else 0
+    fields = RULESET.pack(files, network, scopes)
+    known = 8 if version < NETWORK_SINCE else 16 if version < SCOPES_SINCE else RULESET.size
+    rules = libc.syscall(CREATE_RULESET, fields, ctypes.c_size_t(known), 0)
+    if rules < 0:
+        return
+    try:
+        for path, granted in (("/", EXECUTE | READ_FILE | READ_DIR), (os.devnull, WRITE_FILE)):
+            place = os.open(path, os.O_PATH | os.O_CLOEXEC)
+            try:
+                rule = BENEATH.pack(granted, place)
+                libc.syscall(ADD_RULE, rules, RULE_PATH_BENEATH, rule, 0)
+            finally:
+                os.close(place)
+        libc.syscall(RESTRICT_SELF, rules, 0)
+    finally:
+        os.close(rules)
+
+
+def protections() -> str:
+    """Say in a few words what is in force for GDB and the relay on this host."""
+    version = landlock_version()
+    if not version:
+        return "limits of memory and file size; this kernel has no Landlock (Linux 5.13 or later)"
+    network = ", no TCP" if version >= NETWORK_SINCE else ""
+    return f"limits of memory and file size; no file is written{network} (Landlock {version})"
+
+
+def program(module: str) -> list[str]:
+    """Return the command that runs ``main`` of a module of this package in a bare Python.
+
+    The package's folder comes last on the path, so that nothing beside the
+    package is taken for a module of Python's own.
+    """
+    folder = Path(__file__).parents[2]
+    code = f"import sys; sys.path.append({str(folder)!r}); from {module} import main; main()"
+    return [sys.executable, "-I", "-S", "-c", code]
+
+
+def launcher(limits: Limits, command: Sequence[str]) -> list[str]:
+    """Return the command that starts a program confined."""
+    given = ",".join("" if value is None else str(int(value)) for value in limits)
+    return [*program(__name__), given, *command]
+
+
+def main() -> None:
+    """Confine this process and become the program; the arguments are the limits and its command."""
+    given, *command = sys.argv[1:]
+    memory, processor, *flags = given.split(",")
+    limits = Limits(int(memory), int(processor) if processor else None, *(f == "1" for f in flags))
+    with contextlib.suppress(OSError):
+        confine(limits)
+        os.execv(command[0], command)
+    # nobody reads what could be said here: whoever waits for the program sees that it ended
+    os._exit(127)

@@ -1,0 +1,203 @@
+"""The description of a machine's registers, as QEMU's stub gives it: checked, and written anew.
+
+GDB reads it with a parser of XML that does a great deal more.  So only what
+is understood here is written for GDB: one document without entities,
+comments or other files, of features with registers and the types of these.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from typing import NamedTuple
+
+__all__ = ["ROOT", "TEXT_LIMIT", "Description", "NotDescribed", "OtherArchitecture", "described"]
+
+ROOT = "target.xml"
+PROLOG = '<?xml version="1.0"?><!DOCTYPE target SYSTEM "gdb-target.dtd">'
+POWER = "powerpc:common64"
+TEXT_LIMIT = 1 << 18
+"""Bytes of one file."""
+FILE_LIMIT = 16
+ELEMENT_LIMIT = 1 << 12
+BIT_LIMIT = 1024
+NUMBER_LIMIT = 1 << 12
+
+TOKEN = re.compile(
+    r"\s+|<!--(?:[^-]|-(?!->))*-->|<\?xml [^<>?]*\?>|<!DOCTYPE [a-z]+ SYSTEM \"[\w.-]+\">"
+    r"|<(?P<end>/)?(?P<name>[a-z:]+)(?P<attributes>(?:\s+[\w:-]+=\"[^\"<>&]*\")*)\s*(?P<empty>/)?>"
+    r"|(?P<text>[\w:.-]+)"
+)
+ATTRIBUTE = re.compile(r"([\w:-]+)=\"([^\"]*)\"")
+WORD = re.compile(r"[\w.+-]{1,64}")
+NUMBER = re.compile(r"[0-9]{1,5}")
+FILE = re.compile(r"[a-z0-9-]{1,48}\.xml")
+
+WITHIN = {
+    "target": "",
+    "architecture": "target",
+    "xi:include": "target",
+    "feature": "target",
+    "reg": "feature",
+    "vector": "feature",
+    "union": "feature",
+    "field": "union",
+}
+"""Which element stands in which; a file that is included is a feature."""
+KEPT = {
+    "feature": {"name": WORD},
+    "reg": {
+        "name": WORD,
+        "bitsize": NUMBER,
+        "regnum": NUMBER,
+        "type": WORD,
+        "group": WORD,
+        "save-restore": WORD,
+    },
+    "vector": {"id": WORD, "type": WORD, "count": NUMBER},
+    "union": {"id": WORD},
+    "field": {"name": WORD, "type": WORD},
+}
+"""Attributes that are written anew, and what they look like."""
+NEEDED = {
+    "feature": ("name",),
+    "reg": ("name", "bitsize"),
+    "vector": ("id", "type", "count"),
+    "union": ("id",),
+    "field": ("name", "type"),
+}
+
+
+class NotDescribed(ValueError):  # noqa: N818
+    """A description that is not as QEMU's are; the message says how."""
+
+
+class OtherArchitecture(NotDescribed):
+    """The description of a machine that is not 64-bit POWER."""
+
+
+class Description(NamedTuple):
+    """What GDB is given, and the bytes of each register by its number."""
+
+    text: bytes
+    sizes: dict[int, int]
+
+
+def described(fetch: Callable[[str], bytes]) -> Description:
+    """Return the description of a machine.
+
+    Args:
+        fetch: returns a file of it, by its name.
+
+    Raises:
+        NotDescribed: it is not as QEMU's are.
+    """
+    return _Reader(fetch).result()
+
+
+class _Reader:
+    """Goes through the files, element by element."""
+
+    def __init__(self, fetch: Callable[[str], bytes]) -> None:
+        self._fetch = fetch
+        self._written: list[str] = []
+        self._sizes: dict[int, int] = {}
+        self._number = self._elements = 0
+        self._files = {ROOT}
+        self._architecture = ""
+
+    def result(self) -> Description:
+        self._file(ROOT, "")
+        if not self._elements:
+            raise NotDescribed(f"{ROOT} is empty")
+        if not self._architecture:
+            raise OtherArchitecture("not given")
+        architecture = f"<architecture>{self._architecture}</architecture>"
+        text = f"{PROLOG}<target>{architecture}{''.join(self._written)}</target>"
+        return Description(text.encode(), self._sizes)
+
+    def _file(self, name: str, outer: str) -> None:
+        """Read a file whose outermost elements stand in another one."""
+        data = self._fetch(name)
+        if len(data) > TEXT_LIMIT:
+            raise NotDescribed(f"{name} has more than {TEXT_LIMIT} bytes")
+        try:
+            text = data.decode("ascii")
+        except UnicodeDecodeError as error:
+            raise NotDescribed(f"{name} is not ASCII") from error
+        opened = [outer]
+        at = 0
+        while at < len(text):
+            token = TOKEN.match(text, at)
+            if token is None:
+                raise NotDescribed(f"{name} has {text[at : at + 40]!r}")
+            at = token.end()
+            if token["text"]:
+                self._text(name, opened[-1], token["text"])
+            elif token["name"]:
+                self._element(name, opened, token)
+        if len(opened) != 1:
+            raise NotDescribed(f"{name} ends inside <{opened[-1]}>")
+
+    def _text(self, name: str, inside: str, text: str) -> None:
+        if inside != "architecture" or self._architecture:
+            raise NotDescribed(f"{name} has the text {text[:40]!r} in <{inside}>")
+        if text != POWER:
+            raise OtherArchitecture(text)
+        self._architecture = text
+
+    def _element(self, name: str, opened: list[str], token: re.Match[str]) -> None:
+        element = token["name"]
+        if token["end"]:
+            if element != opened.pop() or not opened or token["attributes"]:
+                raise NotDescribed(f"{name} has </{element}> where it does not belong")
+            if element in ("feature", "union"):
+                self._written.append(f"</{element}>")
+            return
+        self._elements += 1
+        if WITHIN.get(element, element) != opened[-1] or self._elements > ELEMENT_LIMIT:
+            raise NotDescribed(f"{name} has <{element[:40]}> in <{opened[-1]}>")
+        if element == "target" and self._elements > 1:
+            raise NotDescribed(f"{name} has a second <target>")
+        pairs = ATTRIBUTE.findall(token["attributes"])
+        given = dict(pairs)
+        if len(given) != len(pairs):
+            raise NotDescribed(f"{name} has <{element}> with an attribute twice")
+        if element == "xi:include":
+            self._include(name, given)
+        elif element in KEPT:
+            self._write(name, element, given, bool(token["empty"]))
+        if not token["empty"]:
+            opened.append(element)
+
+    def _include(self, name: str, given: dict[str, str]) -> None:
+        file = given.get("href", "")
+        if not FILE.fullmatch(file) or file in self._files or len(self._files) > FILE_LIMIT:
+            raise NotDescribed(f"{name} includes {file[:40]!r}")
+        if not self._architecture:
+            raise OtherArchitecture("not given")
+        self._files.add(file)
+        self._file(file, "target")
+
+    def _write(self, name: str, element: str, given: dict[str, str], empty: bool) -> None:
+        """Write an element anew."""
+        forms = KEPT[element]
+        for key, value in given.items():
+            if key not in forms or not forms[key].fullmatch(value):
+                raise NotDescribed(f"{name} has <{element} {key[:40]}={value[:40]!r}>")
+        if not all(key in given for key in NEEDED[element]):
+            raise NotDescribed(f"{name} has <{element}> without {' or '.join(NEEDED[element])}")
+        if element == "reg":
+            self._register(name, given)
+        shown = "".join(f' {key}="{value}"' for key, value in given.items())
+        self._written.append(f"<{element}{shown}{'/' if empty else ''}>")
+        if element in ("reg", "vector", "field") and not empty:
+            raise NotDescribed(f"{name} has <{element}> with something in it")
+
+    def _register(self, name: str, given: dict[str, str]) -> None:
+        """Note the size of a register; those without a number follow the one before."""
+        bits, number = int(given["bitsize"]), int(given.get("regnum", self._number))
+        if not 0 < bits <= BIT_LIMIT or number >= NUMBER_LIMIT or number in self._sizes:
+            raise NotDescribed(f"{name} has register {number} of {bits} bits")
+        self._sizes[number] = -(-bits // 8)
+        self._number = number + 1
