@@ -15,6 +15,7 @@ from inspector import pte
 from inspector.errors import InspectorError, Step, TargetNotSupported
 from inspector.kvm.snapshot import Snapshot, Vm
 from inspector.memory.ahead import LIVE_PREFIX, address_of
+from inspector.memory.confine import protections
 from inspector.memory.dump import Dump
 from inspector.memory.processes import process_behind
 from inspector.session import (
@@ -151,7 +152,7 @@ def _of_live(target: str, acquired: Acquired) -> tuple[Observation, ...]:
     host, port = address_of(target)
     origin = acquired.origin
     return (
-        _ok(Step.GDB, "installed"),
+        _ok(Step.GDB, f"installed; it and the relay are confined: {protections()}"),
         _ok(Step.PORT, f"a GDB stub answers at {host}:{port}"),
         _ok(Step.QEMU, "the stub reads physical memory and has QEMU's monitor"),
         _ok(Step.POWER, "64-bit POWER"),

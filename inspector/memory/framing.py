@@ -19,6 +19,8 @@ __all__ = ["CONTENT_LIMIT", "Decoder", "Malformed", "Sign", "checksum", "decoded
 
 CONTENT_LIMIT = 1 << 16
 """Bytes of one packet, before and after decoding; QEMU's packets have some 4 KiB."""
+BETWEEN_LIMIT = 1 << 12
+"""Bytes between two packets; there is one acknowledgement for each packet that was sent."""
 START, END, ESCAPE, REPEAT = b"$", b"#", b"}", b"*"
 FLIP = 0x20
 COUNT_BASE = 29
@@ -102,6 +104,8 @@ class Decoder:
         self._buffer = bytearray()
         self._at = 0
         """Where in the buffer that begins which was not given yet."""
+        self._between = 0
+        """Bytes that stood between packets since the last one."""
 
     def feed(self, data: bytes) -> None:
         """Take bytes that have come."""
@@ -121,6 +125,9 @@ class Decoder:
             if begins == START:
                 return self._packet()
             self._at += 1
+            self._between += 1
+            if self._between > BETWEEN_LIMIT:
+                raise Malformed("acknowledgements without end")
             if begins == Sign.REPEAT.value:
                 return Sign.REPEAT
             if begins == Sign.INTERRUPT.value and self._interrupts:
@@ -146,4 +153,5 @@ class Decoder:
         if given.lower() != b"%02x" % checksum(wire):
             raise Malformed(f"a packet has the checksum {checksum(wire):02x} and says {given!r}")
         self._at = end + 3
+        self._between = 0
         return decoded(wire)

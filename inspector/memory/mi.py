@@ -85,6 +85,11 @@ class GdbProcess:
         self._ended = False
         self.running = False
 
+    @property
+    def pid(self) -> int:
+        """The process."""
+        return self._process.pid
+
     def command(self, text: str, timeout: float = TIMEOUT) -> Result:
         """Run one MI command and return its result.
 

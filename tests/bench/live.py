@@ -19,6 +19,7 @@ from inspector.image.cache import directory
 from inspector.memory.direct import hva_of
 from inspector.memory.mi import GdbProcess
 from inspector.memory.processes import process_behind
+from inspector.memory.relayed import Relay
 from inspector.memory.segments import SegmentedMemory
 from inspector.session import Options, acquire
 from tests.bench.measure import Row, best, run
@@ -117,19 +118,22 @@ def _direct(machine: Machine, memory: SegmentedMemory, repeat: int) -> Row:
 
 def _attached(machine: Machine, interrupt: bool) -> float:
     """Return how long a GDB that does nothing else stops the machine."""
+    # GDB runs without the network, so the relay that it needs is part of this
+    relay = Relay("127.0.0.1", machine.gdb_port)
     gdb = GdbProcess()
     try:
         gdb.command("-gdb-set mi-async on")
         gdb.command("-gdb-set confirm off")
         _stood_still(machine)
-        gdb.command(f"-target-select remote {machine.target.removeprefix('gdb:')}")
+        gdb.command(f"-target-select remote {relay.socket_name}")
         gdb.resume()
         attached = _stood_still(machine)
         gdb.command("-exec-interrupt")
         gdb.wait_stopped()
-        gdb.command("-target-detach")
+        gdb.resume()
         return _stood_still(machine) if interrupt else attached
     finally:
+        relay.close()
         gdb.close()
 
 

@@ -85,6 +85,7 @@ def test_runs_and_escapes_that_are_not_whole(wire: bytes) -> None:
         (b"OK", "byte 0x4f"),
         (b"\3", "byte 0x03"),
         (b"+\n", "byte 0x0a"),
+        (b"+" * 5000, "acknowledgements without end"),
         (b"$" + b"0" * (CONTENT_LIMIT + 1), "packet of more than"),
         (b"$" + b"0" * (CONTENT_LIMIT + 1) + b"#00", "packet of more than"),
     ],
