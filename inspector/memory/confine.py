@@ -12,15 +12,16 @@ take away stays; ``protections`` tells what is in force.
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import os
 import resource
 import signal
 import struct
 import sys
 from collections.abc import Sequence
-from pathlib import Path
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
+
+if TYPE_CHECKING:
+    import ctypes
 
 __all__ = ["Limits", "confine", "landlock_version", "launcher", "program", "protections"]
 
@@ -76,7 +77,7 @@ def confine(limits: Limits) -> None:
     Raises:
         OSError: a limit could not be set.
     """
-    libc = ctypes.CDLL(None, use_errno=True)
+    libc = _libc()
     libc.prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0)
     if limits.dies:
         parent = os.getppid()
@@ -95,6 +96,13 @@ def confine(limits: Limits) -> None:
         _landlock(libc)
 
 
+def _libc() -> ctypes.CDLL:
+    # whoever only wants the command of the launcher does not wait for it
+    import ctypes
+
+    return ctypes.CDLL(None, use_errno=True)
+
+
 def _limit(kind: int, value: int, hard: bool = True) -> None:
     """Lower a limit; one that is lower already stays."""
     _, most = resource.getrlimit(kind)
@@ -105,8 +113,8 @@ def _limit(kind: int, value: int, hard: bool = True) -> None:
 
 def landlock_version() -> int:
     """Return the version of Landlock that this kernel has, 0 for none."""
-    libc = ctypes.CDLL(None, use_errno=True)
-    version = libc.syscall(CREATE_RULESET, None, ctypes.c_size_t(0), CREATE_RULESET_VERSION)
+    libc = _libc()
+    version = libc.syscall(CREATE_RULESET, None, 0, CREATE_RULESET_VERSION)
     return max(0, int(version))
 
 
@@ -120,7 +128,7 @@ def _landlock(libc: ctypes.CDLL) -> None:
     scopes = SCOPES if version >= SCOPES_SINCE else 0
     fields = RULESET.pack(files, network, scopes)
     known = 8 if version < NETWORK_SINCE else 16 if version < SCOPES_SINCE else RULESET.size
-    rules = libc.syscall(CREATE_RULESET, fields, ctypes.c_size_t(known), 0)
+    rules = libc.syscall(CREATE_RULESET, fields, known, 0)
     if rules < 0:
         return
     try:
@@ -151,8 +159,10 @@ def program(module: str) -> list[str]:
     The package's folder comes last on the path, so that nothing beside the
     package is taken for a module of Python's own.
     """
-    folder = Path(__file__).parents[2]
-    code = f"import sys; sys.path.append({str(folder)!r}); from {module} import main; main()"
+    folder = os.path.abspath(__file__)
+    for _ in __name__.split("."):
+        folder = os.path.dirname(folder)
+    code = f"import sys; sys.path.append({folder!r}); from {module} import main; main()"
     return [sys.executable, "-I", "-S", "-c", code]
 
 

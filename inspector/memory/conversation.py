@@ -18,7 +18,7 @@ from collections import deque
 from typing import NamedTuple
 
 from inspector.errors import shown
-from inspector.memory import answers
+from inspector.memory import answers, terms
 from inspector.memory.answers import OK, Form
 from inspector.memory.description import (
     ROOT,
@@ -29,16 +29,12 @@ from inspector.memory.description import (
     described,
 )
 from inspector.memory.framing import Decoder, Malformed, Sign, encoded
+from inspector.memory.terms import CHUNK, CLOSED, LOG, SEPARATOR
 
 __all__ = [
     "ACKNOWLEDGED",
-    "CHUNK",
-    "CLOSED",
-    "LOG",
     "LOGGED",
-    "PATIENCE",
     "PIECE",
-    "SILENT",
     "SUPPORTED",
     "Abandoned",
     "Broken",
@@ -52,7 +48,6 @@ __all__ = [
     "packet_of",
 ]
 
-LOG = "INSPECTOR_PACKET_LOG"
 LOGGED = 96
 """Bytes of a packet that a log shows."""
 
@@ -61,16 +56,10 @@ SUPPORTED = b"qSupported:multiprocess+"
 ACKNOWLEDGED = b"+"
 INTERRUPT = b"\3"
 
-CHUNK = 1 << 11
-"""Bytes of memory to a packet: QEMU's have room for 4 KiB of hexadecimal digits."""
 WINDOW = 64
 """Packets under way: their questions fit in any socket's buffer."""
 PIECE = 1 << 18
 """Bytes that are taken from a socket at once."""
-SILENT = 10.0
-"""Seconds in which a stub answers each of the first questions."""
-PATIENCE = 30.0
-"""Seconds in which it answers any other, counted from when that was asked."""
 RATE = 1 << 16
 """Bytes of memory that arrive at least in every second beyond that."""
 LEAVE = 8.0
@@ -79,12 +68,6 @@ UNASKED_STOPS = 8
 """Stops that nobody has asked for, between two answers: QEMU repeats one to its next client."""
 PRINTED_LIMIT = 1 << 22
 """Bytes that a command of the monitor prints."""
-NOTHING = "\0"
-"""Has no place in text, and separates texts in what the inspector is answered."""
-CLOSED = (
-    "the machine's QEMU has ended, or closed the connection; should the machine stand still, "
-    "'inspector resume gdb:HOST:PORT' lets it go on"
-)
 
 
 class Lost(Exception):  # noqa: N818
@@ -222,7 +205,7 @@ class Stub:
         """Whether the machine was asked to stop and has not said yet that it did; whether the stub
         may be in physical mode."""
         self.ended = False
-        self.patience = SILENT
+        self.patience = terms.SILENT
 
     @property
     def runs(self) -> bool:
@@ -386,7 +369,7 @@ class Stub:
                 raise Broken(f"QEMU's monitor printed over {PRINTED_LIMIT} bytes for '{command}'")
         if answer != OK:
             raise Refused(f"QEMU's monitor did not do '{command}': {_said(answer)}")
-        return printed.decode("utf-8", "replace").replace(NOTHING, "\N{REPLACEMENT CHARACTER}")
+        return printed.decode("utf-8", "replace").replace(SEPARATOR, "\N{REPLACEMENT CHARACTER}")
 
     def read(self, ranges: list[tuple[int, int]]) -> bytes:
         """Return the bytes of ranges of physical memory, one after the other.

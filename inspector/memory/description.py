@@ -24,13 +24,11 @@ BIT_LIMIT = 1024
 NUMBER_LIMIT = 1 << 12
 
 TOKEN = re.compile(
-    r"\s+|<!--(?:[^-]|-(?!->))*-->|<\?xml [^<>?]*\?>|<!DOCTYPE [a-z]+ SYSTEM \"[\w.-]+\">"
-    r"|<(?P<end>/)?(?P<name>[a-z:]+)(?P<attributes>(?:\s+[\w:-]+=\"[^\"<>&]*\")*)\s*(?P<empty>/)?>"
-    r"|(?P<text>[\w:.-]+)"
+    r"<(?P<end>/)?(?P<name>[a-z:]+)(?P<attributes>(?:\s+[\w:-]+=\"[^\"<>&]*\")*)\s*(?P<empty>/)?>"
+    r"|(?P<text>[\w:.-]+)|\s+"
+    r"|<!--(?:[^-]|-(?!->))*-->|<\?xml [^<>?]*\?>|<!DOCTYPE [a-z]+ SYSTEM \"[\w.-]+\">"
 )
 ATTRIBUTE = re.compile(r"([\w:-]+)=\"([^\"]*)\"")
-WORD = re.compile(r"[\w.+-]{1,64}")
-NUMBER = re.compile(r"[0-9]{1,5}")
 FILE = re.compile(r"[a-z0-9-]{1,48}\.xml")
 
 WITHIN = {
@@ -44,27 +42,30 @@ WITHIN = {
     "field": "union",
 }
 """Which element stands in which; a file that is included is a feature."""
+WORD, NUMBER = r"[\w.+-]{1,64}", "[0-9]{1,5}"
+
+
+def _attributes(**forms: str) -> re.Pattern[str]:
+    """Return what the attributes of an element look like that are written anew."""
+    known = "|".join(f'{name.replace("_", "-")}="{form}"' for name, form in forms.items())
+    return re.compile(rf"(?:\s+(?:{known}))*")
+
+
 KEPT = {
-    "feature": {"name": WORD},
-    "reg": {
-        "name": WORD,
-        "bitsize": NUMBER,
-        "regnum": NUMBER,
-        "type": WORD,
-        "group": WORD,
-        "save-restore": WORD,
-    },
-    "vector": {"id": WORD, "type": WORD, "count": NUMBER},
-    "union": {"id": WORD},
-    "field": {"name": WORD, "type": WORD},
+    "feature": _attributes(name=WORD),
+    "reg": _attributes(
+        name=WORD, bitsize=NUMBER, regnum=NUMBER, type=WORD, group=WORD, save_restore=WORD
+    ),
+    "vector": _attributes(id=WORD, type=WORD, count=NUMBER),
+    "union": _attributes(id=WORD),
+    "field": _attributes(name=WORD, type=WORD),
 }
-"""Attributes that are written anew, and what they look like."""
 NEEDED = {
-    "feature": ("name",),
-    "reg": ("name", "bitsize"),
-    "vector": ("id", "type", "count"),
-    "union": ("id",),
-    "field": ("name", "type"),
+    "feature": {"name"},
+    "reg": {"name", "bitsize"},
+    "vector": {"id", "type", "count"},
+    "union": {"id"},
+    "field": {"name", "type"},
 }
 
 
@@ -132,7 +133,7 @@ class _Reader:
             if token is None:
                 raise NotDescribed(f"{name} has {text[at : at + 40]!r}")
             at = token.end()
-            if token["text"]:
+            if token.lastgroup == "text":
                 self._text(name, opened[-1], token["text"])
             elif token["name"]:
                 self._element(name, opened, token)
@@ -147,10 +148,10 @@ class _Reader:
         self._architecture = text
 
     def _element(self, name: str, opened: list[str], token: re.Match[str]) -> None:
-        element = token["name"]
-        if token["end"]:
-            if element != opened.pop() or not opened or token["attributes"]:
-                raise NotDescribed(f"{name} has </{element}> where it does not belong")
+        end, element, attributes, empty, _ = token.groups()
+        if end:
+            if element != opened.pop() or not opened or attributes:
+                raise NotDescribed(f"{name} has </{element[:40]}> where it does not belong")
             if element in ("feature", "union"):
                 self._written.append(f"</{element}>")
             return
@@ -159,15 +160,15 @@ class _Reader:
             raise NotDescribed(f"{name} has <{element[:40]}> in <{opened[-1]}>")
         if element == "target" and self._elements > 1:
             raise NotDescribed(f"{name} has a second <target>")
-        pairs = ATTRIBUTE.findall(token["attributes"])
+        pairs = ATTRIBUTE.findall(attributes)
         given = dict(pairs)
         if len(given) != len(pairs):
             raise NotDescribed(f"{name} has <{element}> with an attribute twice")
         if element == "xi:include":
             self._include(name, given)
         elif element in KEPT:
-            self._write(name, element, given, bool(token["empty"]))
-        if not token["empty"]:
+            self._write(name, element, attributes, given, bool(empty))
+        if not empty:
             opened.append(element)
 
     def _include(self, name: str, given: dict[str, str]) -> None:
@@ -179,20 +180,19 @@ class _Reader:
         self._files.add(file)
         self._file(file, "target")
 
-    def _write(self, name: str, element: str, given: dict[str, str], empty: bool) -> None:
+    def _write(
+        self, name: str, element: str, attributes: str, given: dict[str, str], empty: bool
+    ) -> None:
         """Write an element anew."""
-        forms = KEPT[element]
-        for key, value in given.items():
-            if key not in forms or not forms[key].fullmatch(value):
-                raise NotDescribed(f"{name} has <{element} {key[:40]}={value[:40]!r}>")
-        if not all(key in given for key in NEEDED[element]):
-            raise NotDescribed(f"{name} has <{element}> without {' or '.join(NEEDED[element])}")
-        if element == "reg":
-            self._register(name, given)
-        shown = "".join(f' {key}="{value}"' for key, value in given.items())
-        self._written.append(f"<{element}{shown}{'/' if empty else ''}>")
+        if not KEPT[element].fullmatch(attributes) or not given.keys() >= NEEDED[element]:
+            raise NotDescribed(f"{name} has <{element}{attributes[:80]}>")
         if element in ("reg", "vector", "field") and not empty:
             raise NotDescribed(f"{name} has <{element}> with something in it")
+        if element == "reg":
+            self._register(name, given)
+        # none of them has a space in it
+        written = " ".join((element, *attributes.split()))
+        self._written.append(f"<{written}{'/' if empty else ''}>")
 
     def _register(self, name: str, given: dict[str, str]) -> None:
         """Note the size of a register; those without a number follow the one before."""

@@ -14,7 +14,7 @@ import time
 import weakref
 from collections.abc import Iterator, Sequence
 
-from inspector.errors import TargetNotSupported
+from inspector.errors import TargetNotSupported, shown
 
 __all__ = ["SIGNALS", "Lender", "Lost", "Refused"]
 
@@ -22,6 +22,8 @@ SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 """Those that are kept waiting where an exception would do harm."""
 PIECE = 1 << 18
 LINE_LIMIT = 64
+SAID = 600
+"""Characters of the other end's words that a message repeats."""
 
 BATCH_BYTES = 1 << 23
 ANSWER_LIMIT = 1 << 26
@@ -40,7 +42,7 @@ class Refused(TargetNotSupported):
 
     def __init__(self, request: str, said: str) -> None:
         self.said = said
-        super().__init__(f"'{request[:40]}' could not be done: {said}")
+        super().__init__(f"'{request[:40]}' could not be done: {shown(said, SAID)}")
 
 
 class Lost(TargetNotSupported):
@@ -48,7 +50,7 @@ class Lost(TargetNotSupported):
 
     def __init__(self, request: str, said: str) -> None:
         self.said = said
-        super().__init__(f"'{request[:40]}' was not answered: {said}")
+        super().__init__(f"'{request[:40]}' was not answered: {shown(said, SAID)}")
 
 
 class Lender:

@@ -23,7 +23,7 @@ from types import TracebackType
 import numpy as np
 
 from inspector.errors import InspectorError, MemoryNotReadable, Step, TargetNotSupported, shown
-from inspector.memory import relay
+from inspector.memory import terms
 from inspector.memory.ahead import behind
 from inspector.memory.base import addresses
 from inspector.memory.direct import DirectMemory, hva_of, see_that_it_is_qemu
@@ -36,7 +36,7 @@ from inspector.memory.stub import StubMemory
 
 __all__ = ["LiveMachine", "resumed"]
 
-CONNECT_TIMEOUT = 2 * relay.SILENT
+CONNECT_TIMEOUT = 2 * terms.SILENT
 PROBE_LENGTH = 1 << 12
 REMOTE_TIMEOUT = 30
 POWER = "powerpc:common64"
@@ -206,8 +206,8 @@ class LiveMachine:
             except Lost as lost:
                 raise _not_attached(self.host, self.port, lost.said) from error
             raise
-        self.replays = relay.REPLAYING in replay
-        self.stays = self.stays or self.replays or status != relay.PAUSED
+        self.replays = terms.REPLAYING in replay
+        self.stays = self.stays or self.replays or status != terms.PAUSED
         architecture = self.gdb.console("show architecture")
         if POWER not in architecture:
             raise _not_power(self.host, self.port, architecture.strip())
@@ -306,7 +306,7 @@ def resumed(host: str, port: int) -> str:
         left = relay_to.close()
     if not left:
         raise _stuck(host, port)
-    return found
+    return shown(found)
 
 
 def _not_power(host: str, port: int, what: str) -> TargetNotSupported:
@@ -330,15 +330,15 @@ def _not_attached(host: str, port: int, said: str) -> TargetNotSupported:
     """Say why a relay is not connected to a stub, from its own word for it."""
     place = f"{host}:{port}"
     what, _, reason = said.partition(" ")
-    if what == relay.OTHER:
+    if what == terms.OTHER:
         return _not_power(host, port, f"its architecture is {reason}.")
-    if what == relay.FOREIGN:
+    if what == terms.FOREIGN:
         return TargetNotSupported(
             f"the stub at {place} has no physical mode, so it is not QEMU's (or older than "
             "4.1); give the port that QEMU was started with ('-gdb tcp:127.0.0.1:PORT')",
             Step.QEMU,
         )
-    if what == relay.SILENCE:
+    if what == terms.SILENCE:
         return TargetNotSupported(
             f"{place} takes the connection and says nothing: it is no GDB stub, or another "
             "client is attached to it (QEMU serves one at a time; end that one first), or the "
@@ -346,7 +346,7 @@ def _not_attached(host: str, port: int, said: str) -> TargetNotSupported:
             "it go on",
             Step.PORT,
         )
-    if what == relay.UNREACHED and not _is_known(host):
+    if what == terms.UNREACHED and not _is_known(host):
         return TargetNotSupported(
             f"cannot attach to {place}: there is no host '{host}'; give gdb:HOST:PORT "
             "with a name or an address that is reachable from here",

@@ -19,7 +19,7 @@ from pygdbmi.IoManager import IoManager
 
 from inspector.errors import TargetNotSupported, shown
 from inspector.memory import gdb
-from inspector.memory.relay import CLOSED
+from inspector.memory.terms import CLOSED
 
 __all__ = ["GdbError", "GdbProcess", "GdbSilent", "Result"]
 

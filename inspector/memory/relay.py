@@ -44,16 +44,11 @@ import sys
 import time
 
 from inspector.errors import shown
-from inspector.memory import answers
+from inspector.memory import answers, terms
 from inspector.memory.confine import Limits, confine
 from inspector.memory.conversation import (
     ACKNOWLEDGED,
-    CHUNK,
-    CLOSED,
-    LOG,
-    PATIENCE,
     PIECE,
-    SILENT,
     SUPPORTED,
     Abandoned,
     Broken,
@@ -67,28 +62,24 @@ from inspector.memory.conversation import (
 )
 from inspector.memory.description import ROOT, Description
 from inspector.memory.framing import Decoder, Malformed, Sign, encoded
+from inspector.memory.terms import (
+    BROKEN,
+    FOREIGN,
+    GONE,
+    LEFT,
+    OTHER,
+    PATIENCE,
+    PAUSED,
+    REPLAYING,
+    RESUME,
+    SEPARATOR,
+    SILENCE,
+    STANDS,
+    STUCK,
+    UNREACHED,
+)
 
-__all__ = [
-    "BROKEN",
-    "CHUNK",
-    "CLOSED",
-    "FOREIGN",
-    "GONE",
-    "LEFT",
-    "LOG",
-    "OTHER",
-    "PATIENCE",
-    "PAUSED",
-    "REPLAYING",
-    "RESUME",
-    "SEPARATOR",
-    "SILENCE",
-    "SILENT",
-    "STANDS",
-    "STUCK",
-    "UNREACHED",
-    "main",
-]
+__all__ = ["COMMANDS", "GO", "Relay", "main"]
 
 COMMANDS = re.compile(r"info [\w -]+|gpa2hva 0x[0-9a-f]+|replay_(seek|break) \d+")
 """Commands of the monitor that may be given; none of them names a file."""
@@ -100,16 +91,6 @@ GIVEN_UP = 10
 """Seconds after which a relay that leaves ends, whatever it does."""
 MEMORY = 512
 """MiB that the relay may use."""
-PAUSED = "VM status: paused"
-REPLAYING = "Replaying execution"
-SEPARATOR = "\0"
-RESUME, STANDS = "resume", "stands"
-
-UNREACHED, SILENCE, FOREIGN = "unreached", "silence", "foreign"
-BROKEN, OTHER, GONE = "broken", "other", "gone"
-"""What the inspector is told when there is nobody to ask: how it begins."""
-LEFT, STUCK = 0, 4
-"""Exit codes: the machine was left as it was found, or could not be let go on."""
 
 
 class Relay:
@@ -286,7 +267,7 @@ def _connected(host: str, port: int, guard: Guard) -> socket.socket:
     signal.alarm(GIVEN_UP)
     places = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
     signal.alarm(0)
-    deadline = time.monotonic() + SILENT
+    deadline = time.monotonic() + terms.SILENT
     problem = 0
     for family, kind, protocol, _, address in places:
         end = socket.socket(family, kind, protocol)

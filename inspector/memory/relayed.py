@@ -11,18 +11,18 @@ import tempfile
 from collections.abc import Iterator
 
 from inspector.errors import MemoryNotReadable, Step, TargetNotSupported
-from inspector.memory import confine, relay
+from inspector.memory import confine, terms
 from inspector.memory.lender import Lender, Lost, Refused
 from inspector.memory.processes import Place
 
 __all__ = ["Relay"]
 
-MODULE = relay.__name__
+MODULE = "inspector.memory.relay"
 BATCH = 1 << 12
 """Ranges in one request; the relay has many packets under way at once."""
 FAREWELL = 12.0
 """Seconds in which a relay leaves the machine, or cannot; it ends by itself before."""
-PATIENCE = 4 * relay.SILENT + relay.PATIENCE
+PATIENCE = 4 * terms.SILENT + terms.PATIENCE
 """Seconds in which a relay answers: that much it gives the stub itself, and says so."""
 
 
@@ -47,7 +47,7 @@ class Relay:
                     str(theirs.fileno()),
                     str(listener.fileno() if listener is not None else -1),
                     self.socket_name,
-                    relay.RESUME if resume else "",
+                    terms.RESUME if resume else "",
                 ],
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.DEVNULL,
@@ -64,7 +64,7 @@ class Relay:
 
     def stands(self) -> None:
         """Say that the machine stands still and shall stay so; only before GDB connects."""
-        self._lender.tell(relay.STANDS)
+        self._lender.tell(terms.STANDS)
 
     def about(self) -> tuple[str, str]:
         """Return QEMU's answers to ``info status`` and ``info replay`` when it was connected to.
@@ -72,12 +72,12 @@ class Relay:
         Raises:
             Lost: it is not; what was said begins with what is the matter.
         """
-        status, _, replay = self._ask("about").decode().partition(relay.SEPARATOR)
+        status, _, replay = self._ask("about").decode().partition(terms.SEPARATOR)
         return status, replay
 
     def ends(self) -> tuple[Place, Place]:
         """Return address and port of both ends of the connection: the stub's, and the relay's."""
-        there, here = self._ask("ends").decode().split(relay.SEPARATOR)
+        there, here = self._ask("ends").decode().split(terms.SEPARATOR)
         return _place(there), _place(here)
 
     def hold(self) -> None:
@@ -125,7 +125,7 @@ class Relay:
             yield
         except Lost as error:
             what, _, reason = error.said.partition(" ")
-            if what != relay.BROKEN:
+            if what != terms.BROKEN:
                 raise
             raise TargetNotSupported(
                 f"{self._place} does not speak as QEMU's stub does: {reason}. Nothing more of it "
@@ -139,7 +139,7 @@ class Relay:
         """Have the machine left as it was found; false if that was not possible."""
         self._lender.close()
         try:
-            return self._process.wait(FAREWELL) != relay.STUCK
+            return self._process.wait(FAREWELL) != terms.STUCK
         except subprocess.TimeoutExpired:
             self._process.kill()
             self._process.wait()

@@ -11,7 +11,7 @@ from __future__ import annotations
 import re
 import time
 
-from inspector.errors import TargetNotSupported
+from inspector.errors import TargetNotSupported, shown
 from inspector.memory.control import Control
 from inspector.memory.live import LiveMachine
 
@@ -57,7 +57,7 @@ class Replay:
         text = self._machine.monitor("info replay")
         match = _COUNT.search(text)
         if match is None:
-            raise TargetNotSupported(f"QEMU did not answer 'info replay': {text.strip()}")
+            raise TargetNotSupported(f"QEMU did not answer 'info replay': {shown(text.strip())}")
         return int(match[1])
 
     def rewind(self) -> None:
@@ -67,7 +67,7 @@ class Replay:
             TargetNotSupported: QEMU cannot, or does not come to rest there.
         """
         self._machine.forget()
-        problem = self._machine.monitor("replay_seek 0").strip()
+        problem = shown(self._machine.monitor("replay_seek 0").strip())
         if problem:
             raise TargetNotSupported(
                 f"QEMU cannot take the replay back to its beginning: {problem}; "
@@ -94,7 +94,7 @@ class Replay:
 
     def stop_at(self, count: int) -> None:
         """Have the replay stop at an instruction count, which must lie ahead."""
-        problem = self._machine.monitor(f"replay_break {count}").strip()
+        problem = shown(self._machine.monitor(f"replay_break {count}").strip())
         if problem:
             raise TargetNotSupported(f"QEMU cannot stop the replay at {count}: {problem}")
 

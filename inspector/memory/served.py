@@ -16,7 +16,7 @@ from __future__ import annotations
 import os
 import socket
 
-from inspector.errors import TargetNotSupported
+from inspector.errors import TargetNotSupported, shown
 from inspector.memory.lender import Lender
 from inspector.memory.ram import parse_mtree
 from inspector.memory.stub import StubMemory
@@ -42,4 +42,5 @@ def open_served(target: str) -> tuple[str, StubMemory]:
             f"'{target}' is no socket; such a target is given by gdb_scripts/kvmhv.py only"
         ) from error
     ram = parse_mtree(lender.ask("map").decode("ascii", "replace"))
-    return lender.ask("about").decode("utf-8", "replace"), StubMemory(lender.read_ranges, ram)
+    who = shown(lender.ask("about").decode("utf-8", "replace"))
+    return who, StubMemory(lender.read_ranges, ram)

@@ -16,8 +16,8 @@ from numpy.typing import NDArray
 from inspector.memory.base import U64, Bytes, Records, read_one
 from inspector.memory.ram import RamMap
 from inspector.memory.ranges import Ranges, merged
-from inspector.memory.relay import CHUNK as PACKET
 from inspector.memory.segments import SegmentedMemory
+from inspector.memory.terms import CHUNK as PACKET
 
 __all__ = ["ReadRanges", "StubMemory"]
 

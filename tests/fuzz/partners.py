@@ -18,9 +18,10 @@ import pytest
 from inspector.memory import conversation, mi, relay
 from inspector.memory.base import addresses
 from inspector.memory.framing import encoded
-from inspector.memory.relay import CHUNK, GO
+from inspector.memory.relay import GO
 from inspector.memory.served import open_served
 from inspector.memory.stub import FEW
+from inspector.memory.terms import CHUNK
 from tests.fuzz.mutate import text
 from tests.fuzz.target import Target, asked
 from tests.memory.test_ram import MTREE

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from inspector.memory import conversation, relay
+from inspector.memory import relay, terms
 
 __all__ = ["main"]
 
 
 def main() -> None:
     """Do what the relay does."""
-    conversation.SILENT = relay.SILENT = 0.2
+    terms.SILENT = 0.2
     relay.main()

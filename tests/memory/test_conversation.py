@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
-from inspector.memory import conversation
+from inspector.memory import conversation, terms
 from inspector.memory.conversation import (
     Abandoned,
     Broken,
@@ -32,7 +32,7 @@ SOON = 0.3
 @pytest.fixture
 def ends(monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[Stub, socket.socket]]:
     """A stub that is asked with little patience, and what answers in its place."""
-    monkeypatch.setattr(conversation, "SILENT", SOON)
+    monkeypatch.setattr(terms, "SILENT", SOON)
     ours, theirs = socket.socketpair()
     with ours, theirs:
         yield Stub(ours, Guard(-1), Log()), theirs

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from inspector.errors import MemoryNotReadable, TargetNotSupported
-from inspector.memory import relay
+from inspector.memory import terms
 from inspector.memory.framing import Decoder, Sign, encoded
 from inspector.memory.lender import Lost, Refused
 from inspector.memory.relayed import Relay
@@ -434,7 +434,7 @@ def test_a_connection_that_is_served_late_lets_the_machine_go_on() -> None:
 
 def test_packets_are_logged(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     log = tmp_path / "packets"
-    monkeypatch.setenv(relay.LOG, str(log))
+    monkeypatch.setenv(terms.LOG, str(log))
     stub = Stub()
     asked = Relay("127.0.0.1", stub.port)
     gdb = Gdb(asked.socket_name)
@@ -512,7 +512,7 @@ def test_a_relay_ends_when_it_is_told_to(connected: bool) -> None:
         # it has to be there before it can be told
         time.sleep(0.5)
     asked._process.terminate()
-    assert asked._process.wait(ENDS_WITHIN) in (relay.LEFT, -signal.SIGTERM)
+    assert asked._process.wait(ENDS_WITHIN) in (terms.LEFT, -signal.SIGTERM)
     if connected:
         assert stub.ended()[-1] == "D"
     asked.close()
@@ -535,7 +535,7 @@ def test_a_relay_ends_with_its_owner_while_it_waits(monkeypatch: pytest.MonkeyPa
     gdb.send(b"qC")
     time.sleep(0.2)
     asked._lender.close()
-    assert asked._process.wait(ENDS_WITHIN) == relay.LEFT
+    assert asked._process.wait(ENDS_WITHIN) == terms.LEFT
     assert stub.ended()[-3:] == ["qC", "z1,c0,4", "D"]
     asked.close()
 
