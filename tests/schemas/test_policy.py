@@ -139,8 +139,8 @@ def test_what_may_be_added() -> None:
     schema = schema_of(BY_LABEL["inspector.check/1"])
     changed = copy.deepcopy(schema)
     vm = _vm(changed)
-    read = later("0.2.0", structure("what the verdict rests on", {"words": integer("read")}))
-    added = structure("a VM", {"basis": read})
+    read = later("0.2.0", structure("what a sample rests on", {"words": integer("read")}))
+    added = structure("a VM", {"rest": read})
     vm["properties"] |= added["properties"]
     vm["required"] += added["required"]
     vm["properties"]["not_judged"]["items"]["properties"]["part"]["examples"].append("other")
@@ -178,7 +178,6 @@ def values(label: str, *path: str) -> set[object]:
     ("label", "path", "kind"),
     [
         ("check", "verdict", Verdict),
-        ("check", "$finding severity", Severity),
         ("check", "vms not_judged part", Part),
         ("invariants", "invariants reads", Part),
         ("lookup", "$rmap_entry mark", Mark),
@@ -196,6 +195,11 @@ def test_enumerations_have_the_values_of_the_code(
 ) -> None:
     found = values(f"inspector.{label}/1", *path.split())
     assert found in ({one.value for one in kind}, {one.name.lower() for one in kind})
+
+
+def test_a_severity_is_one_of_the_code_or_that_of_the_tool_itself() -> None:
+    found = values("inspector.check/1", "$finding", "severity")
+    assert found == {*(one.value for one in Severity), "tool"}
 
 
 def test_the_steps_of_doctor_are_named() -> None:
