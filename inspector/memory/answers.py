@@ -100,9 +100,9 @@ def _last_number(question: bytes) -> int:
 GO = _form(
     "go on",
     rb"[cs]|vCont(?:;(?:[cs]|[CS][0-9a-f]{2})(?::%b)?)+" % THREAD,
-    rb"%b|%b|" % (STOP.pattern, ERROR),
+    STOP.fullmatch,
 )
-"""Answered when the machine has stopped, or cannot go on."""
+"""Answered when the machine has stopped.  QEMU refuses none: a refusal would leave it standing."""
 MONITOR = _form(
     "monitor command", rb"qRcmd,[0-9a-f]+", rb"O(?:[0-9a-f]{2})+|%b" % DONE, CONTENT_LIMIT
 )

@@ -314,7 +314,8 @@ class Stub:
         """Take a packet for the next answer; false if it is a stop that is passed over."""
         asked = self._asked[0] if self._asked else None
         if asked is None or not asked.form.admits(asked.question, packet):
-            if answers.STOP.fullmatch(packet) and self._unasked < UNASKED_STOPS:
+            repeated = answers.STOP.fullmatch(packet) and not answers.is_exit(packet)
+            if repeated and self._unasked < UNASKED_STOPS:
                 self._unasked += 1
                 return False
             raise Broken(f"{self._expected()}, and '{shown(packet)}' came")

@@ -17,7 +17,7 @@ ANSWERED = {
     b"qfThreadInfo": (b"mp01.01,p01.02", b"l"),
     b"Z1,c000000000012345,4": (b"OK", b"", b"E22"),
     b"vCont?": (b"vCont;c;C;s;S", b""),
-    b"vCont;c:p1.-1": (b"T05thread:p01.01;", b"T05watch:c0;thread:01;", b"E22", b""),
+    b"vCont;c:p1.-1": (b"T05thread:p01.01;", b"T05watch:c0;thread:01;", b"W00"),
     b"qRcmd,00": (b"O41", b"OK", b"E01", b""),
     b"qSupported:multiprocess+": (b"PacketSize=1000;x+", b""),
     b"qXfer:features:read:target.xml:0,10": (b"m<a>", b"l", b"E00", b""),
@@ -51,6 +51,14 @@ def test_answers_have_the_form_of_the_question(question: bytes) -> None:
     for answer in NEVER:
         # any text may be an ability; GDB is told of three
         assert question.startswith(b"qSupported") or not form.admits(question, answer), answer
+
+
+@pytest.mark.parametrize("answer", [b"E22", b"", b"OK"])
+def test_a_machine_that_is_not_let_go_on_ends_the_session(answer: bytes) -> None:
+    question = b"vCont;c"
+    form = form_of(question)
+    assert form is not None
+    assert not form.admits(question, answer)
 
 
 @pytest.mark.parametrize("answer", [b"OK", b"T05thread:01;", b"qC", b"m01", b"l", b"0", b"x"])
