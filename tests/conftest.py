@@ -28,7 +28,7 @@ import pytest
 from hypothesis import settings
 
 import tests.profiles  # registers them  # noqa: F401
-from inspector.memory.gdb import CANDIDATES
+from fixtures.lab.fakestub.trial import why_no_gdb
 from tests.fixtures import CAPTURES
 
 TESTS = Path(__file__).parent
@@ -103,8 +103,8 @@ def pytest_collection_finish(session: pytest.Session) -> None:
 
 def pytest_runtest_setup(item: pytest.Item) -> None:
     """Skip a test that needs a GDB where there is none."""
-    if item.get_closest_marker("needs_gdb") and not any(map(shutil.which, CANDIDATES)):
-        text = "need GDB: apt install gdb-multiarch"
+    if item.get_closest_marker("needs_gdb") and why_no_gdb():
+        text = "need a GDB for POWER: apt install gdb-multiarch"
         if os.environ.get("CI") and _asks_for_live(item.config):
             pytest.fail(text)
         pytest.skip(text)

@@ -14,7 +14,7 @@ from fixtures.lab.fakestub import trial
 from fixtures.lab.fakestub.base import FakeMachine, HonestStub
 from fixtures.lab.fakestub.behaviours import BEHAVIOURS, FAMILIES
 from fixtures.lab.fakestub.ram import ram_of
-from fixtures.lab.fakestub.trial import Outcome, try_it, why_no_gdb
+from fixtures.lab.fakestub.trial import Outcome, try_it
 from fixtures.lab.stub import Stub
 from inspector.capture import read_capture
 from inspector.memory.direct import hva_of
@@ -22,8 +22,6 @@ from inspector.memory.elfcore import open_core
 from inspector.memory.ram import large_blocks, parse_mtree
 from tests.fixtures import DIRECTORY
 
-NO_GDB = why_no_gdb()
-needs_gdb = pytest.mark.skipif(bool(NO_GDB), reason=f"{NO_GDB} (Debian: gdb-multiarch)")
 CAPTURE = DIRECTORY / "powernv9-singles.core.zst"
 """The smallest."""
 
@@ -148,7 +146,8 @@ def layout(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return trial.layout_of(CAPTURE, tmp_path_factory.mktemp("layout"))
 
 
-@needs_gdb
+@pytest.mark.slow
+@pytest.mark.needs_gdb
 @pytest.mark.parametrize("name", SAMPLE)
 def test_a_stub_cannot_use_its_client(name: str, layout: Path) -> None:
     """This takes seconds: GDB and the tool are started, and some behaviours are slow."""
@@ -156,7 +155,8 @@ def test_a_stub_cannot_use_its_client(name: str, layout: Path) -> None:
     assert not outcome.faults, f"{outcome.faults}: {outcome.error}"
 
 
-@needs_gdb
+@pytest.mark.slow
+@pytest.mark.needs_gdb
 @pytest.mark.parametrize("command", ["doctor", "resume", "watch"])
 def test_other_commands_leave_the_machine_as_they_found_it(command: str, layout: Path) -> None:
     outcome = try_it(BEHAVIOURS["honest"], command, layout, capture=CAPTURE)
