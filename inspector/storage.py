@@ -189,6 +189,10 @@ def _not_written(what: Path | Output, error: OSError) -> BadData:
     return BadData(f"cannot write {what}: {error.strerror}; {remedy}")
 
 
+PIECE = 1 << 20
+"""Bytes that are read at once of a file whose size may not be true."""
+
+
 class Input:
     """A file that was opened to be read, which is a file indeed.
 
@@ -236,16 +240,18 @@ def contents_of(path: Path, limit: int) -> bytes:
     try:
         found = Input(path)
         with os.fdopen(found.descriptor, "rb") as file:
+            data = bytearray()
             # A file in /proc has no size, and others may grow.
-            data = file.read(limit + 1) if found.size <= limit else None
+            while found.size <= limit >= len(data) and (piece := file.read(PIECE)):
+                data += piece
     except OSError as error:
         raise BadData(f"cannot read {path}: {error.strerror or error}") from error
-    if data is None or len(data) > limit:
+    if max(found.size, len(data)) > limit:
         raise BadData(
             f"{path} has {max(found.size, limit + 1)} bytes, and is read up to {limit}; "
             "give the file that is meant"
         )
-    return data
+    return bytes(data)
 
 
 def private_folder(path: Path) -> None:

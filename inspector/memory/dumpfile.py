@@ -112,7 +112,7 @@ def _remedy(error: OSError) -> str:
     if isinstance(error, PermissionError):
         return "run as a user who may read it"
     if error.errno == errno.ESPIPE:
-        return "copy it to a file first"
+        return "give a dump, or copy it to a file first"
     if error.errno in (errno.EMFILE, errno.ENFILE):
         return "raise the limit of open files (ulimit -n)"
     return "give the name of a dump or a capture"

@@ -100,7 +100,7 @@ def test_help_and_version() -> None:
         assert help_text in " ".join(shown.split())
         assert run(name, "--help").exit_code == 0
     assert __version__ in run("--version").output
-    assert "".join(shown.split()).endswith(f"{MANUAL}")
+    assert "".join(shown.split()).endswith(f"{MANUAL / 'start.md'}")
     assert (MANUAL / "start.md").is_file()
 
 
