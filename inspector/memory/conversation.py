@@ -202,6 +202,8 @@ class Stub:
         self._asked: deque[Asked] = deque()
         self._breakpoints: set[bytes] = set()
         self._unasked = 0
+        self._read, self._reading = 0, 0.0
+        """Bytes that were read since the machine stands still, and the seconds it took."""
         self._stopping = self._physical = False
         """Whether the machine was asked to stop and has not said yet that it did; whether the stub
         may be in physical mode."""
@@ -245,6 +247,8 @@ class Stub:
             self._breakpoints.discard(question[1:])
         elif question == PHYSICAL:
             self._physical = True
+        elif form is answers.GO:
+            self._read, self._reading = 0, 0.0
 
     def _put(self, data: bytes) -> None:
         try:
@@ -399,7 +403,8 @@ class Stub:
             for start, length in ranges
             for begin in range(start, start + length, CHUNK)
         ]
-        deadline = self.deadline(sum(length for _, length in ranges))
+        size = sum(length for _, length in ranges)
+        begun, deadline = time.monotonic(), self.deadline(size)
         questions = [b"m%x,%x" % piece for piece in pieces]
         sent = min(WINDOW, len(questions))
         self._send_reads(questions[:sent], before=(PHYSICAL,))
@@ -416,6 +421,7 @@ class Stub:
                 self._send_reads(more)
                 sent += len(more)
         self.virtual()
+        self._count(size, time.monotonic() - begun)
         if wrong is not None:
             address, length = pieces[wrong]
             raise Refused(f"{address:x} {length:x} the stub answered {_said(found[wrong])}")
@@ -423,6 +429,23 @@ class Stub:
             return binascii.unhexlify(b"".join(found))
         except ValueError as error:
             raise Broken("the stub was asked for memory, and what came is no bytes") from error
+
+    def _count(self, size: int, seconds: float) -> None:
+        """Count what was read while the machine stands still.
+
+        Each answer is in time, but a list without an end has any number of them.
+
+        Raises:
+            Lost: all of it together took too long.
+        """
+        self._read += size
+        self._reading += seconds
+        if self._reading > self.patience + self._read / RATE:
+            raise Lost(
+                f"the machine stood still for {self._reading:.0f} s of reading, in which "
+                f"{self._read} bytes came, and more was asked for: what is read has no end, or "
+                "the connection is too slow"
+            )
 
     def virtual(self) -> None:
         """Put virtual mode back.
