@@ -36,10 +36,24 @@ def pages_of_the_capture() -> dict[int, bytes]:
     return {number: bytes(page) for number, page in found.items()}
 
 
+@functools.cache
+def pages_that_are_mapped() -> set[int]:
+    """Return the numbers of the host pages that L0 and the shadow tables map."""
+    (vm,) = opened(SMALL).snapshot.vms
+    return {
+        int(frame) // PAGE + page
+        for table in (vm.host, *(nested.shadow for nested in vm.nested))
+        for frame, shift in zip(table.frame, table.shift, strict=True)
+        for page in range((1 << int(shift)) // PAGE)
+    }
+
+
 def snapshot_of(path: Path, left_out: Set[int], compression: str, order: str) -> Snapshot:
     pages = pages_of_the_capture()
     kept = {number: page for number, page in pages.items() if number not in left_out}
-    spec = KdumpSpec(kept, left_out, order=order, compression=compression)
+    # The machine has the memory that is mapped, also where the capture has no use for it.
+    excluded = (left_out | pages_that_are_mapped()) - set(kept)
+    spec = KdumpSpec(kept, excluded, order=order, compression=compression)
     path.write_bytes(kdump(spec))
     kernel = KernelSpace(open_dump(path).memory, pieces(SMALL)[1])
     return collect(kernel, vm_list(kernel))
