@@ -116,13 +116,16 @@ def collect(kernel: KernelSpace, vms: int | None, making: Making = anew) -> Snap
             )
         except (BadData, MemoryNotReadable) as error:
             gaps.append(Gap(f"the VM at {address:#x}: {error}"))
+    host = read_host_state(kernel, partition.table, partition.why, found, making)
+    if host.lost:
+        gaps.append(Gap(f"entries of the partition table: {host.lost}"))
     return Snapshot(
         kernel.profile.release,
         kernel.profile.build_id,
         kernel.profile.page_shift,
         tuple(found),
         tuple(gaps),
-        read_host_state(kernel, partition.table, partition.why, found, making),
+        host,
         VmList(len(listed), comparison.given, making("users", partial(_users, kernel))),
     )
 

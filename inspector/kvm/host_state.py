@@ -63,6 +63,7 @@ def read_host_state(
         unowned=() if found is None else tuple(_unowned(kernel, found, vms, making)),
         first_entry=None if found is None else _own_entry(kernel, found),
         gap=why,
+        lost="" if found is None else found.lost,
     )
 
 

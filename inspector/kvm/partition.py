@@ -16,7 +16,8 @@ from inspector import pte
 from inspector.errors import BadData, MemoryNotReadable, TargetNotSupported
 from inspector.kernel.host import kvm_modules
 from inspector.kvm.snapshot import PartitionEntry
-from inspector.memory.base import Records, addresses, integer
+from inspector.memory.base import CUT_OFF, Records, addresses, integer, why_missing
+from inspector.memory.contents import SHRUNK
 from inspector.structures.modules import module_values
 from inspector.structures.space import KernelSpace
 
@@ -79,12 +80,14 @@ class PartitionTable(NamedTuple):
     """The entries of a partition table whose dword 0 is not zero, by LPID.
 
     ``where`` is the physical address of the table, ``read`` the number of
-    entries whose dword 0 could be read.
+    entries whose dword 0 could be read.  ``lost`` says why others were not
+    that were there when the target was made, empty where all of those were.
     """
 
     where: int
     read: int
     entries: dict[int, PartitionEntry]
+    lost: str = ""
 
 
 def read_partition_table(kernel: KernelSpace, table: int) -> PartitionTable:
@@ -99,7 +102,10 @@ def read_partition_table(kernel: KernelSpace, table: int) -> PartitionTable:
     data, present = kernel.memory.read_many(pages, PAGE)
     words = Records(data, present).words(pte.BYTE_ORDER)
     known = np.repeat(present, per_page).reshape(words.shape)
+    lost = ""
     for row in np.flatnonzero(~present):
+        why = why_missing(kernel.memory, int(pages[row]), PAGE)
+        lost = why if why in (CUT_OFF, SHRUNK) else lost
         # a capture made by an earlier version has single entries
         places = addresses(range(int(pages[row]), int(pages[row]) + PAGE, DWORD))
         single = kernel.memory.read_many(places, DWORD)
@@ -115,4 +121,4 @@ def read_partition_table(kernel: KernelSpace, table: int) -> PartitionTable:
         )
         for lpid in np.flatnonzero(known_first & (first != 0))
     }
-    return PartitionTable(where, int(np.count_nonzero(known_first)), entries)
+    return PartitionTable(where, int(np.count_nonzero(known_first)), entries, lost)

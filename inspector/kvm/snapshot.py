@@ -112,7 +112,8 @@ class HostState:
     how many of its entries were read, ``used`` how many of them lead
     somewhere, and ``unowned`` those that do for nobody.  ``first_entry`` is
     that of LPID 0, the host itself, where the host has one.  ``gap`` says why
-    the table, or a part of it, was not read.
+    the table, or a part of it, was not read.  ``lost`` says so of entries
+    that the file of the target had before it was cut off.
     """
 
     ram: Ranges | None = None
@@ -126,6 +127,7 @@ class HostState:
     unowned: tuple[Unowned, ...] = ()
     first_entry: PartitionEntry | None = None
     gap: str = ""
+    lost: str = ""
 
 
 @dataclass(frozen=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Collection, Iterator, Sequence
 
 from inspector import encoding, hash_encoding, pte
@@ -157,7 +158,7 @@ def _check_details(vm: VmJudgement) -> Iterator[str]:
 def _findings(findings: Sequence[Finding], doubts: Sequence[Finding]) -> Iterator[str]:
     """Yield the first of the findings, and of those that may be legal, with their words."""
     for kind, found in (("finding", findings), ("doubt", doubts)):
-        for number, finding in enumerate(found[:FINDINGS_SHOWN], 1):
+        for number, finding in enumerate(_first_of(found), 1):
             yield from finding_lines(number, finding, kind)
         if len(found) > FINDINGS_SHOWN:
             yield f"  ... and {len(found) - FINDINGS_SHOWN} more {kind}s (--json shows all)"
@@ -186,6 +187,18 @@ def _not_judged(vm: VmJudgement) -> Iterator[str]:
             ]
             if names:
                 yield f"{how}: {', '.join(names)}: {gap.text}"
+
+
+def _first_of(found: Sequence[Finding]) -> list[Finding]:
+    """Return as many findings as are shown, at first one of each invariant.
+
+    One cause can break an invariant in many places, and another invariant names the cause.
+    """
+    first: dict[str, Finding] = {}
+    for finding in found:
+        first.setdefault(finding.invariant, finding)
+    others = (finding for finding in found if first[finding.invariant] is not finding)
+    return list(itertools.islice(itertools.chain(first.values(), others), FINDINGS_SHOWN))
 
 
 def finding_lines(number: int, finding: Finding, kind: str = "finding") -> Iterator[str]:
