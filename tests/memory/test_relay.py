@@ -222,7 +222,7 @@ SMUGGLED = (
 )
 
 
-@pytest.mark.parametrize("smuggled", SMUGGLED)
+@pytest.mark.parametrize("smuggled", SMUGGLED, ids=lambda raw: repr(raw[:24]))
 @pytest.mark.parametrize("moment", ["?", "g", "vCont;c:p1.-1"])
 def test_no_stub_reaches_files_of_this_host(smuggled: bytes, moment: str) -> None:
     """GDB opens and removes files for a stub that asks while the machine runs, or in an answer."""
