@@ -121,8 +121,8 @@ def test_a_huge_leaf_that_holds_one_page_of_the_hosts_is_found() -> None:
     """The page lies in the middle of the leaf, far from where it begins."""
     big = leaf(0x20_0000, 0x1000_0000, 21)
     vm = snapshot_vm(replace(STATE, host=table(*STATE.host.leaves.values(), big)))
-    node = int(vm.rmaps.node[0])
-    moved = replace(vm.rmaps, node=np.where(vm.rmaps.node == 0, 0, node + 0x12_3450).astype("u8"))
+    node = np.uint64(vm.rmaps.node[0]) + np.uint64(0x12_3450)
+    moved = replace(vm.rmaps, node=np.where(vm.rmaps.node == 0, np.uint64(0), node))
     (finding,) = judged(replace(vm, rmaps=moved)).findings
     assert finding.invariant == "leaf-kernel-page"
     assert "a list node" in finding.summary
