@@ -9,7 +9,6 @@ from numpy.typing import NDArray
 
 from inspector import encoding, pte
 from inspector.checks.base import Evidence, Finding, disagreement
-from inspector.checks.proof_words import member
 from inspector.checks.rights import Rights
 from inspector.checks.view import CheckedVm, Suspect
 from inspector.kvm.snapshot import Nested
@@ -17,12 +16,7 @@ from inspector.model.rights import RightsJudgement, judge_rights
 from inspector.model.vm import Leaf, LeafState
 from inspector.structures.radix import LeafTable
 
-__all__ = [
-    "Told",
-    "leaf_findings",
-    "member",
-    "rights_findings",
-]
+__all__ = ["Told", "leaf_findings", "rights_findings"]
 
 Told = Callable[[Leaf, RightsJudgement], tuple[str, str]]
 """Says what is wrong with a leaf, and what was expected."""

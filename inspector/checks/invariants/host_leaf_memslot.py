@@ -16,7 +16,7 @@ from inspector.checks.base import (
     Witness,
     disagreement,
 )
-from inspector.checks.proof import member
+from inspector.checks.proof_words import member
 from inspector.checks.view import CheckedVm, leaf_at
 from inspector.kvm.snapshot import Part
 from inspector.model.memslots import holder

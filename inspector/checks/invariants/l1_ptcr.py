@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from inspector.checks.base import Finding, Invariant, Severity
-from inspector.checks.proof import member
+from inspector.checks.proof_words import member
 from inspector.checks.view import CheckedVm
 from inspector.kvm.snapshot import Part
 from inspector.model.partition import MAX_SIZE_FIELD, PTCR_SIZE_MASK

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 from inspector import encoding
 from inspector.checks.base import Finding, Invariant, Severity
-from inspector.checks.proof import member
+from inspector.checks.proof_words import member
 from inspector.checks.view import CheckedVm
 from inspector.kvm.snapshot import Part
 

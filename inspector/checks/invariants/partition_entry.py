@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 from inspector import pte
 from inspector.checks.base import Evidence, Finding, Invariant, Rest, Severity, Unjudged, Witness
-from inspector.checks.proof import member
+from inspector.checks.proof_words import member
 from inspector.checks.view import CheckedVm
 from inspector.kvm.snapshot import Nested, Part, PartitionEntry, Vm
 from inspector.model.partition import leads_to
