@@ -8,7 +8,7 @@
 ``pytest --full -m "not live"`` is the thorough profile without machines. A
 test is quick unless it is live, runs on a shipped capture that is not one of
 ``QUICK_CAPTURES``, or carries the marker ``slow``, which belongs to a test that
-takes more than two seconds of processor time. A test for which
+takes more than half a second in all its cases. A test for which
 something is missing is skipped, and the last line says what and how to get
 it. Where CI is set and live tests were asked for, it fails instead.
 
@@ -39,6 +39,9 @@ LIVE_SECONDS = 6
 MOST_WORKERS = 8
 QUICK_CAPTURES = ("powernv9-mixed", "powernv9-stale-5.10-64k", "powernv9-two-vms")
 """Of the tests that run over every shipped capture, the quick tier has these."""
+
+TOGETHER = ("tests/schemas/test_documents.py",)
+"""Modules whose last test asks what the others have seen, so that they need one process."""
 
 OWN_CODE = r"(inspector|gdb_scripts|fixtures|tests)(\.|$)"
 
@@ -74,8 +77,19 @@ def pytest_cmdline_main(config: pytest.Config) -> None:
     workers = min(len(os.sched_getaffinity(0)), MOST_WORKERS)
     if workers > 1:
         option.numprocesses = workers
-        # Tests of one group share what they have seen, so they need one process.
-        option.dist = "loadgroup"
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: object) -> object:
+    """Give each test to whoever is free; but the tests of one module of ``TOGETHER`` to one."""
+    from xdist.scheduler import LoadScopeScheduling
+
+    class Scheduling(LoadScopeScheduling):  # type: ignore[misc]
+        def _split_scope(self, nodeid: str) -> str:
+            module = nodeid.partition("::")[0]
+            return module if module in TOGETHER else nodeid
+
+    return Scheduling(config, log)
 
 
 @pytest.hookimpl(tryfirst=True)

@@ -12,11 +12,33 @@ from inspector.image.profile import Profile
 from inspector.memory.elfcore import open_core
 from inspector.memory.segments import SegmentedMemory
 from inspector.session import Acquired, Options, acquire
+from tests.profiles import thorough
 
-__all__ = ["CAPTURES", "DIRECTORY", "SMALL", "description", "opened", "pieces"]
+__all__ = ["CAPTURES", "DIRECTORY", "SMALL", "SPREAD", "description", "opened", "pieces"]
 
 DIRECTORY = Path(__file__).resolve().parent.parent / "fixtures" / "captures"
 CAPTURES = sorted(DIRECTORY.glob("*.core.zst"))
+SPREAD = [
+    path
+    for path in CAPTURES
+    if thorough()
+    or path.name.partition(".")[0]
+    in {
+        "powernv9-hash",
+        "powernv9-hugetlb-6.12-64k",
+        "powernv9-l1-sizes",
+        "powernv9-linux",
+        "powernv9-mixed",
+        "powernv9-mixed-6.1-64k",
+        "powernv9-mixed-sid-64k",
+        "powernv9-no-vms",
+        "powernv9-stale-5.10-64k",
+        "powernv9-two-vms",
+        "pseries-mixed",
+    }
+]
+"""For tests that take long: a capture of each machine, kernel, page size and kind of guest."""
+
 SMALL = DIRECTORY / "powernv9-mixed.core.zst"
 
 

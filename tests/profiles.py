@@ -16,6 +16,11 @@ for name, count in {"short": SHORT, "thorough": THOROUGH}.items():
     )
 
 
+def thorough() -> bool:
+    """Say whether the thorough profile is loaded."""
+    return settings().max_examples >= THOROUGH
+
+
 def examples(short: int) -> int:
     """Return how much to try in the profile that is loaded, for a number in the short one."""
     return short * settings().max_examples // SHORT

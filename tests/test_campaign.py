@@ -45,6 +45,7 @@ def changed(vm: Vm, **others: Any) -> Vm:
     return replace(vm, nested=(first, *vm.nested[1:]), **own)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("others", "told"),
     [

@@ -21,6 +21,7 @@ from inspector.session import Acquired, Origin
 from inspector.structures.space import KernelSpace
 from tests.fixtures import DIRECTORY, opened
 from tests.memories import without
+from tests.profiles import examples
 
 ODD_WORDS = (
     0,
@@ -59,7 +60,7 @@ def test_any_word_anywhere_is_judged_or_refused(name: str, seed: int) -> None:
     mutant = Mutant(DIRECTORY / f"{name}.core.zst")
     choose = random.Random(seed)
     outcomes: Counter[str] = Counter()
-    for _ in range(40):
+    for _ in range(examples(20)):
         row = choose.randrange(mutant.memory.starts.size)
         size = int(mutant.memory.sizes[row])
         place = int(mutant.memory.starts[row]) + choose.randrange(max(1, size // 8)) * 8
@@ -87,6 +88,7 @@ def test_any_word_anywhere_is_judged_or_refused(name: str, seed: int) -> None:
     assert len(outcomes) > 1
 
 
+@pytest.mark.slow
 def test_a_hole_is_no_violation() -> None:
     """What a target does not hold cannot prove that anything is wrong."""
     acquired = opened(DIRECTORY / "powernv9-singles.core.zst")

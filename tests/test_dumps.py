@@ -71,6 +71,7 @@ def tables_of_l1(vm: Vm) -> set[int]:
     return {int(number) for number in physical // np.uint64(PAGE)}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("compression", "order"), [("zstd", "<"), ("lzo", ">")])
 def test_the_same_as_in_the_capture(tmp_path: Path, compression: str, order: str) -> None:
     expected = opened(SMALL).snapshot
@@ -83,6 +84,7 @@ def test_the_same_as_in_the_capture(tmp_path: Path, compression: str, order: str
     assert judge(found).verdict is Verdict.CONSISTENT
 
 
+@pytest.mark.slow
 def test_without_the_memory_of_the_guest(tmp_path: Path) -> None:
     (vm,) = opened(SMALL).snapshot.vms
     found = snapshot_of(tmp_path / "dump", tables_of_l1(vm), "zlib", "<")
@@ -103,6 +105,7 @@ def test_without_the_memory_of_the_guest(tmp_path: Path) -> None:
         assert gap.text.endswith("is not readable: excluded by makedumpfile's dump level 31")
 
 
+@pytest.mark.slow
 def test_without_a_page_of_the_kernel(tmp_path: Path) -> None:
     (vm,) = opened(SMALL).snapshot.vms
     shadow = {int(nested.shadow.where[0]) // PAGE for nested in vm.nested if len(nested.shadow)}

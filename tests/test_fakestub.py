@@ -64,6 +64,7 @@ def _printed(stub: Stub, command: str) -> str:
     return printed
 
 
+@pytest.mark.slow
 def test_it_has_the_memory_of_the_capture(machine: FakeMachine, port: int) -> None:
     core = open_core(CAPTURE)
     capture = read_capture(core)

@@ -13,8 +13,9 @@ from inspector.structures.modules import find_modules, module_symbols, module_va
 from inspector.structures.space import KernelSpace
 from tests.fixtures import DIRECTORY, opened
 from tests.memories import without
+from tests.profiles import examples
 
-FEW = 24
+FEW = examples(10)
 
 
 @pytest.mark.slow
@@ -36,6 +37,7 @@ def test_whatever_lacks_the_rest_is_found(name: str) -> None:
     assert ends.keys() <= {FOUND, SAID, REFUSED}
 
 
+@pytest.mark.slow
 def test_damaged_files_and_commands() -> None:
     tally: Counter[tuple[str, str]] = Counter()
     wrong: list[str] = []

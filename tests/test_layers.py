@@ -94,6 +94,7 @@ def test_every_part_has_its_floor() -> None:
     assert {part(path) for path in SOURCES} == known
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("path", SOURCES, ids=lambda path: str(path.relative_to(PACKAGE)))
 def test_imports_lead_down(path: Path) -> None:
     here = part(path)
@@ -152,6 +153,7 @@ def rmap_bits(tree: ast.AST) -> Iterator[str]:
             yield f"{node.value:#x}"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("path", SOURCES, ids=lambda path: str(path.relative_to(PACKAGE)))
 def test_the_bits_of_an_rmap_word_are_written_down_once(path: Path) -> None:
     found = list(rmap_bits(ast.parse(path.read_text())))

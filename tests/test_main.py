@@ -44,6 +44,7 @@ def failed(done: subprocess.CompletedProcess[str]) -> str:
     return line
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("module", ["numpy", "click", "zstandard"])
 def test_a_module_that_cannot_be_imported(module: str, tmp_path: Path) -> None:
     (tmp_path / f"{module}.py").write_text("raise ImportError('brok\\x1b[31men')")
@@ -61,18 +62,21 @@ def test_the_traceback_is_there_for_who_asks(tmp_path: Path) -> None:
     assert "Traceback (most recent call last)" in asked.stderr
 
 
+@pytest.mark.slow
 def test_too_little_memory(tmp_path: Path) -> None:
     done = shell("ulimit -v 110000; $I check $C", tmp_path)
     assert failed(done) == NO_MEMORY.decode().strip()
     assert shell("ulimit -v 400000; $I check $C", tmp_path).returncode == 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("closed", ["<&-", ">&-", "2>&-", "2>/dev/full", "<&- >&- 2>&-"])
 def test_streams_that_are_closed(closed: str, tmp_path: Path) -> None:
     done = shell(f"$I check $C {closed}", tmp_path)
     assert (done.returncode, done.stderr) == (0, "")
 
 
+@pytest.mark.slow
 def test_a_closed_stream_is_nobody_elses_file(tmp_path: Path) -> None:
     done = shell("$I capture $C -o out >&- 2>&-; $I check out", tmp_path)
     assert done.returncode == 0
@@ -81,12 +85,14 @@ def test_a_closed_stream_is_nobody_elses_file(tmp_path: Path) -> None:
     assert lost.stderr.startswith("inspector: cannot write standard output: ")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("command", ["--help", "--version", "rmap $C"])
 def test_a_reader_that_has_gone(command: str, tmp_path: Path) -> None:
     done = shell(f"set -o pipefail; (sleep 0.5; $I {command}) | true", tmp_path)
     assert (done.returncode, done.stderr) == (141, "")
 
 
+@pytest.mark.slow
 def test_a_plugin_that_ends_the_process(tmp_path: Path) -> None:
     info = tmp_path / "my_checks-1.0.dist-info"
     info.mkdir()

@@ -47,6 +47,7 @@ def test_every_link_leads_somewhere(page: Path) -> None:
             assert anchor in set(anchors(target)), f"{page.name}: {link}: there is no such heading"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("page", PAGES, ids=name)
 def test_words_are_linked_where_they_are_first_used(page: Path) -> None:
     text = page.read_text(encoding="utf-8")

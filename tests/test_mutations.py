@@ -24,6 +24,7 @@ from inspector.checks.base import all_invariants
 from inspector.checks.verdict import Judgement, Verdict, judge
 from inspector.cli import cli
 from tests.fixtures import DIRECTORY
+from tests.profiles import thorough
 
 SOURCES = [
     DIRECTORY / f"{name}.core.zst"
@@ -32,6 +33,13 @@ SOURCES = [
 SMALL = SOURCES[0]
 MEMSLOTS = DIRECTORY / "powernv9-memslots.core.zst"
 HASH = DIRECTORY / "powernv9-hash.core.zst"
+
+
+def named(value: object) -> str:
+    """Return what a parameter is called in the name of a test."""
+    return (
+        value.name.partition(".")[0] if isinstance(value, Path) else getattr(value, "__name__", "")
+    )
 
 
 def damaged(path: Path, mutation: Mutation) -> Mutant:
@@ -52,10 +60,17 @@ def invariants(judgement: Judgement) -> set[str]:
     return {finding.invariant for finding in judgement.findings}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
-    ("mutation", "expected"), BROKEN, ids=lambda value: getattr(value, "__name__", "")
+    ("path", "mutation", "expected"),
+    [
+        (path, *case)
+        for at, case in enumerate(BROKEN)
+        for row, path in enumerate(SOURCES[1:])
+        if thorough() or at % 2 == row
+    ],
+    ids=named,
 )
-@pytest.mark.parametrize("path", SOURCES[1:], ids=lambda path: path.name.removesuffix(".core.zst"))
 def test_the_invariant_that_is_broken_is_named(
     path: Path, mutation: Mutation, expected: set[str]
 ) -> None:
@@ -71,8 +86,11 @@ def test_every_invariant_is_broken_by_some_mutation() -> None:
     assert {name for _, name in PENDING} == {i.id for i in all_invariants() if i.passing}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
-    ("mutation", "expected"), BROKEN, ids=lambda value: getattr(value, "__name__", "")
+    ("mutation", "expected"),
+    BROKEN if thorough() else {frozenset(case[1]): case for case in BROKEN}.values(),
+    ids=named,
 )
 def test_the_command_says_so(tmp_path: Path, mutation: Mutation, expected: set[str]) -> None:
     mutant = damaged(SMALL, mutation)
@@ -84,6 +102,7 @@ def test_the_command_says_so(tmp_path: Path, mutation: Mutation, expected: set[s
         assert f": {name}: " in result.stdout
 
 
+@pytest.mark.slow
 def test_the_document_says_so(tmp_path: Path) -> None:
     mutant = Mutant(SMALL)
     for mutation in (cut_link, cycle, reserved_bits):
@@ -99,6 +118,7 @@ def test_the_document_says_so(tmp_path: Path) -> None:
     assert CliRunner().invoke(cli, ["rmap", path]).exit_code == 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mutation", LEGAL)
 @pytest.mark.parametrize("path", SOURCES, ids=lambda path: path.name.removesuffix(".core.zst"))
 def test_what_is_legal_stays_consistent(path: Path, mutation: Mutation) -> None:
@@ -110,6 +130,7 @@ def test_what_is_legal_stays_consistent(path: Path, mutation: Mutation) -> None:
     assert mutant.changed
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("mutation", "expected"), PENDING)
 @pytest.mark.parametrize("path", SOURCES, ids=lambda path: path.name.removesuffix(".core.zst"))
 def test_what_may_be_legal_is_counted_and_proved(
@@ -134,6 +155,7 @@ def test_what_may_be_legal_is_counted_and_proved(
     assert (told["invariant"], told["count"], len(told["examples"])) == (expected, 1, 1)
 
 
+@pytest.mark.slow
 def test_a_held_lock_concludes_nothing(tmp_path: Path) -> None:
     mutant = Mutant(SMALL)
     emptied_slot(mutant)

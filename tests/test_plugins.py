@@ -97,6 +97,7 @@ BROKEN = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", BROKEN)
 def test_a_broken_check_is_named_and_passed_over(kind: str, tmp_path: Path) -> None:
     code, why = BROKEN[kind]
@@ -109,6 +110,7 @@ def test_a_broken_check_is_named_and_passed_over(kind: str, tmp_path: Path) -> N
     assert why in line
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("code", ["def csv(a, b):\n    1 / 0", "def csv(a, b):\n    return 5"])
 def test_a_broken_report_is_an_error_that_names_it(code: str, tmp_path: Path) -> None:
     folder = distribution(tmp_path, code, {REPORTS: {"csv": "my_checks:csv"}})

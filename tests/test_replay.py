@@ -62,6 +62,7 @@ def test_a_recording_ends_where_the_capture_is() -> None:
     assert outcome.leaves > 20
 
 
+@pytest.mark.slow
 def test_the_command_says_so() -> None:
     done = run(str(RECORDING), str(CAPTURE))
     assert done.exit_code == 0
@@ -96,6 +97,7 @@ def is_list(row: Row) -> bool:
 INSERT, REMOVE = "kvmhv_insert_nest_rmap", "kvmhv_remove_nest_rmap_range"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("place", range(4))
 @pytest.mark.parametrize("back", [False, True])
 def test_a_word_of_a_list_that_differs(tmp_path: Path, place: int, back: bool) -> None:
@@ -137,6 +139,7 @@ def test_a_call_that_is_left_out(tmp_path: Path, function: str, caught_in: str) 
     assert divergence.number == call_of(number)["in"]
 
 
+@pytest.mark.slow
 def test_the_end_that_is_cut_off(tmp_path: Path) -> None:
     last = max(i for i, row in enumerate(rows()) if row.get("f") == INSERT)
     outer = rows()[last]["in"]
@@ -151,6 +154,7 @@ def test_the_end_that_is_cut_off(tmp_path: Path) -> None:
     assert "verdict: diverged at the end" in done.output
 
 
+@pytest.mark.slow
 def test_calls_made_behind_the_capture(tmp_path: Path) -> None:
     commit = next(row for row in rows() if row.get("f", "").endswith("commit_memory_region_hv"))
     number = rows()[-1]["n"] + 1
@@ -252,6 +256,7 @@ def test_events_have_what_the_lines_have() -> None:
         assert isinstance(event, Return if "ret" in row else Call)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("cut", ["tail", "whole"])
 def test_a_list_without_an_end(cut: str) -> None:
     vm = end().snapshot.vms[0]

@@ -22,7 +22,7 @@ from inspector.model.vm import VmState
 from inspector.reports.charts import COLOURS
 from inspector.reports.figures import BINS, figures_of
 from tests.builders import leaf, table, words
-from tests.fixtures import CAPTURES, SMALL, opened
+from tests.fixtures import CAPTURES, SMALL, SPREAD, opened
 
 BROWSERS = ("chromium", "chromium-browser", "google-chrome")
 WITH_BROWSER = "INSPECTOR_TEST_BROWSER"
@@ -118,7 +118,8 @@ def report(target: str, output: Path) -> Page:
     return page
 
 
-@pytest.mark.parametrize("path", CAPTURES, ids=lambda path: path.name.split(".core")[0])
+@pytest.mark.slow
+@pytest.mark.parametrize("path", SPREAD, ids=lambda path: path.name.split(".core")[0])
 def test_the_page_says_what_check_says(path: Path, tmp_path: Path) -> None:
     page = report(str(path), tmp_path / "page.html")
     nested = any(vm.nested and len(vm.rmaps) for vm in opened(path).snapshot.vms)
@@ -187,6 +188,7 @@ def violating(path: Path) -> str:
     return str(path)
 
 
+@pytest.mark.slow
 def test_findings_are_shown_with_their_proof_and_text_is_escaped(tmp_path: Path) -> None:
     target, output = violating(tmp_path / "made"), tmp_path / "page.html"
     assert report(target, output).verdict == "violations"

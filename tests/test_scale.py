@@ -17,6 +17,7 @@ from inspector.structures.space import KernelSpace
 PAGE_SIZES = (4096, 65536)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("page_size", PAGE_SIZES)
 @pytest.mark.parametrize(("per_slot", "stale"), [(1, 0), (3, 5), (1000, 0)])
 def test_a_scale_image_is_what_was_asked_for(page_size: int, per_slot: int, stale: int) -> None:

@@ -48,6 +48,7 @@ def inspect(
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("command", WRITERS)
 def test_a_file_is_private_and_whole(command: str, tmp_path: Path) -> None:
     path = tmp_path / ("x" * 240)
@@ -83,6 +84,7 @@ def test_a_writer_that_is_killed_leaves_the_old_file(tmp_path: Path) -> None:
     assert left.name.startswith(".inspector-")
 
 
+@pytest.mark.slow
 def test_the_cache_is_private(tmp_path: Path) -> None:
     code = (
         "import os; from dataclasses import replace; from inspector.image import cache\n"
@@ -187,6 +189,7 @@ def test_what_cannot_be_written_is_said_before(name: str, why: str, tmp_path: Pa
     assert not [one for one in tmp_path.iterdir() if one.name.startswith(".inspector-")]
 
 
+@pytest.mark.slow
 def test_standard_output(tmp_path: Path) -> None:
     for name in ("-", "/dev/stdout", str(tmp_path / "out")):
         with (tmp_path / "out").open("wb") as out:

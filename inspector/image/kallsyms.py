@@ -140,7 +140,7 @@ class Kallsyms:
         begin, end = self._rows.begin, self._rows.begin + self._rows.size
         first = kind[self._names[np.minimum(begin, self._names.size - 1)]]
         found: dict[str, list[int]] = {}
-        for row in np.flatnonzero(np.isin(total[end] - total[begin] - first, sums)):
+        for row in np.flatnonzero(np.isin(total[end] - total[begin] - first, sums, kind="sort")):
             name = self._spelt(int(row))[1:]
             if name in sought:
                 values = found.setdefault(name.decode("ascii"), [])

@@ -121,6 +121,7 @@ def test_notes_say_why_there_is_nothing_to_see() -> None:
     assert "hash-MMU guest" in note
 
 
+@pytest.mark.slow
 @given(vm_states(odd_bits=True))
 def test_findings_are_what_the_model_finds(state: VmState) -> None:
     vm = snapshot_vm(state)

@@ -25,7 +25,7 @@ from inspector.model.vm import (
     judge_leaf,
 )
 from tests.builders import made_states, snapshot_vm, state_of, vm_states
-from tests.fixtures import CAPTURES, opened
+from tests.fixtures import SPREAD, opened
 from tests.profiles import examples
 
 VIEWED = 500
@@ -132,7 +132,7 @@ def as_sets(judgement: LeafJudgement) -> tuple[object, ...]:
 def test_arrays_and_model_agree_in_every_state() -> None:
     met: Counter[Met] = Counter()
 
-    @settings(max_examples=examples(450), derandomize=True, database=None)
+    @settings(max_examples=examples(120), derandomize=True, database=None)
     @given(vm_states(odd_bits=True) | made_states())
     def run(state: VmState) -> None:
         met.update(compare(snapshot_vm(state), state))
@@ -151,7 +151,7 @@ def test_arrays_and_model_agree_in_every_state() -> None:
 def test_they_agree_on_where_things_stand() -> None:
     met: Counter[str] = Counter()
 
-    @settings(max_examples=examples(200), derandomize=True, database=None)
+    @settings(max_examples=examples(120), derandomize=True, database=None)
     @given(made_states())
     def run(state: VmState) -> None:
         slots = (Memslot(0, 0, 0, 2, 0, 0, 1), Memslot(0, 1, 512, 1 << 30, 0, 0, 1))
@@ -164,7 +164,7 @@ def test_they_agree_on_where_things_stand() -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("path", CAPTURES, ids=lambda path: path.name)
+@pytest.mark.parametrize("path", SPREAD, ids=lambda path: path.name)
 def test_they_agree_on_every_fixture(path: Path) -> None:
     acquired = opened(path)
     for vm in acquired.snapshot.vms:

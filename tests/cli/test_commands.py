@@ -65,6 +65,7 @@ def saved(path: Path, image: Image) -> str:
     return str(path)
 
 
+@pytest.mark.slow
 def test_a_vm_that_is_missing_does_not_hide_the_others(tmp_path: Path) -> None:
     acquired = opened(DIRECTORY / "powernv9-two-vms.core.zst")
     kept, lost = acquired.snapshot.vms
@@ -104,6 +105,7 @@ def test_help_and_version() -> None:
     assert (MANUAL / "start.md").is_file()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("command", READERS)
 def test_a_good_target(command: str) -> None:
     result = run(command, TARGET)
@@ -112,6 +114,7 @@ def test_a_good_target(command: str) -> None:
     assert result.stderr == ""
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("command", READERS)
 def test_json_documents(command: str) -> None:
     result = run(command, TARGET, "--json")
@@ -157,6 +160,7 @@ def test_rmap_lines(tmp_path: Path) -> None:
     ]
 
 
+@pytest.mark.slow
 def test_rmap_marks_entries_and_shortens_lists() -> None:
     short, whole = run("rmap", TARGET).stdout, run("rmap", TARGET, "--all").stdout
     assert "more (--all shows them)" in short
@@ -167,6 +171,7 @@ def test_rmap_marks_entries_and_shortens_lists() -> None:
     assert sum("stale: " in line for line in lines) == entries["stale"]
 
 
+@pytest.mark.slow
 def test_the_slots_of_some_pages_only() -> None:
     slots = json.loads(run("rmap", TARGET, "--json").stdout)["slots"]
     wanted = [slots[0]["gfn"], slots[5]["gfn"]]
@@ -194,6 +199,7 @@ def test_a_slot_that_could_not_be_read_is_not_called_empty(tmp_path: Path) -> No
     assert "gfn 0x1  not read" in text
 
 
+@pytest.mark.slow
 def test_vms_without_memslots() -> None:
     whole, short = run("vms", TARGET).stdout, run("vms", TARGET, "--nested").stdout
     assert "rmap array" in whole
@@ -238,6 +244,7 @@ def test_the_manual_lists_the_invariants() -> None:
     assert run("check", "--list", "--markdown").stdout == page.read_text()
 
 
+@pytest.mark.slow
 def test_violations_exit_with_1(tmp_path: Path) -> None:
     lost = SYNTHETIC.state.slots | {2: words((1, 0x8000))}
     state = VmState(12, SYNTHETIC.state.host, lost, SYNTHETIC.state.shadows)
@@ -248,6 +255,7 @@ def test_violations_exit_with_1(tmp_path: Path) -> None:
     assert "an entry 0x10000000007000" in done.stdout
 
 
+@pytest.mark.slow
 def test_a_consistent_target_exits_with_0() -> None:
     done = process("check", TARGET)
     assert (done.returncode, done.stderr) == (0, "")
@@ -319,6 +327,7 @@ GARBAGE = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("lost", [1 << 14, 1 << 17])
 def test_of_a_core_that_is_cut_off_the_rest_is_shown(lost: int, tmp_path: Path) -> None:
     path = tmp_path / "cut"
@@ -331,6 +340,7 @@ def test_of_a_core_that_is_cut_off_the_rest_is_shown(lost: int, tmp_path: Path) 
     assert json.loads(listed.stdout)["slots"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", GARBAGE)
 def test_a_file_that_is_no_target_exits_with_3(name: str, tmp_path: Path) -> None:
     path, content = tmp_path / "target", GARBAGE[name]
@@ -364,6 +374,7 @@ def run_main(*arguments: str) -> tuple[int, str]:
     return ended.value.code, out.getvalue()
 
 
+@pytest.mark.slow
 def test_a_capture_of_a_capture_is_the_same(tmp_path: Path) -> None:
     again, thrice = tmp_path / "again", tmp_path / "thrice"
     assert run("capture", TARGET, "-o", str(again)).exit_code == 0
@@ -376,6 +387,7 @@ def test_a_capture_of_a_capture_is_the_same(tmp_path: Path) -> None:
     assert held[0] == held[1] == held[2]
 
 
+@pytest.mark.slow
 def test_a_capture_is_the_owners_and_keeps_its_notes(tmp_path: Path) -> None:
     path = tmp_path / "out.core.zst"
     umask = os.umask(0)
@@ -397,6 +409,7 @@ def test_a_capture_is_the_owners_and_keeps_its_notes(tmp_path: Path) -> None:
     assert facts["scenario"] == "mixed", "the facts of the first capture are kept"
 
 
+@pytest.mark.slow
 def test_a_capture_replaces_a_file_only_when_it_is_whole(tmp_path: Path) -> None:
     path = tmp_path / "out"
     path.write_bytes(b"before")
@@ -407,6 +420,7 @@ def test_a_capture_replaces_a_file_only_when_it_is_whole(tmp_path: Path) -> None
     assert list(tmp_path.iterdir()) == [path]
 
 
+@pytest.mark.slow
 def test_a_capture_that_cannot_be_written_leaves_nothing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -481,6 +495,7 @@ def test_decode_takes_many_words() -> None:
     assert len(run("decode", "0", "1", "0x1001").stdout.splitlines()) == 3
 
 
+@pytest.mark.slow
 def test_a_reader_that_goes_away_is_no_violation() -> None:
     """The exit code 1 says that violations were found."""
     done = subprocess.Popen(

@@ -31,6 +31,7 @@ NEXT_OF_GDB = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.needs_gdb
 @pytest.mark.parametrize("target", NEXT_OF_GDB)
 def test_a_machine_that_is_not_there(target: str) -> None:
@@ -80,6 +81,7 @@ def test_a_file_that_cannot_be_written() -> None:
     assert "give a file in a folder that may be written to" in message
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("shell", "word"), [("bash", "complete -o"), ("zsh", "compdef")])
 def test_a_shell_gets_its_script(shell: str, word: str) -> None:
     """As ``eval "$(_INSPECTOR_COMPLETE=bash_source inspector)"`` in the manual."""
@@ -108,6 +110,7 @@ def test_commands_options_and_files_are_completed() -> None:
     assert paths == ["direct"]
 
 
+@pytest.mark.slow
 def test_standard_output_that_is_full() -> None:
     with Path("/dev/full").open("wb") as full:
         done = subprocess.run(

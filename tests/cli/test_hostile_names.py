@@ -67,6 +67,7 @@ def arguments_of(command: str, target: str, folder: Path) -> list[str]:
     return [command, target, *more.get(command, [])]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", NAMES, ids=("escapes", "markup", "path"))
 def test_names_are_shown_and_not_sent(
     name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -139,6 +140,7 @@ def test_no_monitor_command_names_a_file(command: str) -> None:
     assert relay.COMMANDS.fullmatch("info mtree -f")
 
 
+@pytest.mark.slow
 def test_nothing_is_run_in_a_shell_or_evaluated() -> None:
     forbidden = {"system", "popen", "eval", "exec", "getoutput", "getstatusoutput"}
     for folder in (Path(inspector.__file__).parent, Path(inspector.__file__).parents[1]):

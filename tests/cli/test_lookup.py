@@ -46,6 +46,7 @@ def saved(path: Path, state: VmState) -> str:
     return str(path)
 
 
+@pytest.mark.slow
 def test_text_and_json_say_the_same() -> None:
     document = json.loads(run(TARGET, "--json", "--l2", "13:0x10000").stdout)
     assert document["schema"] == "inspector.lookup/1"
@@ -66,6 +67,7 @@ def test_text_and_json_say_the_same() -> None:
     assert encoding.decode(int(entry["word"], 16)) == (13, 0x10000)
 
 
+@pytest.mark.slow
 def test_the_slots_are_those_of_rmap() -> None:
     slots = json.loads(CliRunner().invoke(cli, ["rmap", TARGET, "--json"]).stdout)["slots"]
     for slot in slots[::12]:
@@ -91,6 +93,7 @@ def test_usage(arguments: tuple[str, ...], said: str) -> None:
     assert said in result.stderr
 
 
+@pytest.mark.slow
 def test_long_lists_are_cut_and_said_to_be(tmp_path: Path) -> None:
     target = saved(tmp_path / "crowded", CROWDED)
     cut = run(target, "--gfn", "1")

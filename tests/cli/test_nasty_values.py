@@ -73,6 +73,7 @@ def trials() -> Iterator[tuple[str, list[str]]]:
 TRIALS = dict(trials())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("trial", TRIALS)
 def test_a_value_that_nobody_would_give(
     trial: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

@@ -19,10 +19,12 @@ from tests.fuzz.mutate import Fields, binary, json_tree, text
 from tests.fuzz.target import Target
 from tests.fuzz.targets import TARGETS
 from tests.fuzz.trial import SECONDS, Trial, memory_limit
+from tests.profiles import examples
 
-EXECUTIONS = 40
+EXECUTIONS = examples(20)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", TARGETS)
 def test_nothing_but_errors_of_the_inspector_comes_out(name: str) -> None:
     target = TARGETS[name]
@@ -80,6 +82,7 @@ def test_another_error_is_a_failure_and_its_input_kept() -> None:
     assert trial.failures == {"IndexError at the target itself": b""}
 
 
+@pytest.mark.slow
 def test_absurd_sizes_are_failures() -> None:
     assert kinds(tried(lambda data: np.zeros(1 << 40, dtype=np.uint8))) == {"MemoryError"}
     assert kinds(tried(lambda data: bytearray(1 << 28))) == {"TooMuchMemoryError"}
@@ -95,6 +98,7 @@ def test_a_hang_is_a_failure(monkeypatch: pytest.MonkeyPatch) -> None:
     assert kinds(tried(spin)) == {"Hang"}
 
 
+@pytest.mark.slow
 def test_the_command_runs_what_is_asked_for_and_records_nothing_else(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -187,6 +187,7 @@ def test_every_truncation_is_bad_data() -> None:
             ask(WHOLE[:length])
 
 
+@pytest.mark.slow
 @given(st.integers(0, len(WHOLE) - 1), st.binary(min_size=1, max_size=4))
 @example(0, b"\0")
 @example(4, b"\xff\xff\xff\x7f")

@@ -79,6 +79,7 @@ def test_another_compile_unit_is_refused(tmp_path: Path) -> None:
         Dwarf(path)
 
 
+@pytest.mark.slow
 def test_damaged_files_are_bad_data(tmp_path: Path) -> None:
     path = tmp_path / "damaged.o"
     whole = lzma.decompress(OBJECT.read_bytes())

@@ -138,6 +138,7 @@ def use(path: Path) -> None:
     assert isinstance(image.build_id, str)
 
 
+@pytest.mark.slow
 def test_every_truncation_is_bad_data(tmp_path: Path) -> None:
     data = kernel()
     for length in range(len(data)):
@@ -145,6 +146,7 @@ def test_every_truncation_is_bad_data(tmp_path: Path) -> None:
             use(saved(tmp_path, data[:length]))
 
 
+@pytest.mark.slow
 @settings(max_examples=examples(150), suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.integers(0, len(kernel()) - 1), st.binary(min_size=1, max_size=8))
 def test_changed_bytes_raise_bad_data_or_nothing(

@@ -7,7 +7,7 @@ import itertools
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from inspector.errors import BadData
@@ -15,6 +15,7 @@ from inspector.image import kallsyms
 from inspector.image.kallsyms import CHUNK, SYMBOLS_BELOW, Kallsyms, Window, decode, token_tables
 from tests.kallsymswriter import Form, write
 from tests.memories import of_segments
+from tests.profiles import examples
 
 LINEAR = 0xC000_0000_0000_0000
 NAMES = ("kvm_vm_list", "page_list", "sys_read", "linux_banner", "a", "Z9", "x.llvm.0123456789")
@@ -45,6 +46,7 @@ def table_of(data: bytes, place: int = PLACE) -> Kallsyms:
     return decode(window, tokens)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("form", FORMS, ids=str)
 @pytest.mark.parametrize("count", [1000, 1024, 1025])
 def test_every_form(form: Form, count: int) -> None:
@@ -91,6 +93,7 @@ def test_a_name_with_several_addresses() -> None:
 
 
 @pytest.mark.slow
+@settings(max_examples=examples(30))
 @given(
     st.lists(st.text("abckvm_lispge0", min_size=1, max_size=60), min_size=520, max_size=700),
     st.sampled_from(FORMS),
@@ -154,6 +157,7 @@ def test_addresses_that_are_none() -> None:
         table_of(BLOB[:at] + bytes(8) + BLOB[at + 8 :])
 
 
+@pytest.mark.slow
 def test_digits_alone_are_no_tokens() -> None:
     text = b"".join(b"%d\0" % i for i in range(20)) * 300
     window = Window(of_segments([(0, text + bytes(-len(text) % 4096))]))
@@ -161,6 +165,7 @@ def test_digits_alone_are_no_tokens() -> None:
     assert not list(token_tables(Window(of_segments([])), range(64)))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("form", FORMS)
 def test_a_table_is_found_at_one_of_the_first_places(
     form: Form, monkeypatch: pytest.MonkeyPatch

@@ -72,6 +72,7 @@ def changed(image: Image, where: int, data: bytes) -> SegmentedMemory:
     return patch(image.memory, physical, data)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("order", ["<", ">"])
 @pytest.mark.parametrize("page_size", [1 << 12, 1 << 16])
 def test_what_is_not_named_is_found(page_size: int, order: str) -> None:
@@ -88,6 +89,7 @@ def test_what_is_not_named_is_found(page_size: int, order: str) -> None:
     assert collect(KernelSpace(image.memory, profile), None).vms == ()
 
 
+@pytest.mark.slow
 def test_without_a_debug_file_it_says_what_to_get() -> None:
     found = find_kernel(HOST.memory)
     assert (found.release, found.profile) == ("6.12.0-fake", None)
@@ -99,6 +101,7 @@ def test_without_a_debug_file_it_says_what_to_get() -> None:
         describe_kernel(HOST.memory, Sources())
 
 
+@pytest.mark.slow
 def test_the_second_time_nothing_is_searched(monkeypatch: pytest.MonkeyPatch) -> None:
     class File:
         build_id = BUILD_IDS["kvm_hv"].hex()
@@ -117,6 +120,7 @@ def test_the_second_time_nothing_is_searched(monkeypatch: pytest.MonkeyPatch) ->
         describe_kernel(HOST.memory, Sources(debug_file=Path("00" * 20)))
 
 
+@pytest.mark.slow
 def test_another_build_of_the_module() -> None:
     with pytest.raises(TargetNotSupported, match=r"kvm_hv that is loaded has the build ID 5051"):
         found_in(HOST.memory, Path("12" * 20))
@@ -150,6 +154,7 @@ def test_the_hash_mmu_is_seen_in_the_page_table() -> None:
         found_in(patch(HOST.memory, swapper, bytes(8)))
 
 
+@pytest.mark.slow
 def test_a_guest_of_the_same_build() -> None:
     """A guest's ring, pointers and VMCOREINFO are the host's, bit by bit, at other places."""
     whole = HOST.memory.read(0, int(HOST.memory.sizes[0]) // 4096 * 4096)
@@ -176,6 +181,7 @@ def link(value: int) -> bytes:
     return value.to_bytes(8, "little")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("both", [False, True], ids=["next", "both"])
 def test_a_list_that_does_not_lead_back(both: bool) -> None:
     where = module_at(HOST, "kvm_hv") + LIST
@@ -210,6 +216,7 @@ def test_two_lists_of_modules() -> None:
         found_in(memory)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("what", [b"OSRELEASE=", b"SYMBOL(swapper_pg_dir)=", b"SYMBOL(_stext)="])
 def test_damaged_vmcoreinfo(what: bytes) -> None:
     text = HOST.profile.vmcoreinfo.encode()

@@ -60,6 +60,7 @@ def test_the_second_time_nothing_is_searched(folder: Path, monkeypatch: pytest.M
     assert describe_kernel(MEMORY, NONE).profile == first.profile
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("content", [b"", b"{", b"[]", b"\xff" * 100, b"{}" * (1 << 20)])
 def test_a_damaged_file_is_ignored_and_written_anew(
     folder: Path, content: bytes, monkeypatch: pytest.MonkeyPatch
@@ -195,6 +196,7 @@ def files(image: Image, base: int, folder: Path, build_id: bytes = BUILD_ID) -> 
     return Sources(kernel=folder / "vmlinux", modules=folder)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("base", [0, RELOCATED])
 def test_files_of_a_kernel_wherever_it_was_loaded(
     folder: Path, tmp_path: Path, base: int, monkeypatch: pytest.MonkeyPatch
@@ -215,6 +217,7 @@ def test_files_of_a_kernel_wherever_it_was_loaded(
     assert looked_up.profile == known.profile
 
 
+@pytest.mark.slow
 def test_files_of_another_kernel_than_the_one_that_was_moved(folder: Path, tmp_path: Path) -> None:
     image = build([], base=RELOCATED, furnish=furnish(Form(), base=RELOCATED))
     other = files(image, RELOCATED, tmp_path / "other", build_id=bytes(range(20)))
@@ -222,6 +225,7 @@ def test_files_of_another_kernel_than_the_one_that_was_moved(folder: Path, tmp_p
         describe_kernel(image.memory, other)
 
 
+@pytest.mark.slow
 def test_a_guest_of_the_same_build_is_not_taken_for_a_kernel_that_was_moved(
     folder: Path, tmp_path: Path
 ) -> None:

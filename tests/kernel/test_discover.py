@@ -39,6 +39,7 @@ def with_guest(image: Image, guest: Image, at: int = GUEST) -> SegmentedMemory:
     return of_segments([(0, content(image)), (at, content(guest))])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("size", [b"0   ", b"8192", b"-4096", b"9" * 8])
 def test_pages_of_a_size_that_cannot_be(size: bytes) -> None:
     image = host()
@@ -49,6 +50,7 @@ def test_pages_of_a_size_that_cannot_be(size: bytes) -> None:
         find_kernel(changed)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("order", ["<", ">"])
 @pytest.mark.parametrize("page_size", [1 << 12, 1 << 16])
 @pytest.mark.parametrize("form", [BASE, PLACE, Form("absolute", True, 0), Form("base", True, 3)])
@@ -74,6 +76,7 @@ def test_no_file_is_needed(form: Form, page_size: int, order: str) -> None:
     assert collect(kernel, image.vm_list).vms == ()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("form", [BASE, PLACE], ids=["base", "place"])
 @pytest.mark.parametrize("same", [True, False], ids=["same build", "another build"])
 def test_the_copy_in_a_guest_is_not_the_host(form: Form, same: bool) -> None:
@@ -92,6 +95,7 @@ def test_the_copy_in_a_guest_is_not_the_host(form: Form, same: bool) -> None:
         assert "leads back to" in reason if same else "where it was found" in reason
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("form", [BASE, PLACE], ids=["base", "place"])
 def test_a_guest_alone_is_refused(form: Form) -> None:
     memory = with_guest(build([]), host(form))
@@ -99,6 +103,7 @@ def test_a_guest_alone_is_refused(form: Form) -> None:
         find_kernel(memory)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("form", [BASE, PLACE], ids=["base", "place"])
 def test_a_kernel_loaded_elsewhere(form: Form) -> None:
     base = 192 * MIB
@@ -116,12 +121,14 @@ def test_vmcoreinfo_leads_straight_there() -> None:
     assert find_kernel(image.memory, "SYMBOL(kallsyms_token_table)=nonsense\n").place == 0
 
 
+@pytest.mark.slow
 def test_no_kernel_at_all() -> None:
     for memory in (of_segments([]), of_segments([(0, bytes(1 << 16))])):
         with pytest.raises(TargetNotSupported, match="no symbol table of a kernel is there"):
             find_kernel(memory)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("more", "missing"),
     [
@@ -159,6 +166,7 @@ def test_the_hash_mmu() -> None:
         find_kernel(patch(image.memory, spec + 24, bytes(4)))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("symbol", ["linux_banner", "modules", "swapper_pg_dir", "vmcoreinfo_size"])
 def test_damage_is_named(symbol: str) -> None:
     image = host()

@@ -86,6 +86,7 @@ def test_everything_put_in_comes_back(
             assert slot.head == (int(slot.nodes[0]) or int(slot.words[0]))
 
 
+@pytest.mark.slow
 @given(st.sets(st.integers(0, 4095), max_size=70), st.sampled_from((12, 16)), ORDERS, AGES)
 def test_every_nested_guest_is_found_under_its_lpid(
     lpids: set[int], page_shift: int, order: str, age: str
@@ -233,6 +234,7 @@ def test_a_list_of_vms_that_does_not_close_gives_those_that_were_met() -> None:
     assert "does not lead back" in gap.text
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("lost", range(3))
 @pytest.mark.parametrize("age", ALL_LAYOUTS)
 def test_a_vm_that_is_missing_is_a_gap_and_the_others_are_collected(lost: int, age: str) -> None:

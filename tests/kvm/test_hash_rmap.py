@@ -104,6 +104,7 @@ def some_rings(draw: st.DrawFn) -> dict[int, list[int]]:
     return {page: [entries.pop() for _ in range(length)] for page, length in lengths.items()}
 
 
+@pytest.mark.slow
 @given(some_rings(), st.sampled_from("<>"))
 def test_every_ring_is_followed_forward_from_its_head(
     wanted: Mapping[int, list[int]], order: str
@@ -122,6 +123,7 @@ def test_every_ring_is_followed_forward_from_its_head(
         assert hash_encoding.decode(slot.word).index == head
 
 
+@pytest.mark.slow
 @given(
     st.dictionaries(st.integers(0, 9), st.integers(0, 12), min_size=1, max_size=4),
     st.lists(st.tuples(st.integers(0, 12), st.integers(0, 12)), min_size=12, max_size=12),

@@ -129,6 +129,7 @@ def forgotten(image: Image, lpid: int) -> Image:
     return replace(image, memory=patch(image.memory, places[0], bytes(8)))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("age", sorted(ALL_LAYOUTS))
 def test_a_guest_that_only_the_partition_table_knows_is_found(age: str) -> None:
     """Its entries would be taken for stale, but they tell of the leaves of its table."""

@@ -98,6 +98,7 @@ class Array:
         return steps, "cycle" if last else "end"
 
 
+@pytest.mark.slow
 @given(
     st.dictionaries(st.integers(0, 40), LINKS, max_size=8),
     st.lists(st.tuples(LINKS, st.integers(0, (1 << 64) - 1)), min_size=NODES, max_size=NODES),

@@ -179,6 +179,7 @@ print(kernel(sys.argv[2]).version)
 """
 
 
+@pytest.mark.slow
 def test_an_installation_that_is_killed_is_done_again(archive: Archive, cache: Path) -> None:
     # The first is let be, to learn how long one takes.
     archive.publish("trixie", kernel("6.12.107-1"), kernel("6.12.117-1", fault="missing"))

@@ -47,6 +47,7 @@ def deb(name: str, version: str, fault: str = "") -> Deb:
     return Deb(name=name, version=version, fault=fault, architecture=host_architecture())
 
 
+@pytest.mark.slow
 def test_older_versions_and_backports(
     archive: Archive, installed: Installed, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -70,6 +71,7 @@ def test_older_versions_and_backports(
     assert "lab-qemu: using 10.0-1 from bookworm-backports; " in said
 
 
+@pytest.mark.slow
 def test_a_qemu_that_is_too_old_is_not_installed(archive: Archive, installed: Installed) -> None:
     archive.publish("bookworm", deb("lab-tool", "1.0-1"), deb("lab-qemu", "7.2-1"))
     archive.publish("bookworm-backports", deb("lab-qemu", "10.0-1", "missing"))
@@ -78,6 +80,7 @@ def test_a_qemu_that_is_too_old_is_not_installed(archive: Archive, installed: In
     assert [names for names, _ in installed] == [("lab-tool",)]
 
 
+@pytest.mark.slow
 def test_backports_where_the_hosts_own_qemu_cannot_be_had(
     archive: Archive, installed: Installed, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -46,6 +46,7 @@ def test_the_newest_is_taken(archive: Archive, cache: Path) -> None:
     assert archive.asked_debs == ["linux-image-6.12.107+deb13-powerpc64le_6.12.107-1"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("fault", FAULTS)
 def test_an_older_version_is_taken_for_one_that_cannot_be_downloaded(
     archive: Archive, cache: Path, capsys: pytest.CaptureFixture[str], fault: str
@@ -77,6 +78,7 @@ def test_an_older_version_is_taken_for_one_that_cannot_be_downloaded(
     assert (one["key"], one["version"], one["refused"]) == (KEY, "6.12.107-1", [refused])
 
 
+@pytest.mark.slow
 def test_a_further_suite_keeps_the_series(archive: Archive, cache: Path) -> None:
     # of the further suites one has no index, one no version that can be had, and the last does
     archive.publish("trixie", kernel("6.12.117-1", fault="missing"), kernel("7.2.13-1"))
@@ -94,6 +96,7 @@ def test_a_further_suite_keeps_the_series(archive: Archive, cache: Path) -> None
     ]
 
 
+@pytest.mark.slow
 def test_where_nothing_can_be_had_the_mirror_is_named_and_other_kernels_come_all_the_same(
     archive: Archive,
     capsys: pytest.CaptureFixture[str],
@@ -130,6 +133,7 @@ def test_a_part_that_the_index_does_not_list(archive: Archive) -> None:
     assert packages.kernel("sid-4k").version == "7.2.13-1"
 
 
+@pytest.mark.slow
 def test_an_index_that_the_mirror_has_left_behind_is_fetched_again(
     archive: Archive, cache: Path
 ) -> None:
@@ -141,6 +145,7 @@ def test_an_index_that_the_mirror_has_left_behind_is_fetched_again(
     assert read_record(cache)["refused"] == []
 
 
+@pytest.mark.slow
 def test_a_debug_file_is_of_the_kernel_that_is_used(archive: Archive, cache: Path) -> None:
     archive.publish(
         "trixie",
@@ -159,6 +164,7 @@ def test_a_debug_file_is_of_the_kernel_that_is_used(archive: Archive, cache: Pat
     assert packages.debug_file(KEY).read_bytes().endswith(b"6.12.107-1")
 
 
+@pytest.mark.slow
 def test_a_debug_file_of_another_version_is_never_taken(archive: Archive) -> None:
     archive.publish(
         "trixie",
@@ -231,6 +237,7 @@ def test_a_mirror_that_is_not_there(archive: Archive) -> None:
         packages.kernel(KEY)
 
 
+@pytest.mark.slow
 def test_an_old_index_will_do_where_the_mirror_gives_no_new_one(
     archive: Archive, cache: Path
 ) -> None:

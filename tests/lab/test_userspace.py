@@ -48,6 +48,7 @@ def test_a_closure_in_one_tree(archive: Archive) -> None:
     assert len(archive.requests) == asked
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("fault", ["missing", "short", "changed"])
 def test_a_dependency_that_cannot_be_had_is_left_out_of_what_apt_resolves(
     archive: Archive, fault: str, capsys: pytest.CaptureFixture[str]
@@ -66,6 +67,7 @@ def test_a_dependency_that_cannot_be_had_is_left_out_of_what_apt_resolves(
     assert "using 1.0-1 from trixie" in capsys.readouterr().err.splitlines()[-1]
 
 
+@pytest.mark.slow
 def test_the_next_release_is_taken_as_a_whole(archive: Archive) -> None:
     archive.publish("trixie", program("1.0-1"), library("1.0-1", fault="missing"))
     archive.publish("sid", program("2.0-1"), library("2.0-1", fault="missing"))
@@ -83,6 +85,7 @@ def test_backports_come_before_their_release(archive: Archive) -> None:
     assert known(packages.extract(wanted))["packages"] == {"program": "10.0-1", "library": "1.0-1"}
 
 
+@pytest.mark.slow
 def test_nothing_can_be_had(archive: Archive, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(search, "ROUNDS", 2)
     endless = [library(f"{number}.0-1", fault="missing") for number in range(4)]
@@ -118,6 +121,7 @@ def test_offline(archive: Archive, monkeypatch: pytest.MonkeyPatch) -> None:
     assert archive.requests == []
 
 
+@pytest.mark.slow
 def test_a_suite_beside_the_one_that_is_needed_may_have_no_index(archive: Archive) -> None:
     wanted = UserSpace("program", (Release("trixie", ("trixie-updates", "trixie-gone")),))
     archive.publish("trixie", program("1.0-1"), library("1.0-1", fault="missing"))

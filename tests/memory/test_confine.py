@@ -37,6 +37,7 @@ def test_it_reads_runs_programs_and_speaks_over_what_it_has() -> None:
     assert "said" in done.stdout
 
 
+@pytest.mark.slow
 @landlock
 @pytest.mark.parametrize(
     "code",
@@ -97,11 +98,13 @@ def test_a_socket_in_the_file_system_is_reached(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
 
 
+@pytest.mark.slow
 def test_memory_has_an_end() -> None:
     assert "MemoryError" in confined("bytearray(600 << 20)").stderr
     assert confined("bytearray(200 << 20)").returncode == 0
 
 
+@pytest.mark.slow
 def test_processor_time_has_an_end() -> None:
     began = time.monotonic()
     done = confined("while True: pass", LIMITS._replace(processor=1))

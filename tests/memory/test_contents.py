@@ -27,6 +27,7 @@ def of_file(folder: Path) -> FileContents:
     return FileContents(os.open(path, os.O_RDONLY), SIZE)
 
 
+@pytest.mark.slow
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=50)
 @given(
     st.integers(1, 20_000).flatmap(

@@ -95,6 +95,7 @@ def test_text_of_the_monitor_holds_no_separator(ends: tuple[Stub, socket.socket]
     assert stub.monitor("info status") == "A\N{REPLACEMENT CHARACTER}B"
 
 
+@pytest.mark.slow
 def test_a_stub_that_takes_nothing_is_given_up(ends: tuple[Stub, socket.socket]) -> None:
     stub, _ = ends
     began = time.monotonic()

@@ -155,6 +155,7 @@ def test_the_record_written_last_wins(tmp_path: Path) -> None:
     assert dump.memory.read(0, 4096) == bytes(range(256)) * 16
 
 
+@pytest.mark.slow
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.lists(st.tuples(st.integers(0, 60), st.binary(max_size=30)), max_size=12))
 def test_any_records(tmp_path: Path, pieces: list[tuple[int, bytes]]) -> None:

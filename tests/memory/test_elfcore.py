@@ -57,6 +57,7 @@ def test_any_memory_comes_back(
     assert pieces_of(found.memory) == pieces_of(memory)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("segments", [0xFFFD, 0xFFFE, 0xFFFF, 70_000])
 def test_more_segments_than_a_header_can_count(tmp_path: Path, segments: int) -> None:
     starts = addresses(np.arange(segments) * 16)
@@ -76,6 +77,7 @@ def test_more_segments_than_a_header_can_count(tmp_path: Path, segments: int) ->
     assert words.tolist() == list(range(segments))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("order", ["<", ">"])
 def test_of_a_core_that_is_cut_off_the_rest_is_read(tmp_path: Path, order: str) -> None:
     data = core(order)
@@ -123,6 +125,7 @@ def test_every_changed_byte_of_a_compressed_core_is_noticed(tmp_path: Path) -> N
         assert pieces_of(found.memory) == pieces_of(whole.memory)
 
 
+@pytest.mark.slow
 @settings(max_examples=examples(300), suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.integers(0, 300), st.binary(min_size=1, max_size=9), st.sampled_from("<>"))
 def test_changed_bytes_raise_bad_data_or_nothing(

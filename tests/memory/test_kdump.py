@@ -45,6 +45,7 @@ def assert_holds(dump: Dump, pages: Mapping[int, bytes], size: int) -> None:
         assert row.tobytes() == pages[number]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("compression", COMPRESSORS)
 @pytest.mark.parametrize("size", SIZES)
 @pytest.mark.parametrize("order", ["<", ">"])
@@ -135,6 +136,7 @@ def test_reads_of_any_length_and_place(tmp_path: Path) -> None:
     assert memory.read(base, 0) == b""
 
 
+@pytest.mark.slow
 @settings(max_examples=examples(40), suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     st.dictionaries(st.integers(0, 70_000), st.integers(0, 3), min_size=1, max_size=40),
@@ -154,6 +156,7 @@ def test_any_holes(
         assert row.tobytes() == (pages[number][64:96] if here else bytes(32))
 
 
+@pytest.mark.slow
 def test_a_page_far_away(tmp_path: Path) -> None:
     far = (0x2000_0000_0000 >> 16) + 3
     pages = {0: page(1, 65536), far: page(2, 65536)}
@@ -186,6 +189,7 @@ def test_one_file_of_a_split_dump(tmp_path: Path, version: int) -> None:
         dump.memory.read(10 * 4096, 8)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("compression", COMPRESSORS)
 @pytest.mark.parametrize("flat", [False, True])
 def test_of_a_file_that_is_cut_off_the_rest_is_read(
@@ -195,7 +199,7 @@ def test_of_a_file_that_is_cut_off_the_rest_is_read(
     data = kdump(KdumpSpec(pages, [1], compression=compression, notes=NOTE))
     if flat:
         data = flattened([(0, data[:9000]), (9000, data[9000:])])
-    places = {*range(0, len(data), 211), *range(len(data) - 40, len(data)), *range(4080, 4300)}
+    places = {*range(0, len(data), 211), *range(len(data) - 40, len(data)), *range(4080, 4300, 3)}
     read = set()
     for length in sorted(places - {len(data)}):
         try:

@@ -33,6 +33,7 @@ def repetitive(seed: int, size: int) -> bytes:
     return bytes(out[:size])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("size", [1, 4, 238, 239, 4096, 65536])
 @pytest.mark.parametrize("seed", range(4))
 def test_what_was_compressed_comes_back(seed: int, size: int) -> None:
@@ -92,6 +93,7 @@ def test_anything_is_data_or_an_error(stream: bytes) -> None:
         assert len(decompress(stream, 4096)) <= 4096
 
 
+@pytest.mark.slow
 @given(st.integers(0, 400), st.integers(1, 255))
 def test_a_changed_byte_is_data_or_an_error(position: int, change: int) -> None:
     stream = bytearray(lzo_compress(repetitive(2, 2000)))

@@ -73,6 +73,7 @@ def test_text_without_ram_is_refused(text: str) -> None:
 RANGES = st.lists(st.tuples(st.integers(1, 8), st.integers(1, 8)), max_size=4)
 
 
+@pytest.mark.slow
 @given(RANGES, st.lists(st.integers(0, 80), max_size=10), st.integers(1, 9))
 def test_only_records_wholly_inside_are_covered(
     gaps: list[tuple[int, int]], where: list[int], length: int

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import signal
 import socket
 import threading
@@ -17,6 +18,7 @@ from inspector.memory import terms
 from inspector.memory.framing import Decoder, Sign, encoded
 from inspector.memory.lender import Lost, Refused
 from inspector.memory.relayed import Relay
+from tests.profiles import thorough
 
 CONTENTS = bytes(i * 7 % 251 for i in range(1 << 20))
 HOLE = 0xBAD000
@@ -163,6 +165,7 @@ def begin() -> Iterator[Callable[[Stub], Begun]]:
         each.close()
 
 
+@pytest.mark.slow
 def test_memory_is_read_in_order_many_packets_at_once(begin: Callable[[Stub], Begun]) -> None:
     stub = Stub()
     asked, _ = begin(stub)
@@ -222,6 +225,7 @@ SMUGGLED = (
 )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("smuggled", SMUGGLED, ids=lambda raw: repr(raw[:24]))
 @pytest.mark.parametrize("moment", ["?", "g", "vCont;c:p1.-1"])
 def test_no_stub_reaches_files_of_this_host(smuggled: bytes, moment: str) -> None:
@@ -371,6 +375,7 @@ def test_gdb_does_not_let_go_on_what_stood_still() -> None:
     asked.close()
 
 
+@pytest.mark.slow
 def test_a_stop_that_is_under_way_is_waited_for(begin: Callable[[Stub], Begun]) -> None:
     stub = Stub()
     stub.stops_after = 0.5
@@ -476,10 +481,21 @@ class Flooding(Stub):
         )
 
 
-@pytest.mark.parametrize("number", [None, signal.SIGTERM])
-@pytest.mark.parametrize("moment", ["qRcmd,696e666f20737461747573", "?", "vCont;c:p1.-1"])
+FLOODS = [b"+", b"$O41#b4", b"$T05thread:01;#07", b"$" + b"0" * 5000]
+MOMENTS = ["qRcmd,696e666f20737461747573", "?", "vCont;c:p1.-1"]
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize(
-    "flood", [b"+", b"$O41#b4", b"$T05thread:01;#07", b"$" + b"0" * 5000], ids=range(4)
+    ("flood", "moment", "number"),
+    [
+        (flood, moment, number)
+        for (at, flood), (then, moment) in itertools.product(enumerate(FLOODS), enumerate(MOMENTS))
+        for number in (None, signal.SIGTERM)
+        # each way to end it with each flood and at each moment: half of them in the short profile
+        if thorough() or (number is None) == ((at + then) % 2 == 0)
+    ],
+    ids=itertools.count(),
 )
 def test_no_flood_keeps_a_relay(flood: bytes, moment: str, number: int | None) -> None:
     """The relay ends when its owner goes away, or is told to, however much the stub sends."""
@@ -501,6 +517,7 @@ def test_no_flood_keeps_a_relay(flood: bytes, moment: str, number: int | None) -
     asked.close()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("connected", [True, False])
 def test_a_relay_ends_when_it_is_told_to(connected: bool) -> None:
     stub = Stub()
@@ -518,6 +535,7 @@ def test_a_relay_ends_when_it_is_told_to(connected: bool) -> None:
     asked.close()
 
 
+@pytest.mark.slow
 def test_a_relay_ends_with_its_owner_while_it_waits(monkeypatch: pytest.MonkeyPatch) -> None:
     """The stub owes an answer, and the machine still loses its breakpoints and goes on."""
 

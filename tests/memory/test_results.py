@@ -20,6 +20,7 @@ from inspector.structures.space import KernelSpace
 from tests.alike import assert_alike
 from tests.fixtures import DIRECTORY
 from tests.memories import of_segments
+from tests.profiles import examples
 
 WORDS = 24
 BASE = 0x1000
@@ -46,6 +47,7 @@ def total(memory: RecordingMemory, making: Making, begin: int, depth: int) -> in
 contents = st.lists(st.integers(0, 63), min_size=WORDS, max_size=WORDS)
 
 
+@pytest.mark.slow
 @given(contents, st.lists(st.tuples(st.integers(0, WORDS - 1), st.integers(0, 63)), max_size=12))
 def test_parts_are_what_they_would_be_anew(content: Content, steps: list[tuple[int, int]]) -> None:
     results = None
@@ -98,6 +100,7 @@ def test_what_fails_is_not_kept() -> None:
     assert before("none", lambda: 1) == 1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "name", ["powernv9-two-vms", "powernv9-singles", "powernv9-stale-5.10-64k", "powernv9-hash"]
 )
@@ -111,7 +114,7 @@ def test_snapshots_of_a_kernel_that_changes(name: str) -> None:
     collect(KernelSpace(record, profile), vms, results)
     pieces = record.since(0)
     there: list[int] = []
-    for _ in range(60):
+    for _ in range(examples(25)):
         if chance.random() < 0.3:
             mutant.undo()
             changed, there = there, []

@@ -36,6 +36,7 @@ def parts(tmp_path: Path) -> list[str]:
     return written(tmp_path, *(replace(WHOLE, split=cut) for cut in CUTS))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("order", [(0, 1, 2), (2, 0, 1), (1, 2, 0)])
 def test_together_they_are_the_whole_dump(tmp_path: Path, order: tuple[int, ...]) -> None:
     names = parts(tmp_path)

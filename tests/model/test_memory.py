@@ -133,6 +133,7 @@ def test_a_state_comes_back_and_is_judged_alike(
         event(invariant)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("layouts", KERNELS)
 @pytest.mark.parametrize("order", ["<", ">"])
 @pytest.mark.parametrize("page_shift", [12, 16])

@@ -53,6 +53,7 @@ def test_a_capture_does_not_differ_from_itself(path: Path) -> None:
     assert difference(snapshot, snapshot).same
 
 
+@pytest.mark.slow
 @given(vm_states(12, odd_bits=True))
 def test_a_state_does_not_differ_from_itself(state: VmState) -> None:
     found = difference(host(snapshot_vm(state)), host(snapshot_vm(state)))

@@ -16,11 +16,11 @@ from inspector.model.vm import LeafState, VmState, judge_entry
 from inspector.questions.lookup import Kind, Question, lookup
 from inspector.questions.parts import Answer, Mark
 from tests.builders import leaf, snapshot_vm, table, vm_states, words
-from tests.fixtures import CAPTURES, DIRECTORY, SMALL, opened
+from tests.fixtures import DIRECTORY, SMALL, SPREAD, opened
 
 STACK = DIRECTORY / "powernv9-linux.core.zst"
 WITH_GUESTS = [
-    path for path in CAPTURES if not any(word in path.name for word in ("hash", "no-", "released"))
+    path for path in SPREAD if not any(word in path.name for word in ("hash", "no-", "released"))
 ]
 
 
@@ -40,6 +40,7 @@ def some_leaves(vm: Vm, count: int) -> list[tuple[int, int]]:
     return Random(1).sample(places, min(count, len(places)))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("path", WITH_GUESTS, ids=lambda path: path.name)
 def test_one_chain_by_every_address(path: Path) -> None:
     snapshot = opened(path).snapshot
@@ -70,6 +71,7 @@ def test_one_chain_by_every_address(path: Path) -> None:
             assert gfn in [page.gfn for page in answer.l1_pages if page.vm == vm.lpid]
 
 
+@pytest.mark.slow
 def test_the_chain_of_the_stack_is_whole() -> None:
     snapshot = opened(STACK).snapshot
     (vm,) = snapshot.vms

@@ -18,6 +18,7 @@ import inspector
 from fixtures.mutations.damage import BROKEN, PENDING
 from fixtures.mutations.mutant import Mutant
 from fixtures.schemas.documents import DOCUMENTS
+from inspector import pte
 from inspector.cli import COMMANDS, cli
 from inspector.history import History, Watched, Write
 from inspector.kernel.choose import Known
@@ -39,8 +40,6 @@ from tests.schemas.closed import described, hold
 from tests.test_replay import CAPTURE as RECORDED
 from tests.test_replay import INSERT, RECORDING, first, flipped, rows, write
 from tests.test_watch import sample_of
-
-pytestmark = pytest.mark.xdist_group("documents")
 
 SEEN: set[str] = set()
 """What the tests of this module have met; the last one asks whether that was all."""
@@ -92,6 +91,7 @@ def made(name: str, snapshot: Snapshot, **origin: Any) -> str:
     return name
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("path", CAPTURES, ids=lambda path: path.name.removesuffix(".core.zst"))
 def test_captures(path: Path) -> None:
     target = str(path)
@@ -105,6 +105,7 @@ BOOKKEEPING = [case for case in BROKEN if case[1] == {"rmap-slot"}]
 OF_NO_VM = [case for case in BROKEN if case[1] == {"vm-list"}]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "mutation",
     [case[0] for case in (*BROKEN[::12], *BOOKKEEPING, *OF_NO_VM, *PENDING[:2])],
@@ -118,6 +119,17 @@ def test_damaged_captures(mutation: Callable[[Mutant], None], tmp_path: Path) ->
     of_vms = any(vm["findings"] or vm["pending"] for vm in document["vms"])
     assert document["findings"] or of_vms
     told("diff", "diff", str(SMALL), target, "--json")
+
+
+NO_HOST_PAGE = VmState(12, table(), {1: words((1, 0x6000))}, {1: table(leaf(0x6000, 0x40_0000))})
+
+
+def test_what_may_be_on_its_way(tmp_path: Path) -> None:
+    """A shadow leaf that permits nothing: a state that KVM may be about to leave."""
+    bits = leaf(0, 0).entry & ~pte.PERMISSIONS
+    state = VmState(12, NO_HOST_PAGE.host, {}, {1: table(leaf(0x6000, 0x40_0000, 12, bits))})
+    (vm,) = told("check", "check", saved_state(tmp_path / "one", state), "--json")["vms"]
+    assert [doubt["invariant"] for doubt in vm["doubts"]] == ["entry-bits"]
 
 
 def test_what_could_not_be_read() -> None:
@@ -143,9 +155,6 @@ def test_what_could_not_be_read() -> None:
     told("lookup", "lookup", target, "--gfn", "0x20", "--json")
     told("diff", "diff", target, str(SMALL), "--json")
     told("expected", "diff", target, "--expected", wanted, "--json")
-
-
-NO_HOST_PAGE = VmState(12, table(), {1: words((1, 0x6000))}, {1: table(leaf(0x6000, 0x40_0000))})
 
 
 def test_an_entry_without_a_host_page(tmp_path: Path) -> None:
@@ -188,6 +197,7 @@ def test_lookup(question: tuple[str, ...], tmp_path: Path) -> None:
     told("lookup", "lookup", str(SMALL), *question, "--json")
 
 
+@pytest.mark.slow
 def test_lookup_all_the_way(tmp_path: Path) -> None:
     first_ = told("lookup", "lookup", str(SMALL), "--gfn", "0x20", "--json")
     host = first_["l1_pages"][0]["host"]
@@ -198,6 +208,7 @@ def test_lookup_all_the_way(tmp_path: Path) -> None:
         told("lookup", "lookup", target, "--l2", "1:0x6000", "--json")
 
 
+@pytest.mark.slow
 def test_diff(tmp_path: Path) -> None:
     before, after = (
         saved_state(tmp_path / name, state) for name, state in (("a", BEFORE), ("b", AFTER))
@@ -273,6 +284,7 @@ def test_decode(hashed: tuple[str, ...]) -> None:
     told("decode", "decode", *given, "0x0000080100000001", *hashed, "--json")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("target", [str(SMALL), "/nowhere", "gdb:127.0.0.1:1", __file__])
 def test_doctor(target: str) -> None:
     told("doctor", "doctor", target, "--json")
@@ -283,6 +295,7 @@ def test_doctor_with_remarks() -> None:
         told("doctor", "doctor", str(DIRECTORY / f"powernv9-{name}.core.zst"), "--json")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("command", ["capture", "layout", "report"])
 def test_files_that_are_written(command: str, tmp_path: Path) -> None:
     output = tmp_path / "written"
@@ -308,6 +321,7 @@ def test_reports_of_documents(verdict: str, tmp_path: Path) -> None:
     told("report", "report", str(source), "-o", str(tmp_path / "page.html"), "--json")
 
 
+@pytest.mark.slow
 def test_replay(tmp_path: Path) -> None:
     assert told("replay", "replay", str(RECORDING), str(RECORDED), "--json")["verdict"] == "same"
     index = first(INSERT, lambda row: len(row["slot"]) > 3)

@@ -33,6 +33,7 @@ WRITE = "run 'python -m fixtures.schemas' and look at what it changes"
 BY_LABEL = {document.label: document for document in DOCUMENTS}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("document", DOCUMENTS, ids=lambda document: document.label)
 def test_the_published_schema_is_the_described_one(document: Document) -> None:
     schema = schema_of(document)

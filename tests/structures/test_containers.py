@@ -111,6 +111,7 @@ def idr(kernel: Kernel, head: int, base: int = 0) -> int:
     return kernel.new("idr", idr_rt__xa_head=head, idr_base=base)
 
 
+@pytest.mark.slow
 @given(
     st.dictionaries(
         st.one_of(st.integers(0, 130), st.integers(0, 1 << 24)),

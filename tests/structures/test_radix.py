@@ -53,6 +53,7 @@ def planted(leaves: dict[int, Leaf]) -> tuple[SegmentedMemory, pte.Root]:
     return kernel.memory(), pte.Root(root, pte.PGD_BITS)
 
 
+@pytest.mark.slow
 @given(trees(), st.lists(st.integers(0, (1 << 52) - 1), max_size=5))
 def test_walk_and_lookup_agree_with_a_dictionary(
     leaves: dict[int, Leaf], others: list[int]

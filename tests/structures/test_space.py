@@ -135,6 +135,7 @@ def guest(size: int) -> tuple[GuestSpace, dict[int, bytes]]:
 GUESTS = {size: guest(size) for size in (4096, 1 << 16)}
 
 
+@pytest.mark.slow
 @given(PAGE_SIZES, st.integers(0, 24), st.integers(-16, 16), st.integers(1, 40))
 def test_guest_memory_is_read_across_memslots(size: int, page: int, off: int, length: int) -> None:
     space, content = GUESTS[size]
