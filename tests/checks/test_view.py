@@ -132,7 +132,7 @@ def as_sets(judgement: LeafJudgement) -> tuple[object, ...]:
 def test_arrays_and_model_agree_in_every_state() -> None:
     met: Counter[Met] = Counter()
 
-    @settings(max_examples=examples(120), derandomize=True, database=None)
+    @settings(max_examples=examples(450), derandomize=True, database=None)
     @given(vm_states(odd_bits=True) | made_states())
     def run(state: VmState) -> None:
         met.update(compare(snapshot_vm(state), state))
