@@ -14,7 +14,7 @@ from functools import partial
 from typing import NamedTuple, TypeVar
 
 from inspector import pte
-from inspector.errors import BadData, InspectorError, MemoryNotReadable
+from inspector.errors import BadData, InspectorError, MemoryNotReadable, TargetNotSupported
 from inspector.kernel.host import kvm_modules, require_radix
 from inspector.kvm.by_form import vms_by_form
 from inspector.kvm.containers import memslot_addresses, nested_guest_addresses
@@ -38,6 +38,7 @@ from inspector.kvm.snapshot import (
 )
 from inspector.memory.base import addresses, why_missing
 from inspector.memory.results import Making, anew
+from inspector.regions import LINEAR_MAP, LINEAR_SIZE, linear_to_physical
 from inspector.structures.lists import list_entries
 from inspector.structures.modules import exported_symbol, module_values
 from inspector.structures.radix import LeafTable, TableProblem, walk
@@ -52,7 +53,9 @@ NAMED = 8
 """So many of the missing nodes are named."""
 CONFIRMING = (
     "arch.mmu_ready",
+    "arch.nested_enable",
     "arch.pgtable",
+    "arch.radix",
     "created_vcpus",
     "mm",
     "nr_memslot_pages",
@@ -117,6 +120,8 @@ def collect(kernel: KernelSpace, vms: int | None, making: Making = anew) -> Snap
         except (BadData, MemoryNotReadable) as error:
             gaps.append(Gap(f"the VM at {address:#x}: {error}"))
     host = read_host_state(kernel, partition.table, partition.why, found, making)
+    if partition.damaged:
+        gaps.append(Gap(f"the partition table: {partition.why}"))
     if host.lost:
         gaps.append(Gap(f"entries of the partition table: {host.lost}"))
     return Snapshot(
@@ -164,17 +169,18 @@ def _word(kernel: KernelSpace, struct: str, address: int, member: str) -> Word |
 
 
 class _Partition(NamedTuple):
-    """The partition table, or why there is none."""
+    """The partition table, or why there is none; ``damaged`` if what leads to it is."""
 
     table: int | None = None
     why: str = ""
+    damaged: bool = False
 
     @classmethod
     def find(cls, kernel: KernelSpace) -> _Partition:
         try:
             return cls(partition_table(kernel))
         except InspectorError as error:
-            return cls(None, str(error))
+            return cls(None, str(error), not isinstance(error, TargetNotSupported))
 
     def entry(self, kernel: KernelSpace, lpid: int, gaps: list[Gap]) -> PartitionEntry | None:
         """Return an LPID's entry, or None and note why not; a table that is not there once."""
@@ -282,7 +288,7 @@ def _vm(kernel: KernelSpace, address: int, partition: _Partition, making: Making
                 kernel,
                 "kvm",
                 address,
-                ("arch.lpid", "arch.pgtable", "arch.l1_ptcr"),
+                ("arch.lpid", "arch.pgtable", "arch.l1_ptcr", "userspace_pid"),
                 ("arch.process_table",),
             ),
             "radix": _place(kernel, "kvm", address, "arch.radix"),
@@ -324,9 +330,27 @@ def _frames(kernel: KernelSpace, address: int, size: int) -> tuple[int, ...]:
 
 def _page_directory(kernel: KernelSpace, vm: int) -> int:
     """Return the kernel address of the page table of a VM's process, 0 where it is not known."""
-    with suppress(MemoryNotReadable):
-        return kernel.field("mm_struct", kernel.field("kvm", vm, "mm"), "pgd")
+    with suppress(BadData, MemoryNotReadable):
+        return _process_root(kernel, vm)
     return 0
+
+
+def _process_root(kernel: KernelSpace, vm: int) -> int:
+    """Return the kernel address of the page table of a VM's process.
+
+    Raises:
+        BadData: no root of a page table can be there.
+        MemoryNotReadable: what leads to it is missing.
+    """
+    mm = kernel.field("kvm", vm, "mm")
+    root = kernel.field("mm_struct", mm, "pgd")
+    linear = 0 <= root - LINEAR_MAP < LINEAR_SIZE and not root % (WORD << pte.PGD_BITS)
+    if not linear or (kernel.ram is not None and not kernel.ram.hold(linear_to_physical(root))):
+        raise BadData(
+            f"the process memory at {mm:#x} says that its page table is at {root:#x}, where none "
+            "can be"
+        )
+    return root
 
 
 def _places(
@@ -462,9 +486,9 @@ def _nested_guests(
     """Return the L2 guests of a VM, and the LPIDs of those that could not be read, if known."""
     guest: _Guest | InspectorError
     try:
-        mm = kernel.field("kvm", vm, "mm")
-        guest = _Guest(kernel.field("mm_struct", mm, "pgd"), memslots)
+        guest = _Guest(_process_root(kernel, vm), memslots)
     except (BadData, MemoryNotReadable) as error:
+        gaps.append(Gap(f"the page table of the VM's process: {error}", Part.VM))
         guest = error
     found: list[Nested] = []
     unread: list[int] = []

@@ -59,7 +59,7 @@ def read_host_state(
         sizes={name: profile.struct(name).size for name in SIZED},
         partition=None if found is None else found.where,
         entries=0 if found is None else found.read,
-        used=0 if found is None else len(found.entries),
+        used=0 if found is None else sum(bool(e.dword) for e in found.entries.values()),
         unowned=() if found is None else tuple(_unowned(kernel, found, vms, making)),
         first_entry=None if found is None else _own_entry(kernel, found),
         gap=why,
@@ -69,7 +69,7 @@ def read_host_state(
 
 def _own_entry(kernel: KernelSpace, table: PartitionTable) -> PartitionEntry | None:
     """Return the entry of LPID 0; a host that is a guest itself has none."""
-    return table.entries.get(HOST_LPID) if _is_own(kernel) else None
+    return table.first if _is_own(kernel) else None
 
 
 def _is_own(kernel: KernelSpace) -> bool:
@@ -90,6 +90,10 @@ def _unowned(
     widths = pte.kernel_bits(kernel.profile.page_shift)
     for lpid, entry in table.entries.items():
         if lpid in owned:
+            continue
+        if not entry.dword:
+            if _is_own(kernel):
+                yield Unowned(lpid, entry, None)
             continue
         root = pte.partition_root(entry.dword) if entry.dword & pte.HOST_RADIX else None
         leaves: LeafTable | None = None

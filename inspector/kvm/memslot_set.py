@@ -23,6 +23,9 @@ __all__ = ["MemslotSet"]
 
 POINTER = 8
 SETS = 2
+U32 = (1 << 32) - 1
+GOLDEN_RATIO = 0x61C8_8647
+"""``GOLDEN_RATIO_32``: a number of 32 bits is hashed by its product with it (``hash_32``)."""
 CHAIN_LIMIT = 1 << 16
 NOT_FOLLOWED = "what it leads to is missing from this target: {}"
 
@@ -148,8 +151,26 @@ class MemslotSet:
         heads = np.frombuffer(data, f"{self._kernel.profile.byte_order}u8")
         found: dict[int, None] = {}
         for bucket in np.flatnonzero(heads):
+            known = len(found)
             self._chain(first + POINTER * int(bucket), int(heads[bucket]), found)
+            for slot in list(found)[known:]:
+                self._confirm_bucket(slot, int(bucket), heads.size)
         return list(found)
+
+    def _confirm_bucket(self, slot: int, bucket: int, buckets: int) -> None:
+        """See that a slot is where its id is looked for (``hash_min``, ``id_to_memslot``)."""
+        for word in self._word(slot, "id"):
+            sign = word.value >> 8 * word.size - 1
+            number = word.value - (sign << 8 * word.size) & U32
+            hashed = number * GOLDEN_RATIO & U32
+            wanted = hashed >> 32 - (buckets.bit_length() - 1)
+            if wanted != bucket:
+                self._disagree(
+                    f"the memslot at {slot:#x} has the id {word.value}, and is in bucket {bucket} "
+                    "of the hash by id",
+                    f"bucket {wanted}, where the kernel looks for that id",
+                    word,
+                )
 
     def _chain(self, place: int, node: int, found: dict[int, None]) -> None:
         """Add the slots of one bucket: ``pprev`` of each is where the pointer to it is."""

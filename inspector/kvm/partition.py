@@ -18,6 +18,7 @@ from inspector.kernel.host import kvm_modules
 from inspector.kvm.snapshot import PartitionEntry
 from inspector.memory.base import CUT_OFF, Records, addresses, integer, why_missing
 from inspector.memory.contents import SHRUNK
+from inspector.regions import LINEAR_MAP, LINEAR_SIZE, linear_to_physical
 from inspector.structures.modules import module_values
 from inspector.structures.space import KernelSpace
 
@@ -26,6 +27,7 @@ __all__ = ["PartitionTable", "partition_entry", "partition_table", "read_partiti
 ENTRY_SIZE = 16
 DWORD = 8
 PAGE = 1 << 12
+NOT_NAMED = "the layout of this kernel was taken without partition_tb"
 TABLE_SIZE = ENTRY_SIZE * pte.PARTITION_ENTRIES
 
 
@@ -38,22 +40,36 @@ def partition_table(kernel: KernelSpace) -> int:
     """
     symbol = kernel.profile.symbols.get("partition_tb")
     if symbol is None:
-        raise TargetNotSupported("the layout of this kernel was taken without partition_tb")
+        raise TargetNotSupported(NOT_NAMED)
     table = kernel.pointer(symbol)
     if table:
-        return table
+        return _place(kernel, symbol, table)
     symbol = kernel.profile.symbols.get("pseries_partition_tb")
     if symbol is None:
         module = kvm_modules(kernel)["kvm_hv"]
         values = module_values(kernel, module, "pseries_partition_tb")
         if len(values) != 1:
-            raise TargetNotSupported(
-                "it is not where partition_tb points, and kvm-hv names no other"
-            )
+            # a kernel that names no variables of modules has an anchor in its profile instead
+            error = TargetNotSupported if kernel.profile.anchors else BadData
+            raise error("it is not where partition_tb points, and kvm-hv names no other")
         symbol = values[0]
     table = kernel.pointer(symbol)
     if not table:
-        raise TargetNotSupported("partition_tb and pseries_partition_tb are zero")
+        raise BadData("partition_tb and pseries_partition_tb are zero")
+    return _place(kernel, symbol, table)
+
+
+def _place(kernel: KernelSpace, symbol: int, table: int) -> int:
+    """Return a pointer to a table if there can be one."""
+    inside = 0 <= table - LINEAR_MAP < LINEAR_SIZE and not table % PAGE
+    if inside and kernel.ram is not None:
+        where = linear_to_physical(table)
+        inside = kernel.ram.hold(where) and kernel.ram.hold(where + TABLE_SIZE - 1)
+    if not inside:
+        raise BadData(
+            f"the pointer at {symbol:#x} says that it is at {table:#x}, where no partition table "
+            "can be"
+        )
     return table
 
 
@@ -77,10 +93,11 @@ def partition_entry(kernel: KernelSpace, table: int, lpid: int) -> PartitionEntr
 
 
 class PartitionTable(NamedTuple):
-    """The entries of a partition table whose dword 0 is not zero, by LPID.
+    """The entries of a partition table that are not zero, by LPID.
 
     ``where`` is the physical address of the table, ``read`` the number of
-    entries whose dword 0 could be read.  ``lost`` says why others were not
+    entries whose dword 0 could be read, and ``first`` the entry of LPID 0,
+    None where it could not.  ``lost`` says why others were not
     that were there when the target was made, empty where all of those were.
     """
 
@@ -88,6 +105,7 @@ class PartitionTable(NamedTuple):
     read: int
     entries: dict[int, PartitionEntry]
     lost: str = ""
+    first: PartitionEntry | None = None
 
 
 def read_partition_table(kernel: KernelSpace, table: int) -> PartitionTable:
@@ -113,12 +131,12 @@ def read_partition_table(kernel: KernelSpace, table: int) -> PartitionTable:
         known[row] = single.present
     first, second = words.reshape(-1, 2).T
     known_first, known_second = known.reshape(-1, 2).T
-    entries = {
-        int(lpid): PartitionEntry(
-            where + ENTRY_SIZE * int(lpid),
-            int(first[lpid]),
-            int(second[lpid]) if known_second[lpid] else None,
-        )
-        for lpid in np.flatnonzero(known_first & (first != 0))
-    }
-    return PartitionTable(where, int(np.count_nonzero(known_first)), entries, lost)
+
+    def entry(lpid: int) -> PartitionEntry:
+        dword = int(second[lpid]) if known_second[lpid] else None
+        return PartitionEntry(where + ENTRY_SIZE * lpid, int(first[lpid]), dword)
+
+    used = known_first & ((first != 0) | known_second & (second != 0))
+    entries = {int(lpid): entry(int(lpid)) for lpid in np.flatnonzero(used)}
+    own = entry(0) if known_first[0] else None
+    return PartitionTable(where, int(np.count_nonzero(known_first)), entries, lost, own)

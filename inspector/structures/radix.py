@@ -29,6 +29,9 @@ BITS = np.uint64(pte.NEXT_BITS_MASK)
 RPN = np.uint64(pte.RPN_MASK)
 ONE = np.uint64(1)
 ADDRESS_MASK = np.uint64((1 << pte.TREE_BITS) - 1)
+NO_ADDRESS = np.uint64((1 << 62) - (1 << pte.TREE_BITS))
+MOST_ODD = 64
+"""So many entries of some tables that are neither valid nor zero are told, at most."""
 READ_LIMIT = 1 << 21
 """So many bytes of tables are read and taken apart at once: they stay in the cache."""
 MANY = 1 << 12
@@ -170,17 +173,17 @@ class Found(NamedTuple):
 def lookup(memory: AddressSpace, root: pte.Root, where: U64) -> Found:
     """Translate single addresses, reading only the entries on their way.
 
-    The quadrant bits of effective addresses are ignored, as the index only
-    uses the low 52.
+    An address is 52 bits and, above ten that have to be zero, the number of a
+    quadrant, which says what it is an address of and takes no part.
     """
     target = where & ADDRESS_MASK
     physical = np.zeros(where.size, dtype=np.uint64)
     known = np.zeros(where.size, dtype=np.bool_)
     unread = np.zeros(where.size, dtype=np.uint64)
-    rows = np.arange(where.size)
-    table = np.full(where.size, root.table, dtype=np.uint64)
-    bits = np.full(where.size, root.bits, dtype=np.uint64)
-    shift = np.full(where.size, pte.TREE_BITS, dtype=np.uint64)
+    rows = np.flatnonzero(where & NO_ADDRESS == 0)
+    table = np.full(rows.size, root.table, dtype=np.uint64)
+    bits = np.full(rows.size, root.bits, dtype=np.uint64)
+    shift = np.full(rows.size, pte.TREE_BITS, dtype=np.uint64)
     for widths in pte.SUPPORTED_BITS:
         fits = _one_of(bits, widths)
         rows, table, bits, shift = rows[fits], table[fits], bits[fits], shift[fits] - bits[fits]
@@ -216,8 +219,10 @@ def walk(
     Args:
         space: what the addresses of tables are in.
         root: the first table.
-        own: the index widths that the builder of the tree uses at each level, the root first.
-            A table of another width that the hardware knows is walked, and is a problem.
+        own: the index widths that KVM uses at each level of a tree that it builds, the root
+            first. A table of another width that the hardware knows is walked, and is a problem;
+            so is an entry that is neither valid nor zero, which KVM takes for a page that is
+            mapped (``kvmppc_unmap_free_pte``).
     """
     leaves: list[tuple[U64, U64, NDArray[np.uint8], U64]] = []
     problems: list[TableProblem] = []
@@ -243,7 +248,12 @@ def walk(
             for begin in range(0, rows.size, step):
                 part = rows[begin : begin + step]
                 read = _table_entries(
-                    space, tables.table[part], tables.base[part], width, page_shift
+                    space,
+                    tables.table[part],
+                    tables.base[part],
+                    width,
+                    page_shift,
+                    cleared=own is not pte.SUPPORTED_BITS,
                 )
                 address, entry, where = read.entries
                 problems += read.problems
@@ -287,9 +297,12 @@ class _Entries(NamedTuple):
 
 
 def _table_entries(
-    space: AddressSpace, table: U64, base: U64, width: int, page_shift: int
+    space: AddressSpace, table: U64, base: U64, width: int, page_shift: int, *, cleared: bool
 ) -> _Entries:
-    """Return address, entry and place of every valid entry of some tables of one form."""
+    """Return address, entry and place of every valid entry of some tables of one form.
+
+    Where others have to be ``cleared``, one that is not zero is a problem.
+    """
     records, problems = _tables(space, table, base, width, page_shift)
     words = records.words(pte.BYTE_ORDER)
     column = np.arange(1 << width, dtype=np.uint64)
@@ -298,6 +311,9 @@ def _table_entries(
     address, words, where = address.reshape(-1), words.reshape(-1), where.reshape(-1)
     valid = words & VALID != 0
     if not valid.all():
+        if cleared and np.count_nonzero(words) != np.count_nonzero(valid):
+            odd = np.flatnonzero(~valid & (words != 0))
+            problems += [_odd_entry(address[i], words[i], where[i]) for i in odd[:MOST_ODD]]
         kept = np.flatnonzero(valid)
         address, words, where = address[kept], words[kept], where[kept]
     return _Entries((address, words, where), problems)
@@ -376,6 +392,11 @@ def _usable(
 def _one_of(bits: U64, widths: tuple[int, ...]) -> NDArray[np.bool_]:
     found: NDArray[np.bool_] = np.logical_or.reduce([bits == width for width in widths])
     return found
+
+
+def _odd_entry(address: np.uint64, entry: np.uint64, where: np.uint64) -> TableProblem:
+    text = f"an entry that is not valid and not zero (entry {int(entry):#018x})"
+    return TableProblem(int(address), int(where), text, entry=int(entry))
 
 
 def _bad_entry(level: int, address: np.uint64, entry: np.uint64, where: np.uint64) -> TableProblem:

@@ -12,23 +12,44 @@ from inspector.checks.base import Evidence, Finding, Invariant, Rest, Severity, 
 from inspector.checks.view import CheckedHost, CheckedVm
 from inspector.kvm.snapshot import Part, PartitionEntry, Unowned, Vm
 from inspector.memory.arrays import is_in
+from inspector.memory.ranges import Ranges
 from inspector.model.partition import leads_to
 from inspector.structures.radix import LeafTable
 
 ID = "partition-owner"
 DWORD = 8
+PAGE = 1 << 12
+PATB_GR = 1 << 63
+"""Set in dword 1: the processes use radix."""
+RESERVED = 0x7000_0000_0000_0FE0
+"""Bits of dword 1 that say nothing (Power ISA 3.0B Book III 5.7.6.1)."""
 SHOWN = 3
 
 BETWEEN = (
     "a VM that is being made or released, and a nested guest that is being released, have an "
     "entry and are in no list"
 )
+HALF = "the kernel clears both words one after the other, without mmu_lock"
 SWITCHING = "a VM that changes to the hash MMU releases all its nested guests"
 
 
 def find(checked: CheckedVm) -> Iterator[Finding]:
     """Yield nothing: entries without an owner belong to no VM."""
     yield from ()
+
+
+def _processes(entry: PartitionEntry, dword: int, ram: Ranges | None) -> Iterator[Finding]:
+    """Yield dword 1 of the host's own entry if no table of processes can be where it says."""
+    table = dword & pte.NEXT_TABLE_MASK & ~(PAGE - 1)
+    if dword & PATB_GR and not dword & RESERVED and (ram is None or ram.hold(table)):
+        return
+    yield Finding(
+        ID,
+        None,
+        f"dword 1 of the partition-table entry of LPID 0, the host itself, is {dword:#x}",
+        "the guest-radix bit, and the address and size of the table of the host's processes",
+        tuple(_words(entry)),
+    )
 
 
 class _Claim(NamedTuple):
@@ -52,6 +73,8 @@ def find_host(checked: CheckedHost) -> Iterator[Finding]:
             f"a radix tree with its root at physical {host.root:#x}",
             tuple(_words(host.first_entry)),
         )
+    if host.first_entry is not None and host.first_entry.second is not None:
+        yield from _processes(host.first_entry, host.first_entry.second, host.ram)
     for unowned in host.unowned:
         claims = [claim for one in checked.vms if (claim := _claim(one, unowned.table))]
         if claims:
@@ -128,6 +151,16 @@ def _lost(unowned: Unowned, claim: _Claim) -> Finding:
 def _nobody(checked: CheckedHost, unowned: Unowned) -> Finding:
     """Return the finding for an entry that no VM's rmap tells of."""
     table = unowned.table
+    if not unowned.entry.dword:
+        return Finding(
+            ID,
+            None,
+            f"dword 1 of the partition-table entry of LPID {unowned.lpid} is "
+            f"{unowned.entry.second:#x}, and dword 0 is zero",
+            "both words zero, or an entry of a VM or nested guest",
+            tuple(_words(unowned.entry)),
+            HALF,
+        )
     leads = "no radix tree that KVM makes"
     if table is not None:
         root = pte.partition_root(unowned.entry.dword)
@@ -166,7 +199,8 @@ def rests_host(checked: CheckedHost) -> Iterator[Rest]:
 INVARIANT = Invariant(
     ID,
     "Every entry of the host's partition table that is not zero belongs to a VM or a nested guest "
-    "that can be found, or to the host itself, whose entry leads to the kernel's own page table. "
+    "that can be found, or to the host itself, whose entry leads to the kernel's own page table "
+    "and to a table of processes. "
     "A guest that is being made or released has an entry and is in no list: where that may be the "
     "reason, the verdict is inconclusive. An entry whose table has leaves that a VM's rmap tells "
     "of, under an LPID of which the VM has no nested guest while it has others, is a violation.",

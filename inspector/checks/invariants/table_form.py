@@ -23,7 +23,7 @@ def find(checked: CheckedVm) -> Iterator[Finding]:
                     checked.vm.lpid,
                     f"{name}, from address {problem.address:#x}: {problem.text}",
                     "tables aligned to their size, of the width their level has, each reached "
-                    "once; leaves aligned to theirs",
+                    "once; leaves aligned to theirs; other entries zero",
                     (
                         Evidence(
                             "table" if problem.entry is None else "entry",
@@ -45,11 +45,12 @@ INVARIANT = Invariant(
     ID,
     "L0's table for the guest and the shadow tables are well-formed radix trees of the sizes "
     "that this kernel uses: 13, 9, 9 and 9 bits, or 5 at the last level where it has pages of "
-    "64 KiB.",
+    "64 KiB. An entry that is not valid is zero.",
     "A table reached twice or of a wrong form is walked by the hardware all the same. The hardware "
     "takes the width of a table from the entry above it, the kernel takes it for granted: where "
-    "they differ, one maps what the other does not know of.",
-    "kvmppc_create_pte, Power ISA 3.0B Book III 5.7.10",
+    "they differ, one maps what the other does not know of. The kernel takes an entry that is not "
+    "zero for one that maps a page.",
+    "kvmppc_create_pte, kvmppc_unmap_pte, kvmppc_unmap_free_pte, Power ISA 3.0B Book III 5.7.10",
     Severity.MEMORY_SAFETY,
     find,
     reads=frozenset({Part.HOST, Part.NESTED, Part.SHADOW}),

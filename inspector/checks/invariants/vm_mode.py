@@ -11,6 +11,7 @@ from inspector.checks.view import CheckedVm
 from inspector.kvm.snapshot import Part, Vm
 
 ID = "vm-mode"
+TRUTHS = ("arch.radix", "arch.nested_enable", "arch.mmu_ready")
 SHOWN = 8
 """So many nested guests are named."""
 
@@ -18,6 +19,16 @@ SHOWN = 8
 def find(checked: CheckedVm) -> Iterator[Finding]:
     """Yield what a VM has that its mode does not allow."""
     vm = checked.vm
+    for name in TRUTHS:
+        word = vm.members.get(name)
+        if word is not None and word.value > 1:
+            yield Finding(
+                ID,
+                vm.lpid,
+                f"{name} is {word.value:#x}",
+                "0 or 1: the kernel writes nothing else there",
+                (shown_word(word),),
+            )
     if vm.radix:
         yield from _radix(vm)
     else:
@@ -100,7 +111,7 @@ def _entry(vm: Vm) -> tuple[Evidence, ...]:
 INVARIANT = Invariant(
     ID,
     "A hash guest has no radix table, no partition-table entry that leads to one and no nested "
-    "guests; and only a VM with nesting enabled has nested guests.",
+    "guests; and only a VM with nesting enabled has nested guests. What says so is 0 or 1.",
     "Whether a VM is a radix guest decides how its reverse maps are read: a wrong word there has "
     "L0 look at none of its nested guests when a host page goes away.",
     "kvmppc_switch_mmu_to_hpt, kvmppc_setup_partition_table, kvmhv_enable_nested, "

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from inspector.checks.base import Evidence, Finding, Invariant, Rest, Severity, Unjudged
-from inspector.checks.proof_words import shown_word
+from inspector.checks.proof_words import member, shown_word
 from inspector.checks.view import CheckedVm
 from inspector.kvm.snapshot import Part, Vm
 from inspector.regions import LINEAR_MAP, LINEAR_SIZE
@@ -13,6 +13,10 @@ from inspector.regions import LINEAR_MAP, LINEAR_SIZE
 ID = "vm-object"
 USERS = 1 << 24
 """More than there can be open files of one VM."""
+VCPUS = 1 << 16
+"""More than KVM_MAX_VCPUS of any kernel, which is CONFIG_NR_CPUS."""
+PIDS = 1 << 22
+"""PID_MAX_LIMIT."""
 WORD = 8
 
 
@@ -49,6 +53,32 @@ def find(checked: CheckedVm) -> Iterator[Finding]:
             "no more than were made",
             _shown(vm, "online_vcpus", "created_vcpus"),
         )
+    if made is not None and made > VCPUS:
+        yield Finding(
+            ID,
+            vm.lpid,
+            f"{made} vCPUs were made",
+            f"at most {VCPUS}",
+            _shown(vm, "created_vcpus"),
+        )
+    pages = len(vm.host) + sum(len(nested.shadow) for nested in vm.nested)
+    if online == 0 and (pages or vm.nested):
+        yield Finding(
+            ID,
+            vm.lpid,
+            f"no vCPU is online, and the VM has {len(vm.nested)} nested guests and {pages} leaves",
+            "a vCPU: only what one does makes nested guests and leaves, and none goes before the "
+            "VM has left the list",
+            _shown(vm, "online_vcpus"),
+        )
+    if vm.pid is not None and not (made == 0 and vm.pid == 0) and not 0 < vm.pid <= PIDS:
+        yield Finding(
+            ID,
+            vm.lpid,
+            f"the VM belongs to process {vm.pid}",
+            f"a number from 1 to {PIDS}, set before the VM has a file descriptor",
+            (member("struct kvm", vm, "userspace_pid"),),
+        )
 
 
 def _shown(vm: Vm, *names: str) -> tuple[Evidence, ...]:
@@ -65,9 +95,11 @@ def rests(checked: CheckedVm) -> Iterator[Rest]:
 
 INVARIANT = Invariant(
     ID,
-    "A VM on the list has a process, at least one user, and no more vCPUs online than were made.",
+    "A VM on the list has a process, at least one user, and no more vCPUs online than were made. "
+    "If it has nested guests or leaves, it has a vCPU.",
     "What is freed is no VM: nothing that is found in it means anything.",
-    "kvm_create_vm, kvm_put_kvm, kvm_destroy_vm, kvm_vm_ioctl_create_vcpu",
+    "kvm_create_vm, kvm_uevent_notify_change, kvm_put_kvm, kvm_destroy_vm, "
+    "kvm_vm_ioctl_create_vcpu",
     Severity.STRUCTURE,
     find,
     reads=frozenset({Part.VM}),
