@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
+from fixtures.mutations.allowed import LEGAL
 from fixtures.mutations.damage import (
     BROKEN,
-    LEGAL,
     PENDING,
     Mutation,
     cut_link,
@@ -119,11 +119,16 @@ def test_the_document_says_so(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("mutation", LEGAL)
+@pytest.mark.parametrize("mutation", LEGAL, ids=lambda mutation: mutation.__name__)
 @pytest.mark.parametrize("path", SOURCES, ids=lambda path: path.name.removesuffix(".core.zst"))
 def test_what_is_legal_stays_consistent(path: Path, mutation: Mutation) -> None:
     mutant = Mutant(path)
-    mutation(mutant)
+    try:
+        mutation(mutant)
+    except NotApplicableError:
+        # a pseries host has no entry of its own in its partition table
+        assert "pseries" in path.name
+        return
     judgement = judged(mutant)
     assert invariants(judgement) == set()
     assert judgement.verdict is Verdict.CONSISTENT

@@ -22,6 +22,9 @@ def find(checked: CheckedVm) -> Iterator[Finding]:
     """Yield the entries that lead to another table than the one L0 keeps under the LPID."""
     vm = checked.vm
     if not vm.radix:
+        if vm.partition is not None:
+            name = f"the hash guest's own LPID {vm.lpid}"
+            yield from _process(vm, vm, name, vm.partition, 0)
         return
     if not vm.pgtable:
         yield Finding(

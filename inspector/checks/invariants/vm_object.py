@@ -61,14 +61,15 @@ def find(checked: CheckedVm) -> Iterator[Finding]:
             f"at most {VCPUS}",
             _shown(vm, "created_vcpus"),
         )
-    pages = len(vm.host) + sum(len(nested.shadow) for nested in vm.nested)
+    pages = len(vm.host) + len(vm.hash_rmaps) + sum(len(nested.shadow) for nested in vm.nested)
     if online == 0 and (pages or vm.nested):
         yield Finding(
             ID,
             vm.lpid,
-            f"no vCPU is online, and the VM has {len(vm.nested)} nested guests and {pages} leaves",
-            "a vCPU: only what one does makes nested guests and leaves, and none goes before the "
-            "VM has left the list",
+            f"no vCPU is online, and the VM has {len(vm.nested)} nested guests, and {pages} pages "
+            "are mapped",
+            "a vCPU: only what one does makes nested guests and maps pages, and none goes before "
+            "the VM has left the list",
             _shown(vm, "online_vcpus"),
         )
     if vm.pid is not None and not (made == 0 and vm.pid == 0) and not 0 < vm.pid <= PIDS:
@@ -77,7 +78,7 @@ def find(checked: CheckedVm) -> Iterator[Finding]:
             vm.lpid,
             f"the VM belongs to process {vm.pid}",
             f"a number from 1 to {PIDS}, set before the VM has a file descriptor",
-            (member("struct kvm", vm, "userspace_pid"),),
+            (member("struct kvm", vm, "pid"),),
         )
 
 
@@ -96,7 +97,7 @@ def rests(checked: CheckedVm) -> Iterator[Rest]:
 INVARIANT = Invariant(
     ID,
     "A VM on the list has a process, at least one user, and no more vCPUs online than were made. "
-    "If it has nested guests or leaves, it has a vCPU.",
+    "If it has nested guests or maps a page, it has a vCPU.",
     "What is freed is no VM: nothing that is found in it means anything.",
     "kvm_create_vm, kvm_uevent_notify_change, kvm_put_kvm, kvm_destroy_vm, "
     "kvm_vm_ioctl_create_vcpu",
