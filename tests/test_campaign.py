@@ -4,17 +4,22 @@ from __future__ import annotations
 
 import random
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from fixtures.lab.mutations import PAGE, page
 from fixtures.mutations.campaign import CLASSES, ENDS, Outcome, campaign
+from fixtures.mutations.everyword import every_word
 from fixtures.mutations.legal import RULES, explain
 from fixtures.mutations.mutant import Mutant
+from fixtures.mutations.reviewed import ALLOWED
+from fixtures.mutations.words import words_of
 from inspector.kvm.snapshot import Vm
 from inspector.structures.radix import LeafTable
-from tests.fixtures import DIRECTORY
+from tests.fixtures import DIRECTORY, SPREAD
+from tests.profiles import examples
 
 SHORT = ("powernv9-memslots", "powernv9-stale-5.10-64k", "powernv9-zero-word")
 
@@ -26,6 +31,26 @@ def test_no_mutant_is_unexplained(name: str) -> None:
     found = list(campaign(DIRECTORY / f"{name}.core.zst", range(seed, seed + 1), set()))
     assert [one for one in found if one.end == "unexplained"] == []
     assert {one.end for one in found} >= {"found", "legal"}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("path", SPREAD, ids=lambda path: path.name.partition(".")[0])
+def test_every_word_that_is_read_has_a_name(path: Path) -> None:
+    words = words_of(Mutant(path))
+    assert words.unnamed.starts.tolist() == []
+    assert len(words.by_field) > 20
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["powernv9-two-vms", "powernv9-hash"])
+def test_no_word_can_be_damaged_unnoticed(name: str) -> None:
+    found = list(every_word(DIRECTORY / f"{name}.core.zst", examples(1), 1))
+    assert [one for one in found if one.end == "unexplained"] == []
+    assert {one.end for one in found} == set(ENDS) - {"unexplained"}
+
+
+def test_every_reason_is_of_a_rule() -> None:
+    assert {rule for rules in ALLOWED.values() for rule in rules} <= RULES.keys()
 
 
 def test_what_is_done_is_not_done_again() -> None:
@@ -74,7 +99,13 @@ def test_the_page_counts() -> None:
         Outcome("a", CLASSES[0], 1, "legal", ("order",)),
         Outcome("b", CLASSES[1], 0, "unexplained", ("nobody knows",)),
     ]
-    text = page(outcomes, 2)
+    words = [
+        Outcome("a", "kvm.mmu_lock: bit 9", 0, "legal", ("lock-waiters",)),
+        Outcome("a", "kvm.arch.lpid: zero", 0, "found", ("partition-entry",)),
+    ]
+    text = page(outcomes, words, 2)
+    assert "| `kvm.mmu_lock` | 1 |  |  | 1 | the lowest bit says" in text
+    assert "| `kvm.arch.lpid` | 1 | 1 |  |  |  |" in text
     assert "3 mutants of 2 captures" in text
     assert f"| {CLASSES[0]} | 2 | 1 |  | 1 |  | rmap-list |" in text
     assert "| order | 1 |" in text

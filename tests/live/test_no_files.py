@@ -9,7 +9,6 @@ from pathlib import Path
 
 import pytest
 
-from fixtures.lab import linuxstack
 from fixtures.lab.machine import Machine
 from inspector.kernel.discover import find_kernel
 from inspector.memory.live import LiveMachine
@@ -132,15 +131,3 @@ def test_qemus_own_dump(boot: Callable[..., Lab], tmp_path: Path) -> None:
     assert found.origin.layout == "the target's memory"
     assert_same(found, with_files(lab))
     path.unlink()
-
-
-def test_l1_and_l2_run_the_same_build() -> None:
-    with linuxstack.start() as machine:
-        found = acquire(machine.target, Options())
-        assert found.origin.layout == "the target's memory"
-        state = machine.state
-        files = acquire(machine.target, Options(Path(state.vmlinux), Path(state.modules)))
-        assert found.profile.to_json()["symbols"].items() >= {
-            (name, files.profile.to_json()["symbols"][name]) for name in ("modules", "linux_banner")
-        }
-        assert sum(len(vm.rmaps) for vm in found.snapshot.vms) > 10_000

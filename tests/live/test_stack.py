@@ -110,3 +110,13 @@ def test_a_page_has_one_chain_by_all_its_addresses(stack: Machine) -> None:
         assert _words_through_gdb(stack.gdb_port, list(entries)) == list(entries.values())
     finally:
         linuxstack.command(stack, "thaw")
+
+
+def test_l1_and_l2_run_the_same_build(stack: Machine) -> None:
+    """Nothing but the host's own kernel is taken for it."""
+    found = acquire(stack.target, Options())
+    assert found.origin.layout == "the target's memory"
+    files = acquire(stack.target, Options(Path(stack.state.vmlinux), Path(stack.state.modules)))
+    symbols, named = (one.profile.to_json()["symbols"] for one in (found, files))
+    assert symbols.items() >= {(name, named[name]) for name in ("modules", "linux_banner")}
+    assert sum(len(vm.rmaps) for vm in found.snapshot.vms) > 10_000
