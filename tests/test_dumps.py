@@ -38,9 +38,13 @@ def pages_of_the_capture() -> dict[int, bytes]:
 
 @functools.cache
 def pages_that_are_mapped() -> set[int]:
-    """Return the numbers of the host pages that L0 and the shadow tables map."""
-    (vm,) = opened(SMALL).snapshot.vms
-    return {
+    """Return the numbers of pages that L0, the shadow tables and the host's own entry lead to."""
+    snapshot = opened(SMALL).snapshot
+    (vm,) = snapshot.vms
+    own = snapshot.host.first_entry
+    assert own is not None
+    assert own.second is not None
+    return {own.second % (1 << 60) // PAGE} | {
         int(frame) // PAGE + page
         for table in (vm.host, *(nested.shadow for nested in vm.nested))
         for frame, shift in zip(table.frame, table.shift, strict=True)
