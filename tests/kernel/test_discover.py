@@ -189,7 +189,7 @@ TYPES = content(WHOLE).index((0xEB9F).to_bytes(2, "little") + b"\1\0")
 
 
 @pytest.mark.slow
-@settings(max_examples=examples(40))
+@settings(max_examples=examples(20))
 @given(
     st.lists(
         st.tuples(
