@@ -72,12 +72,12 @@ def find(checked: CheckedVm) -> Iterator[Finding]:
             "the VM has left the list",
             _shown(vm, "online_vcpus"),
         )
-    if vm.pid is not None and not (made == 0 and vm.pid == 0) and not 0 < vm.pid <= PIDS:
+    if vm.pid is not None and vm.pid > PIDS:
         yield Finding(
             ID,
             vm.lpid,
             f"the VM belongs to process {vm.pid}",
-            f"a number from 1 to {PIDS}, set before the VM has a file descriptor",
+            f"a number up to {PIDS}; 0 where the kernel had no memory to tell of the VM",
             (member("struct kvm", vm, "pid"),),
         )
 
