@@ -13,7 +13,7 @@ import pkgutil
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from functools import cache
-from typing import TYPE_CHECKING, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 from inspector.kvm.snapshot import Part
 from inspector.plugins import INVARIANTS, passed_over, plugins
@@ -37,7 +37,6 @@ __all__ = [
 ]
 
 Subject = TypeVar("Subject")
-Item = TypeVar("Item")
 
 EXPLAINING = frozenset({Part.L1, Part.PARTITION})
 """Parts without which a verdict can be given.
@@ -225,9 +224,9 @@ def _guarded(name: str, invariant: Invariant) -> Invariant:
     passing = invariant.passing
 
     def guarded(
-        call: Callable[[Subject], Iterator[Item]], kinds: tuple[type, ...]
-    ) -> Callable[[Subject], Iterator[Item]]:
-        def called(subject: Subject) -> Iterator[Item]:
+        call: Callable[[Subject], Iterator[Any]], kinds: tuple[type, ...]
+    ) -> Callable[[Subject], Iterator[Any]]:
+        def called(subject: Subject) -> Iterator[Any]:
             try:
                 for item in call(subject):
                     of_another = isinstance(item, Finding) and item.invariant != invariant.id
@@ -236,6 +235,16 @@ def _guarded(name: str, invariant: Invariant) -> Invariant:
                     yield item
             except (Exception, SystemExit) as error:  # whatever other people's code raises
                 passed_over(f"{name} (invariant {invariant.id})", error)
+                if Finding in kinds:
+                    vm = getattr(subject, "vm", None)  # a host has none
+                    yield Finding(
+                        invariant.id,
+                        None if vm is None else vm.lpid,
+                        f"the plug-in {name} failed",
+                        "a plug-in that can judge this state",
+                        (),
+                        doubt="what a check that failed would have found is not known",
+                    )
 
         return called
 
