@@ -29,6 +29,8 @@ MISSING_LIMIT = 1 << 26
 """Bytes of an array; where so many in a row are missing, what is left is taken for missing."""
 FEW, LONG = 16, 16
 """When so few lists are longer than so many nodes, what they lead to is guessed."""
+LIST_LIMIT = 1 << 20
+TOO_LONG = f"it is behind {LIST_LIMIT:,} others, and a list is followed no further"
 RUN = 1 << 16
 """So many nodes of a list are guessed at once."""
 PAGE = 1 << 12
@@ -215,6 +217,7 @@ def _lists(kernel: KernelSpace, slot: NDArray[np.int64], where: U64, head: U64) 
     link = head
     place = where
     anchor = np.zeros(head.size, dtype=np.uint64)
+    depth = np.zeros(head.size, dtype=np.int64)
     generation = 0
     while slot.size:
         ended = link == 0
@@ -225,14 +228,20 @@ def _lists(kernel: KernelSpace, slot: NDArray[np.int64], where: U64, head: U64) 
         places.append(place[single])
         slots.append(slot[single])
         on = ~ended & ~single
-        slot, link, place, anchor = slot[on], link[on], place[on], anchor[on]
+        slot, link, place, anchor, depth = slot[on], link[on], place[on], anchor[on], depth[on]
 
+        long = depth >= LIST_LIMIT
+        for row in np.flatnonzero(long):
+            problem = int(slot[row]), "unreadable", int(place[row]), int(link[row]), TOO_LONG
+            problems.append(LinkProblem(*problem))
+        on = ~long
+        slot, link, place, anchor, depth = slot[on], link[on], place[on], anchor[on], depth[on]
         bad = ~_can_be_node(link)
         stop(slot[bad], "pointer", place[bad], link[bad])
         cycle = ~bad & (link == anchor)
         stop(slot[cycle], "cycle", place[cycle], link[cycle])
         on = ~bad & ~cycle
-        slot, link, place, anchor = slot[on], link[on], place[on], anchor[on]
+        slot, link, place, anchor, depth = slot[on], link[on], place[on], anchor[on], depth[on]
         # Brent's algorithm: a list that runs in a circle meets its anchor again.
         if generation & generation - 1 == 0:
             anchor = link.copy()
@@ -256,8 +265,9 @@ def _lists(kernel: KernelSpace, slot: NDArray[np.int64], where: U64, head: U64) 
         nodes.append(node[good])
         places.append(node[good] + np.uint64(word_offset))
         slots.append(slot[owner[good]])
-        last = (first + np.bincount(owner[good], minlength=slot.size) - 1)[~lost]
-        slot, anchor = slot[~lost], anchor[~lost]
+        count = np.bincount(owner[good], minlength=slot.size)
+        last = (first + count - 1)[~lost]
+        slot, anchor, depth = slot[~lost], anchor[~lost], (depth + count)[~lost]
         link = rows[last, next_column]
         place = node[last] + np.uint64(next_offset)
     if not words:

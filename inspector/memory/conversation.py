@@ -63,6 +63,8 @@ PIECE = 1 << 16
 """Bytes that are taken from a socket at once."""
 RATE = 1 << 16
 """Bytes of memory that arrive at least in every second beyond that."""
+STILL = 20.0
+"""Seconds of reading in which a machine may stand still; its guests' watchdogs wait as long."""
 LEAVE = 5.0
 """Seconds in which the machine is left, in all."""
 UNASKED_STOPS = 8
@@ -440,11 +442,11 @@ class Stub:
         """
         self._read += size
         self._reading += seconds
-        if self._reading > self.patience + self._read / RATE:
+        if self._reading > min(self.patience + self._read / RATE, STILL):
             raise Lost(
                 f"the machine stood still for {self._reading:.0f} s of reading, in which "
                 f"{self._read} bytes came, and more was asked for: what is read has no end, or "
-                "the connection is too slow"
+                "the connection is too slow; a dump takes as long as it needs"
             )
 
     def virtual(self) -> None:

@@ -19,7 +19,8 @@ from inspector.structures.witness import Comparison, Mismatch, Word
 
 __all__ = ["list_entries"]
 
-LIST_LIMIT = 1 << 20
+LIST_LIMIT = 1 << 16
+"""More than there are LPIDs, and modules."""
 POINTER = 8
 HALF_WAY = "the list may be in the middle of an insertion or a removal"
 

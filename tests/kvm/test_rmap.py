@@ -179,6 +179,20 @@ def test_a_long_list_is_read_in_order(changing: bool) -> None:
     assert found[0].nodes.tolist() == [*node.tolist(), 0]
 
 
+def test_a_list_is_followed_so_far_and_no_further(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What lies behind is not known, as if it could not be read."""
+    nodes = [(i + 1, i) for i in range(NODES - 1)] + [(-1 - 0x0010_0000_0000_1001, 7)]
+    array = Array.of({3: 0}, nodes)
+    whole = array.read()
+    assert (whole.word.size, whole.problems) == (NODES + 1, ())
+    monkeypatch.setattr(rmap, "LIST_LIMIT", 4)
+    cut = array.read()
+    assert cut.word.tolist() == whole.word.tolist()[:4]
+    (problem,) = cut.problems
+    assert (problem.missing, problem.link) == (True, int(whole.node[4]))
+    assert "no further" in problem.why
+
+
 @pytest.mark.parametrize("limit", [PAGE, 3 * PAGE])
 def test_arrays_are_read_in_pieces(limit: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(rmap, "READ_LIMIT", limit)
