@@ -112,8 +112,11 @@ def test_a_page_has_one_chain_by_all_its_addresses(stack: Machine) -> None:
         linuxstack.command(stack, "thaw")
 
 
-def test_l1_and_l2_run_the_same_build(stack: Machine) -> None:
+def test_l1_and_l2_run_the_same_build(
+    stack: Machine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Nothing but the host's own kernel is taken for it."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     found = acquire(stack.target, Options())
     assert found.origin.layout == "the target's memory"
     files = acquire(stack.target, Options(Path(stack.state.vmlinux), Path(stack.state.modules)))
