@@ -16,8 +16,9 @@ from inspector.session import Options, attached
 from inspector.structures.space import KernelSpace
 from tests.alike import assert_alike
 from tests.live.tools import Lab
+from tests.profiles import examples
 
-MOMENTS = 30
+MOMENTS = examples(16)
 
 
 @pytest.mark.parametrize("idle", ["churn", "work"])

@@ -19,14 +19,15 @@ from inspector.checks.verdict import Verdict, judge
 from inspector.image.elf import ElfFile
 from inspector.session import Options, acquire
 from tests.live.tools import Lab, document, inspector, leaves_of, slots_of, vm_at
+from tests.profiles import examples
 
 MSR_HV = 1 << 60
 MSR_NUMBER = 65
 """The MSR among GDB's registers of a POWER machine (QEMU's power64-core.xml)."""
 INTERRUPTIONS = 12
 RELAY_DONE = 20.0
-CHURN_STOPS = 25
-GUEST_STOPS = 60
+CHURN_STOPS = examples(12)
+GUEST_STOPS = examples(40)
 
 
 def _msr(stub: Stub) -> int:
