@@ -27,7 +27,7 @@ MSR_NUMBER = 65
 INTERRUPTIONS = 12
 RELAY_DONE = 20.0
 CHURN_STOPS = examples(12)
-GUEST_STOPS = examples(40)
+GUEST_STOPS = 60
 
 
 def _msr(stub: Stub) -> int:
