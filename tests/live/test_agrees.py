@@ -76,6 +76,7 @@ def test_words_order_and_leaves(boot: Callable[..., Lab], machine: str, read_pat
     lab.assert_untouched()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "scenario", ["random", "two-vms", "memslots", "thp", "hugetlb", "l1-sizes", "high-pages"]
 )

@@ -125,6 +125,7 @@ def test_vmcore(vmcore: tuple[Lab, Path]) -> None:
     _assert_agrees(lab, str(core), filtered=False)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("form", ["kdump-zlib", "kdump-raw-zlib", "kdump-lzo", "kdump-snappy"])
 def test_qemu(boot: Callable[..., Lab], tmp_path: Path, form: str) -> None:
     lab = boot("mixed")

@@ -15,6 +15,8 @@ from fixtures.lab.packages import LabError
 from fixtures.lab.stub import Stub
 from tests.live.tools import Lab
 
+pytestmark = pytest.mark.slow
+
 IN_CODE = ("removal-skipped", "unaligned-index", "released-guest")
 """One for each kind of scenario; `lab faults --run` tries them all."""
 

@@ -12,6 +12,8 @@ from fixtures.lab.record import record
 from inspector import encoding
 from tests.live.tools import Lab, document, inspector
 
+pytestmark = pytest.mark.slow
+
 WRITERS = {"llist_add_batch", "kvmhv_insert_nest_rmap"}
 
 

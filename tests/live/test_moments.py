@@ -18,6 +18,8 @@ from tests.alike import assert_alike
 from tests.live.tools import Lab
 from tests.profiles import examples
 
+pytestmark = pytest.mark.slow
+
 MOMENTS = examples(16)
 
 

@@ -20,7 +20,7 @@ from inspector.regions import linear_to_physical
 from inspector.session import Options, acquire
 from tests.live.tools import slots_of
 
-pytestmark = pytest.mark.usefixtures("_lab_installed")
+pytestmark = [pytest.mark.usefixtures("_lab_installed"), pytest.mark.slow]
 
 
 @pytest.fixture(scope="module")

@@ -21,6 +21,8 @@ from inspector.session import Options, acquire
 from tests.live.tools import Lab, document, inspector, leaves_of, slots_of, vm_at
 from tests.profiles import examples
 
+pytestmark = pytest.mark.slow
+
 MSR_HV = 1 << 60
 MSR_NUMBER = 65
 """The MSR among GDB's registers of a POWER machine (QEMU's power64-core.xml)."""
