@@ -17,6 +17,7 @@ __all__ = [
     "CACHE_INHIBITED",
     "CHANGED",
     "EXEC",
+    "GUEST_RADIX",
     "HOST_RADIX",
     "LEAF",
     "NEXT_BITS_MASK",
@@ -66,6 +67,8 @@ ATTRIBUTES = 0x038
 
 HOST_RADIX = 1 << 63
 """Set in dword 0 of a partition-table entry that leads to a radix tree."""
+GUEST_RADIX = 1 << 63
+"""Set in dword 1 of one whose processes use radix (PATB_GR)."""
 
 PARTITION_ENTRIES = 1 << 12
 """Of the host's partition table, and the most that L1 may have in its own."""

@@ -38,7 +38,6 @@ from inspector.kvm.snapshot import (
 )
 from inspector.memory.base import addresses, why_missing
 from inspector.memory.results import Making, anew
-from inspector.regions import LINEAR_MAP, LINEAR_SIZE, linear_to_physical
 from inspector.structures.lists import list_entries
 from inspector.structures.modules import exported_symbol, module_values
 from inspector.structures.radix import LeafTable, TableProblem, walk
@@ -345,8 +344,7 @@ def _process_root(kernel: KernelSpace, vm: int) -> int:
     """
     mm = kernel.field("kvm", vm, "mm")
     root = kernel.field("mm_struct", mm, "pgd")
-    linear = 0 <= root - LINEAR_MAP < LINEAR_SIZE and not root % (WORD << pte.PGD_BITS)
-    if not linear or (kernel.ram is not None and not kernel.ram.hold(linear_to_physical(root))):
+    if not kernel.can_hold(root, 1, WORD << pte.PGD_BITS):
         raise BadData(
             f"the process memory at {mm:#x} says that its page table is at {root:#x}, where none "
             "can be"

@@ -18,7 +18,6 @@ from inspector.kernel.host import kvm_modules
 from inspector.kvm.snapshot import PartitionEntry
 from inspector.memory.base import CUT_OFF, Records, addresses, integer, why_missing
 from inspector.memory.contents import SHRUNK
-from inspector.regions import LINEAR_MAP, LINEAR_SIZE, linear_to_physical
 from inspector.structures.modules import module_values
 from inspector.structures.space import KernelSpace
 
@@ -61,11 +60,7 @@ def partition_table(kernel: KernelSpace) -> int:
 
 def _place(kernel: KernelSpace, symbol: int, table: int) -> int:
     """Return a pointer to a table if there can be one."""
-    inside = 0 <= table - LINEAR_MAP < LINEAR_SIZE and not table % PAGE
-    if inside and kernel.ram is not None:
-        where = linear_to_physical(table)
-        inside = kernel.ram.hold(where) and kernel.ram.hold(where + TABLE_SIZE - 1)
-    if not inside:
+    if not kernel.can_hold(table, TABLE_SIZE, PAGE):
         raise BadData(
             f"the pointer at {symbol:#x} says that it is at {table:#x}, where no partition table "
             "can be"

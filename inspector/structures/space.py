@@ -158,6 +158,13 @@ class KernelSpace(_Translated):
             known[rest] = found.known
         return physical, known
 
+    def can_hold(self, address: int, size: int, alignment: int) -> bool:
+        """Say whether so many bytes, so aligned, can be there: in the linear map, and in RAM."""
+        if not 0 <= address - LINEAR_MAP < LINEAR_SIZE or address % alignment:
+            return False
+        first = linear_to_physical(address)
+        return self.ram is None or (self.ram.hold(first) and self.ram.hold(first + size - 1))
+
     def why_not(self, address: int) -> str:
         """Return why an address that does not translate does not."""
         if address < LINEAR_MAP:

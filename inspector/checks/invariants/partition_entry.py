@@ -14,8 +14,6 @@ from inspector.regions import linear_to_physical
 
 ID = "partition-entry"
 DWORD = 8
-PATB_GR = 1 << 63
-"""Set in dword 1 of the entry of a VM that uses radix itself."""
 
 
 def find(checked: CheckedVm) -> Iterator[Finding]:
@@ -37,7 +35,7 @@ def find(checked: CheckedVm) -> Iterator[Finding]:
     elif vm.partition is not None and (vm.partition.dword or len(vm.host)):
         name = f"the VM's own LPID {vm.lpid}"
         yield from _root(vm, vm, "pgtable", name, vm.partition, len(vm.host))
-        yield from _process(vm, vm, name, vm.partition, PATB_GR)
+        yield from _process(vm, vm, name, vm.partition, pte.GUEST_RADIX)
     for nested in vm.nested:
         if nested.partition is not None and (nested.partition.dword or len(nested.shadow)):
             name = f"shadow LPID {nested.shadow_lpid} of nested guest {nested.lpid}"

@@ -19,8 +19,6 @@ from inspector.structures.radix import LeafTable
 ID = "partition-owner"
 DWORD = 8
 PAGE = 1 << 12
-PATB_GR = 1 << 63
-"""Set in dword 1: the processes use radix."""
 RESERVED = 0x7000_0000_0000_0FE0
 """Bits of dword 1 that say nothing (Power ISA 3.0B Book III 5.7.6.1)."""
 SHOWN = 3
@@ -41,7 +39,7 @@ def find(checked: CheckedVm) -> Iterator[Finding]:
 def _processes(entry: PartitionEntry, dword: int, ram: Ranges | None) -> Iterator[Finding]:
     """Yield dword 1 of the host's own entry if no table of processes can be where it says."""
     table = dword & pte.NEXT_TABLE_MASK & ~(PAGE - 1)
-    if dword & PATB_GR and not dword & RESERVED and (ram is None or ram.hold(table)):
+    if dword & pte.GUEST_RADIX and not dword & RESERVED and (ram is None or ram.hold(table)):
         return
     yield Finding(
         ID,
