@@ -18,9 +18,9 @@ from inspector import __version__
 from inspector.capture import Capture, write_capture
 from inspector.checks.verdict import Judgement, judge
 from inspector.kvm.snapshot import Snapshot, Vm
-from inspector.memory.live import LiveMachine
+from inspector.options import Options
 from inspector.reports.jsonform import check_json
-from inspector.session import Acquired, Options, Origin, acquire, attached, inspected
+from inspector.session import Acquired, Attachment, Origin, acquire, attached
 from inspector.storage import Output
 
 __all__ = ["Attached", "Inspection", "attach", "open", "save"]
@@ -73,9 +73,7 @@ class Inspection:
 class Attached:
     """A live machine that is attached to, and runs between the readings."""
 
-    _machine: LiveMachine
-    _target: str
-    _options: Options
+    _attachment: Attachment
 
     def read(self) -> Inspection:
         """Stop the machine, copy what matters, let it go on.
@@ -83,7 +81,7 @@ class Attached:
         Raises:
             InspectorError: it cannot be inspected.
         """
-        return Inspection(inspected(self._machine, self._target, self._options, lambda stage: None))
+        return Inspection(self._attachment.inspect())
 
 
 def open(
@@ -130,8 +128,8 @@ def attach(
         InspectorError: it cannot be attached to.
     """
     options = _options(kernel, modules, layout, debug_file, read_path)
-    with attached(target, options) as machine:
-        yield Attached(machine, target, options)
+    with attached(target, options) as attachment:
+        yield Attached(attachment)
 
 
 def save(acquired: Acquired, output: Output, facts: Mapping[str, str]) -> int:
@@ -159,4 +157,6 @@ def _options(
     kernel, modules, layout, debug_file = (
         None if name is None else Path(name) for name in (kernel, modules, layout, debug_file)
     )
-    return Options(kernel, modules, read_path, layout, debug_file)
+    return Options(
+        kernel=kernel, modules=modules, layout=layout, debug_file=debug_file, read_path=read_path
+    )

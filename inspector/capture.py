@@ -20,10 +20,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from inspector.dumps.elfcore import ElfCore, Note, write_core
 from inspector.errors import BadData, InspectorError
 from inspector.image.profile import Profile
-from inspector.memory.base import addresses
-from inspector.memory.elfcore import ElfCore, Note, write_core
+from inspector.memory.numbers import addresses
 from inspector.memory.ranges import Ranges
 from inspector.memory.segments import SegmentedMemory
 from inspector.storage import DAMAGE, Output, parsed_json

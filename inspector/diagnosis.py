@@ -12,57 +12,52 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from inspector import pte
-from inspector.errors import InspectorError, Step, TargetNotSupported
+from inspector.errors import InspectorError, Stage, TargetNotSupported
 from inspector.kvm.snapshot import Snapshot, Vm
-from inspector.memory.ahead import LIVE_PREFIX, address_of
-from inspector.memory.dump import Dump
-from inspector.memory.gdb import protections
-from inspector.memory.processes import process_behind
-from inspector.session import (
-    Acquired,
-    Options,
-    Progress,
-    acquire,
-    dump_of,
-)
+from inspector.live.ahead import LIVE_PREFIX, address_of
+from inspector.live.gdb import protections
+from inspector.live.processes import process_behind
+from inspector.options import Options
+from inspector.progress import Doing, Progress, untold
+from inspector.session import Acquired, acquire
 
-__all__ = ["Diagnosis", "Observation", "Outcome", "diagnose"]
+__all__ = ["Diagnosis", "Observation", "StepOutcome", "diagnose"]
 
 PTRACE_SCOPE = Path("/proc/sys/kernel/yama/ptrace_scope")
 OF_LIVE = (
-    Step.GDB,
-    Step.PORT,
-    Step.QEMU,
-    Step.POWER,
-    Step.KERNEL,
-    Step.RADIX,
-    Step.TYPES,
-    Step.KVM,
-    Step.STATE,
+    Stage.GDB,
+    Stage.PORT,
+    Stage.QEMU,
+    Stage.POWER,
+    Stage.KERNEL,
+    Stage.RADIX,
+    Stage.TYPES,
+    Stage.KVM,
+    Stage.STATE,
 )
-OF_FILE = (Step.FORMAT, Step.POWER, *OF_LIVE[4:])
+OF_FILE = (Stage.FORMAT, Stage.POWER, *OF_LIVE[4:])
 
 NEXT = {
-    Step.GDB: "install GDB for all architectures (Debian: apt install gdb-multiarch)",
-    Step.PORT: "start QEMU with '-gdb tcp:127.0.0.1:PORT', or type 'gdbserver tcp:127.0.0.1:PORT' "
+    Stage.GDB: "install GDB for all architectures (Debian: apt install gdb-multiarch)",
+    Stage.PORT: "start QEMU with '-gdb tcp:127.0.0.1:PORT', or type 'gdbserver tcp:127.0.0.1:PORT' "
     "in the monitor of one that runs; end any other GDB; forward the port of another host with "
     "'ssh -L PORT:127.0.0.1:PORT HOST'",
-    Step.QEMU: "give the port of a QEMU of version 4.1 or later",
-    Step.FORMAT: "give a capture of this tool, an ELF core, a kdump-compressed dump, "
+    Stage.QEMU: "give the port of a QEMU of version 4.1 or later",
+    Stage.FORMAT: "give a capture of this tool, an ELF core, a kdump-compressed dump, "
     "raw:FILE@0xADDRESS or split:FILE,FILE; a live machine is gdb:HOST:PORT",
-    Step.POWER: "attach to the qemu-system-ppc64 that runs the KVM-HV host, or take a dump of it",
-    Step.KERNEL: "wait until the machine has booted Linux; if it has, give its vmlinux with "
+    Stage.POWER: "attach to the qemu-system-ppc64 that runs the KVM-HV host, or take a dump of it",
+    Stage.KERNEL: "wait until the machine has booted Linux; if it has, give its vmlinux with "
     "--kernel and its modules with --modules",
-    Step.RADIX: "boot the host on POWER9 or later and without 'disable_radix'",
-    Step.TYPES: "give --debug-file with the debug file of the kvm-hv.ko that is loaded, or "
+    Stage.RADIX: "boot the host on POWER9 or later and without 'disable_radix'",
+    Stage.TYPES: "give --debug-file with the debug file of the kvm-hv.ko that is loaded, or "
     "--layout with a profile that 'inspector layout' has made of this build",
-    Step.KVM: "load it in the host: modprobe kvm_hv",
-    Step.STATE: "try again; if it stays, take a capture or a dump and see what it lacks",
+    Stage.KVM: "load it in the host: modprobe kvm_hv",
+    Stage.STATE: "try again; if it stays, take a capture or a dump and see what it lacks",
 }
 """What to do where a step cannot be taken."""
 
 
-class Outcome(enum.Enum):
+class StepOutcome(enum.Enum):
     """What came of a step; a remark does not stand in the way."""
 
     OK = "ok"
@@ -76,7 +71,7 @@ class Observation:
     """One step: what was found, and what to do about it where that is not all one could wish."""
 
     step: str
-    outcome: Outcome
+    outcome: StepOutcome
     found: str = ""
     next: str = ""
 
@@ -91,71 +86,68 @@ class Diagnosis:
     @property
     def usable(self) -> bool:
         """Whether the target can be inspected."""
-        return all(item.outcome in (Outcome.OK, Outcome.REMARK) for item in self.observations)
+        return all(
+            item.outcome in (StepOutcome.OK, StepOutcome.REMARK) for item in self.observations
+        )
 
 
-class _Stages:
-    """Remembers the last stage, for errors that do not name their step."""
-
-    def __init__(self, progress: Progress) -> None:
-        self._progress = progress
-        self.stage = ""
-
-    def __call__(self, stage: str) -> None:
-        self.stage = stage
-        self._progress(stage)
-
-    def step(self, live: bool) -> Step:
-        """Return the step that was being taken."""
-        if self.stage == "finding the kernel":
-            return Step.TYPES
-        if self.stage in ("", "attaching", "opening the file"):
-            return Step.PORT if live else Step.FORMAT
-        return Step.STATE
+REACHED = {
+    Doing.ATTACHING: Stage.PORT,
+    Doing.OPENING: Stage.FORMAT,
+    Doing.DESCRIBING: Stage.TYPES,
+    Doing.READING: Stage.STATE,
+    Doing.DECODING: Stage.STATE,
+}
+"""The step that fails by an error that names none, by what was being done."""
 
 
-def diagnose(target: str, options: Options, progress: Progress = lambda stage: None) -> Diagnosis:
+def diagnose(target: str, options: Options, progress: Progress = untold) -> Diagnosis:
     """Take the steps from a target to its VMs, as far as they lead; never raises for bad input."""
     live = target.startswith(LIVE_PREFIX)
-    stages = _Stages(progress)
     steps = OF_LIVE if live else OF_FILE
+    last = Doing.ATTACHING if live else Doing.OPENING
+
+    def noted(doing: Doing, detail: str) -> None:
+        nonlocal last
+        last = doing
+        progress(doing, detail)
+
     try:
-        dump = None if live else dump_of(target)
-        acquired = acquire(target, options, stages)
+        acquired = acquire(target, options, noted)
     except InspectorError as error:
-        failed = (error.step if isinstance(error, TargetNotSupported) else None) or stages.step(
-            live
-        )
-        return Diagnosis(target, _ended(steps, failed, error))
-    seen = _of_live(target, acquired) if live else _of_file(acquired, dump)
+        failed = error.step if isinstance(error, TargetNotSupported) else None
+        return Diagnosis(target, _ended(steps, failed or REACHED[last], error))
+    seen = _of_live(target, acquired) if live else _of_file(acquired)
     return Diagnosis(target, (*seen, *_of_kernel(acquired), *_of_state(acquired.snapshot)))
 
 
-def _ended(steps: tuple[Step, ...], failed: Step, error: InspectorError) -> tuple[Observation, ...]:
+def _ended(
+    steps: tuple[Stage, ...], failed: Stage, error: InspectorError
+) -> tuple[Observation, ...]:
     at = steps.index(failed)
     return (
-        *(Observation(step.value, Outcome.OK) for step in steps[:at]),
-        Observation(failed.value, Outcome.FAILED, str(error), NEXT[failed]),
-        *(Observation(step.value, Outcome.NOT_REACHED) for step in steps[at + 1 :]),
+        *(Observation(step.value, StepOutcome.OK) for step in steps[:at]),
+        Observation(failed.value, StepOutcome.FAILED, str(error), NEXT[failed]),
+        *(Observation(step.value, StepOutcome.NOT_REACHED) for step in steps[at + 1 :]),
     )
 
 
-def _ok(step: Step, found: str) -> Observation:
-    return Observation(step.value, Outcome.OK, found)
+def _ok(step: Stage, found: str) -> Observation:
+    return Observation(step.value, StepOutcome.OK, found)
 
 
 def _remark(step: str, found: str, action: str) -> Observation:
-    return Observation(step, Outcome.REMARK, found, action)
+    return Observation(step, StepOutcome.REMARK, found, action)
 
 
 def _of_live(target: str, acquired: Acquired) -> tuple[Observation, ...]:
     host, port = address_of(target)
     origin = acquired.origin
     return (
-        _ok(Step.GDB, f"installed; it and the relay are confined: {protections()}"),
-        _ok(Step.PORT, f"a GDB stub answers at {host}:{port}"),
-        _ok(Step.QEMU, "the stub reads physical memory and has QEMU's monitor"),
-        _ok(Step.POWER, "64-bit POWER"),
+        _ok(Stage.GDB, f"installed; it and the relay are confined: {protections()}"),
+        _ok(Stage.PORT, f"a GDB stub answers at {host}:{port}"),
+        _ok(Stage.QEMU, "the stub reads physical memory and has QEMU's monitor"),
+        _ok(Stage.POWER, "64-bit POWER"),
         _direct_path(port, origin.read_path, origin.stopped_seconds or 0.0),
     )
 
@@ -164,7 +156,7 @@ def _direct_path(port: int, read_path: str, stopped: float) -> Observation:
     """Say whether bytes come straight from the QEMU process, and what it would take."""
     what, stood_still = "direct path", f"the machine stood still for {stopped * 1000:.0f} ms"
     if "QEMU process" in read_path:
-        return Observation(what, Outcome.OK, f"read from {read_path}; {stood_still}")
+        return Observation(what, StepOutcome.OK, f"read from {read_path}; {stood_still}")
     process = process_behind(port)
     scope = PTRACE_SCOPE.read_text().strip() if PTRACE_SCOPE.is_file() else "not there"
     return _remark(
@@ -176,11 +168,14 @@ def _direct_path(port: int, read_path: str, stopped: float) -> Observation:
     )
 
 
-def _of_file(acquired: Acquired, dump: Dump | None) -> tuple[Observation, ...]:
-    assert dump is not None
+def _of_file(acquired: Acquired) -> tuple[Observation, ...]:
     kind = acquired.origin.read_path
-    text = "carries VMCOREINFO" if dump.vmcoreinfo else "carries no VMCOREINFO, none is needed"
-    return (_ok(Step.FORMAT, f"{kind}; {text}"), _ok(Step.POWER, "64-bit POWER"))
+    text = (
+        "carries VMCOREINFO"
+        if acquired.origin.vmcoreinfo
+        else "carries no VMCOREINFO, none is needed"
+    )
+    return (_ok(Stage.FORMAT, f"{kind}; {text}"), _ok(Stage.POWER, "64-bit POWER"))
 
 
 def _of_kernel(acquired: Acquired) -> tuple[Observation, ...]:
@@ -190,19 +185,19 @@ def _of_kernel(acquired: Acquired) -> tuple[Observation, ...]:
     others = f"; {rejected} met on the way that are not the host's" if rejected else ""
     return (
         _ok(
-            Step.KERNEL,
+            Stage.KERNEL,
             f"Linux {profile.release}, {order}, {pte.size_name(profile.page_shift)} pages, "
             f"build ID {profile.build_id or 'none'}{others}",
         ),
-        _ok(Step.RADIX, "radix"),
-        _ok(Step.TYPES, f"by {origin.layout}"),
-        _ok(Step.KVM, "the modules kvm and kvm_hv are loaded"),
+        _ok(Stage.RADIX, "radix"),
+        _ok(Stage.TYPES, f"by {origin.layout}"),
+        _ok(Stage.KVM, "the modules kvm and kvm_hv are loaded"),
     )
 
 
 def _of_state(snapshot: Snapshot) -> tuple[Observation, ...]:
     vms = snapshot.vms
-    what = Step.STATE.value
+    what = Stage.STATE.value
     gaps = [gap.text for gap in snapshot.gaps]
     if not vms and not gaps:
         return (
@@ -247,6 +242,6 @@ def _of_vm(vm: Vm) -> Observation:
         )
     return Observation(
         what,
-        Outcome.OK,
+        StepOutcome.OK,
         f"radix, nesting enabled, {len(vm.nested)} nested guests, {len(vm.rmaps)} rmap slots",
     )

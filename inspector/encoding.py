@@ -27,7 +27,6 @@ This module needs the standard library only; GDB's Python imports it too.
 from __future__ import annotations
 
 import enum
-from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 if TYPE_CHECKING:
@@ -45,7 +44,6 @@ __all__ = [
     "SINGLE_ENTRY",
     "Entry",
     "SlotForm",
-    "Step",
     "decode",
     "encode",
     "form_of",
@@ -54,7 +52,6 @@ __all__ = [
     "is_single",
     "lpid_of",
     "problems",
-    "walk",
 ]
 
 LPID_SHIFT = 52
@@ -66,7 +63,7 @@ SINGLE_ENTRY = 0x1
 IDENTITY_MASK = LPID_MASK | GPA_MASK
 """The bits the kernel compares (``kvmhv_n_rmap_is_equal``)."""
 
-RESERVED_MASK = ~(IDENTITY_MASK | SINGLE_ENTRY) & (1 << 64) - 1
+RESERVED_MASK = ~(IDENTITY_MASK | SINGLE_ENTRY) & ((1 << 64) - 1)
 MAX_LPID = LPID_MASK >> LPID_SHIFT
 
 NODE_ALIGNMENT = 8
@@ -90,17 +87,6 @@ class SlotForm(enum.Enum):
     LIST = "list"
 
 
-class Step(NamedTuple):
-    """One word met on the way through a slot.
-
-    ``node`` is the address of the node that holds the word, or 0 when the
-    word stands in the slot itself or in the last ``next``.
-    """
-
-    node: int
-    word: int
-
-
 def encode(lpid: int, gpa: int, *, single: bool = False) -> int:
     """Return the word for an L2 guest real address of the guest with this L1 LPID.
 
@@ -112,7 +98,7 @@ def encode(lpid: int, gpa: int, *, single: bool = False) -> int:
         raise ValueError(f"LPID {lpid} does not fit in 12 bits")
     if gpa & ~GPA_MASK:
         raise ValueError(f"L2 address {gpa:#x} is not a 4 KiB aligned address below 2^52")
-    return lpid << LPID_SHIFT | gpa | (SINGLE_ENTRY if single else 0)
+    return (lpid << LPID_SHIFT) | gpa | (SINGLE_ENTRY if single else 0)
 
 
 def decode(word: int) -> Entry:
@@ -167,33 +153,10 @@ def problems(word: int, *, in_node: bool, page_shift: int = GPA_SHIFT) -> list[s
     found = []
     if word & RESERVED_MASK:
         found.append(f"reserved bits {word & RESERVED_MASK:#x} are set")
-    if gpa_of(word) & (1 << page_shift) - 1:
+    if gpa_of(word) & ((1 << page_shift) - 1):
         found.append(f"the L2 address is not that of a page of {1 << page_shift >> 10}K")
     if in_node and is_single(word):
         found.append("the single-entry bit is set inside a list node")
     if not in_node and not is_single(word):
         found.append("the single-entry bit is clear outside a list node")
     return found
-
-
-def walk(head: int, read_node: Callable[[int], tuple[int, int]]) -> Iterator[Step]:
-    """Follow a slot by its links, in list order, and yield every word.
-
-    Links are followed, not values: a node whose word is zero does not end
-    the walk (it does end the kernel's, see ``inspector.model.slot``).  The
-    walk ends at an empty or single ``next``, and before a node that was
-    already met, so it always ends.
-
-    Args:
-        head: the word of the slot.
-        read_node: returns ``(next, word)`` of the node at a kernel address.
-    """
-    seen: set[int] = set()
-    link = head
-    while form_of(link) is SlotForm.LIST and link not in seen:
-        seen.add(link)
-        node = link
-        link, word = read_node(node)
-        yield Step(node, word)
-    if form_of(link) is SlotForm.SINGLE:
-        yield Step(0, link)

@@ -14,7 +14,8 @@ __all__ = [
     "Hint",
     "InspectorError",
     "MemoryNotReadable",
-    "Step",
+    "Stage",
+    "TargetLost",
     "TargetNotSupported",
     "printable",
     "shown",
@@ -42,7 +43,7 @@ def shown(said: str | bytes, limit: int = SHOWN) -> str:
     return printable(text[:limit]) + ("..." if len(text) > limit else "")
 
 
-class Step(enum.Enum):
+class Stage(enum.Enum):
     """The steps from a target to its VMs, in the order they are taken."""
 
     GDB = "GDB"
@@ -87,6 +88,13 @@ class BadData(InspectorError):  # noqa: N818
     """Bytes were read but are not what the format or the kernel would write."""
 
 
+class TargetLost(InspectorError):  # noqa: N818
+    """A target that could be inspected is gone, silent, or was busy at every attempt.
+
+    Unlike ``TargetNotSupported`` it may be worth to try again.
+    """
+
+
 class TargetNotSupported(InspectorError):  # noqa: N818
     """The target was understood well enough to say that it cannot be inspected.
 
@@ -94,6 +102,6 @@ class TargetNotSupported(InspectorError):  # noqa: N818
     before it were.
     """
 
-    def __init__(self, message: str, step: Step | None = None) -> None:
+    def __init__(self, message: str, step: Stage | None = None) -> None:
         self.step = step
         super().__init__(message)

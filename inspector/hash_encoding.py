@@ -48,7 +48,9 @@ REFERENCED = 1 << 40
 CHANGED = 1 << 39
 PRESENT = 1 << 32
 INDEX_MASK = (1 << 32) - 1
-RESERVED_MASK = ~(TYPE_MASK | LOCKED | REFERENCED | CHANGED | PRESENT | INDEX_MASK) & (1 << 64) - 1
+RESERVED_MASK = ~(TYPE_MASK | LOCKED | REFERENCED | CHANGED | PRESENT | INDEX_MASK) & (
+    (1 << 64) - 1
+)
 
 HPTE_SHIFT = 4
 """log2 of the bytes of an entry of the HPT, whose size is ``1 << kvm->arch.hpt.order``."""

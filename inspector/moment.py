@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import contextlib
 import enum
-import itertools
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -26,16 +25,16 @@ from inspector.errors import InspectorError
 from inspector.image.profile import Profile
 from inspector.kvm.collect import collect, held_locks, vm_list
 from inspector.kvm.snapshot import Snapshot
-from inspector.memory.base import U64
-from inspector.memory.direct import Copier, DirectMemory
-from inspector.memory.live import LiveMachine
+from inspector.live.direct import Copier, DirectMemory
+from inspector.live.machine import LiveMachine
+from inspector.memory.numbers import U64
 from inspector.memory.overlay import Overlay
-from inspector.memory.recording import RecordingMemory
+from inspector.memory.reads import RecordingMemory
 from inspector.memory.results import Results
 from inspector.memory.segments import SegmentedMemory
 from inspector.structures.space import KernelSpace
 
-__all__ = ["LOCK_ATTEMPTS", "LOCK_PAUSE", "Again", "Bequest", "Moment", "take"]
+__all__ = ["LOCK_ATTEMPTS", "Again", "Attempts", "Bequest", "Moment", "take"]
 
 LOCK_ATTEMPTS = 20
 LOCK_PAUSE = 0.005
@@ -55,7 +54,7 @@ class Again(enum.Enum):
 
 
 Noted = Callable[[Again], None]
-"""Told of each stop that is made again."""
+"""Called once for every stop that has to be repeated."""
 
 
 @dataclass(frozen=True)
@@ -105,7 +104,7 @@ def take(
     Args:
         machine: an attached machine.
         profile: its kernel.
-        noted: told of each stop that is made again.
+        noted: called once for every stop that has to be repeated.
         before: a moment of the same machine shortly before, which makes it cheaper.
 
     Raises:
@@ -114,36 +113,58 @@ def take(
     if isinstance(machine.memory, DirectMemory):
         # on a machine that changes fast, looking anew is what saves stops
         known = before.bequest if before is not None and before.attempts == 1 else None
-        return _copied(machine, machine.memory, profile, noted, known)
-    return _walked(machine, profile, noted)
+        return _copied(machine, machine.memory, profile, Attempts(noted), known)
+    return _walked(machine, profile, Attempts(noted))
 
 
-def _walked(machine: LiveMachine, profile: Profile, noted: Noted) -> Moment:
+class Attempts:
+    """The stops of a machine until no ``mmu_lock`` is held at one.
+
+    Args:
+        noted: called once for every stop that has to be repeated.
+    """
+
+    def __init__(self, noted: Noted = lambda why: None) -> None:
+        self.number = 1
+        self._noted = noted
+
+    @property
+    def last(self) -> bool:
+        """Whether a lock that is held now is held at every stop, so that more would not help."""
+        return self.number >= LOCK_ATTEMPTS
+
+    def again(self, why: Again) -> None:
+        """Begin the next one; if a lock was held, the machine runs for a while before it."""
+        self._noted(why)
+        if why is Again.LOCKED:
+            time.sleep(LOCK_PAUSE)
+        self.number += 1
+
+
+def _walked(machine: LiveMachine, profile: Profile, attempts: Attempts) -> Moment:
     """Walk in the stop."""
-    for attempt in itertools.count(1):
+    while True:
         record = RecordingMemory(machine.memory)
         kernel = KernelSpace(record, profile)
         with machine.stopped():
             vms = vm_list(kernel)
-            if attempt >= LOCK_ATTEMPTS or not held_locks(kernel, vms):
-                return Moment(collect(kernel, vms), record, attempt)
-        noted(Again.LOCKED)
-        time.sleep(LOCK_PAUSE)
-    raise AssertionError
+            if attempts.last or not held_locks(kernel, vms):
+                return Moment(collect(kernel, vms), record, attempts.number)
+        attempts.again(Again.LOCKED)
 
 
 def _copied(
     machine: LiveMachine,
     memory: DirectMemory,
     profile: Profile,
-    noted: Noted,
+    attempts: Attempts,
     known: Bequest | None,
 ) -> Moment:
     """Look while the machine runs, and copy in the stop."""
     known = known or _seen(memory, profile)
     copier = known.copier
     lacking = 0
-    for attempt in itertools.count(1):
+    while True:
         overlay = Overlay(copier.memory, memory)
         record = RecordingMemory(overlay)
         kernel = KernelSpace(record, profile)
@@ -152,25 +173,23 @@ def _copied(
             copier.copy()
             if in_stop:
                 vms = vm_list(kernel)
-                if attempt >= LOCK_ATTEMPTS or not held_locks(kernel, vms):
-                    return Moment(collect(kernel, vms), record, attempt)
+                if attempts.last or not held_locks(kernel, vms):
+                    return Moment(collect(kernel, vms), record, attempts.number)
         results = Results(record)
         if known is not None:
             results = Results(record, known.results, known.changed())
         vms = results("vm_list", partial(vm_list, kernel))
-        if attempt < LOCK_ATTEMPTS and held_locks(kernel, vms):
-            noted(Again.LOCKED)
-            time.sleep(LOCK_PAUSE)
+        if not attempts.last and held_locks(kernel, vms):
+            attempts.again(Again.LOCKED)
             continue
         snapshot = collect(kernel, vms, results)
         if not overlay.missed:
             copier.keep()
-            return Moment(snapshot, record, attempt, Bequest(copier, results))
-        noted(Again.LACKING)
+            return Moment(snapshot, record, attempts.number, Bequest(copier, results))
+        attempts.again(Again.LACKING)
         lacking += 1
         known = None
         copier = memory.copier(copier.ranges.union(record.ranges().widened(PAGE)))
-    raise AssertionError
 
 
 def _seen(memory: DirectMemory, profile: Profile) -> Bequest:

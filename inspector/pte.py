@@ -125,10 +125,10 @@ def partition_root(dword: int) -> Root | None:
     The rules are those of ``kvmppc_mmu_walk_radix_tree``: a tree of 52 bits
     whose first table has 2^13 entries and is aligned to its size.
     """
-    rts = (dword >> _RTS1_SHIFT & _RTS1_MASK) << 3 | dword >> _RTS2_SHIFT & _RTS2_MASK
+    rts = (((dword >> _RTS1_SHIFT) & _RTS1_MASK) << 3) | ((dword >> _RTS2_SHIFT) & _RTS2_MASK)
     bits = dword & NEXT_BITS_MASK
     table = dword & NEXT_TABLE_MASK
-    if rts + _RTS_BASE != TREE_BITS or bits != PGD_BITS or table & (8 << bits) - 1:
+    if rts + _RTS_BASE != TREE_BITS or bits != PGD_BITS or table & ((8 << bits) - 1):
         return None
     return Root(table, bits)
 
@@ -136,7 +136,7 @@ def partition_root(dword: int) -> Root | None:
 def partition_dword(root: Root) -> int:
     """Return dword 0 of the partition-table entry for a tree (``kvmhv_set_nested_ptbl``)."""
     rts = TREE_BITS - _RTS_BASE
-    size = (rts >> 3 & _RTS1_MASK) << _RTS1_SHIFT | (rts & _RTS2_MASK) << _RTS2_SHIFT
+    size = (((rts >> 3) & _RTS1_MASK) << _RTS1_SHIFT) | ((rts & _RTS2_MASK) << _RTS2_SHIFT)
     return HOST_RADIX | size | root.table | root.bits
 
 
@@ -173,5 +173,5 @@ def size_name(shift: int) -> str:
     """Return a page size as people write it: ``4K``, ``64K``, ``2M``, ``1G``."""
     for unit, at in (("G", 30), ("M", 20), ("K", 10)):
         if shift >= at:
-            return f"{1 << shift - at}{unit}"
+            return f"{1 << (shift - at)}{unit}"
     return f"{1 << shift}"

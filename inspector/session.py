@@ -12,32 +12,32 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
-from pathlib import Path
 
 from inspector.capture import Capture, read_capture
-from inspector.errors import BadData, InspectorError, Step, TargetNotSupported
+from inspector.dumps.formats import PREFIXES, Dump, open_dump
+from inspector.errors import BadData, InspectorError, Stage, TargetNotSupported
 from inspector.image.profile import Profile
-from inspector.kernel.choose import Known, Sources, describe_kernel
+from inspector.kernel.choose import DescribedKernel, describe_kernel
 from inspector.kvm.collect import collect, vm_list
 from inspector.kvm.snapshot import Snapshot
-from inspector.memory.ahead import LIVE_PREFIX, address_of
-from inspector.memory.base import AddressSpace
-from inspector.memory.dump import PREFIXES, Dump, open_dump
-from inspector.memory.live import LiveMachine
-from inspector.memory.recording import RecordingMemory
+from inspector.live.ahead import LIVE_PREFIX, address_of
+from inspector.live.machine import LiveMachine
+from inspector.live.served import SERVED_PREFIX, open_served
+from inspector.memory.interface import AddressSpace
+from inspector.memory.reads import RecordingMemory
 from inspector.memory.segments import SegmentedMemory
 from inspector.moment import take
+from inspector.options import Options
+from inspector.progress import Doing, Progress, untold
 from inspector.structures.space import KernelSpace
 
 __all__ = [
     "Acquired",
-    "Options",
+    "Attachment",
     "Origin",
-    "Progress",
     "acquire",
     "attached",
     "dump_of",
-    "inspected",
     "kernel_of",
 ]
 
@@ -45,37 +45,16 @@ SHOWN = 300
 """Characters of a name that are shown where it names nothing."""
 LIKE_A_PORT = re.compile(r"[^:/]+:\d+$")
 
-Progress = Callable[[str], None]
 
-
-@dataclass(frozen=True)
-class Options:
-    """How to open a target: what describes its kernel, and the way bytes are read.
-
-    ``stands`` says that a live machine stands still and shall stay so.
-    """
-
-    kernel: Path | None = None
-    modules: Path | None = None
-    read_path: str = "auto"
-    layout: Path | None = None
-    debug_file: Path | None = None
-    stands: bool = False
-
-    @property
-    def sources(self) -> Sources:
-        """What was given to describe the kernel."""
-        return Sources(self.layout, self.kernel, self.modules, self.debug_file)
-
-
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Origin:
     """Where a snapshot comes from.
 
     ``stopped_seconds`` and ``stops`` say how long, and how often, a live
     machine stood still; ``attempts`` how often it was copied until no
     ``mmu_lock`` was held and nothing lacking.  ``facts`` are those that a capture carries.
-    ``stands`` says that it stood still when it was found, and still does.
+    ``found_stopped`` says that it was stopped when it was found, and still is.
+    ``vmcoreinfo`` says whether a dump carries the kernel's VMCOREINFO.
     ``layout`` says what described the kernel, and ``rejected`` which other
     kernels were met on the way and why they are not the host's.
     """
@@ -88,7 +67,8 @@ class Origin:
     facts: dict[str, str] | None = None
     layout: str = ""
     rejected: tuple[str, ...] = ()
-    stands: bool = False
+    found_stopped: bool = False
+    vmcoreinfo: bool = False
 
 
 @dataclass(frozen=True)
@@ -106,7 +86,7 @@ class Acquired:
         return self.recall()
 
 
-def acquire(target: str, options: Options, progress: Progress = lambda stage: None) -> Acquired:
+def acquire(target: str, options: Options, progress: Progress = untold) -> Acquired:
     """Open a target and collect its snapshot.
 
     Raises:
@@ -117,17 +97,15 @@ def acquire(target: str, options: Options, progress: Progress = lambda stage: No
     return _file(target, options, progress)
 
 
-def kernel_of(target: str, options: Options, progress: Progress = lambda stage: None) -> Known:
+def kernel_of(target: str, options: Options, progress: Progress = untold) -> DescribedKernel:
     """Open a target and describe its kernel, and nothing else.
 
     Raises:
         InspectorError: the target cannot be opened or its kernel not described.
     """
     if target.startswith(LIVE_PREFIX):
-        progress("attaching")
-        with attached(target, options) as machine:
-            progress("finding the kernel")
-            return describe_kernel(machine.memory, options.sources, pause=machine.for_reading)
+        with attached(target, options, progress) as attachment:
+            return attachment.known
     dump = dump_of(target)
     with _what_lacks_is_said(dump):
         return _kernel_of_dump(dump, options, progress)[0]
@@ -136,9 +114,14 @@ def kernel_of(target: str, options: Options, progress: Progress = lambda stage: 
 def dump_of(target: str) -> Dump:
     """Open the dump that a target names, and no more than its headers.
 
+    A stopped machine that a GDB lends is read like a dump.
+
     Raises:
         InspectorError: there is none, or it cannot be opened.
     """
+    if target.startswith(SERVED_PREFIX):
+        lender, memory = open_served(target)
+        return Dump(memory, lender)
     if not target.startswith(PREFIXES) and not os.path.exists(target):
         meant = LIKE_A_PORT.search(target)
         live = LIVE_PREFIX + (meant[0] if meant else "HOST:PORT")
@@ -153,32 +136,39 @@ def _what_lacks_is_said(dump: Dump) -> Iterator[None]:
         yield
     except InspectorError as error:
         if dump.lacks:
-            raise TargetNotSupported(f"{dump.lacks} ({error})", Step.FORMAT) from error
+            raise TargetNotSupported(f"{dump.lacks} ({error})", Stage.FORMAT) from error
         raise
 
 
 def _kernel_of_dump(
     dump: Dump, options: Options, progress: Progress
-) -> tuple[Known, Capture | None]:
+) -> tuple[DescribedKernel, Capture | None]:
     capture = read_capture(dump.core) if dump.core else None
     if capture is not None:
-        return Known(capture.profile, "the capture"), capture
-    progress("finding the kernel")
-    return describe_kernel(dump.memory, options.sources, dump.vmcoreinfo or ""), None
+        return DescribedKernel(capture.profile, "the capture"), capture
+    progress(Doing.DESCRIBING, "")
+    return describe_kernel(dump.memory, options, dump.vmcoreinfo or ""), None
 
 
 def _file(target: str, options: Options, progress: Progress) -> Acquired:
-    progress("opening the file")
+    progress(Doing.OPENING, "")
     dump = dump_of(target)
     with _what_lacks_is_said(dump):
         known, capture = _kernel_of_dump(dump, options, progress)
-        progress("decoding")
-        # of memory that lacks, a core says less than the capture in it
+        progress(Doing.DECODING, "")
+        # An ELF core cannot say which memory was unreadable; the capture note inside it can.
         memory = dump.memory if capture is None else capture.memory
         snapshot = _walked(memory, known.profile)
     facts = capture.facts if capture else None
     kind = dump.kind if capture is None else "a capture"
-    origin = Origin(target, kind, facts=facts, layout=known.source, rejected=known.rejected)
+    origin = Origin(
+        target=target,
+        read_path=kind,
+        facts=facts,
+        layout=known.source,
+        rejected=known.rejected,
+        vmcoreinfo=dump.vmcoreinfo is not None,
+    )
 
     def walked_again() -> SegmentedMemory:
         recorder = RecordingMemory(memory)
@@ -194,35 +184,48 @@ def _walked(memory: AddressSpace, profile: Profile) -> Snapshot:
 
 
 def _live(target: str, options: Options, progress: Progress) -> Acquired:
-    progress("attaching")
-    with attached(target, options) as machine:
-        return inspected(machine, target, options, progress)
+    with attached(target, options, progress) as attachment:
+        return attachment.inspect(progress)
 
 
-def attached(target: str, options: Options) -> LiveMachine:
-    """Attach to the machine that a target names.
+@dataclass(frozen=True, kw_only=True)
+class Attachment:
+    """A live machine that is attached to, and its kernel."""
+
+    target: str
+    machine: LiveMachine
+    known: DescribedKernel
+
+    def inspect(self, progress: Progress = untold) -> Acquired:
+        """Collect the snapshot of one moment."""
+        progress(Doing.READING, "")
+        moment = take(self.machine, self.known.profile)
+        origin = Origin(
+            target=self.target,
+            read_path=self.machine.read_path,
+            stopped_seconds=self.machine.stopped_seconds,
+            stops=len(self.machine.stops),
+            attempts=moment.attempts,
+            layout=self.known.source,
+            rejected=self.known.rejected,
+            found_stopped=self.machine.keep_stopped,
+        )
+        return Acquired(moment.snapshot, self.known.profile, origin, lambda: moment.memory)
+
+
+@contextmanager
+def attached(target: str, options: Options, progress: Progress = untold) -> Iterator[Attachment]:
+    """Attach to the machine that a target names, and describe its kernel, for a block.
 
     Raises:
         TargetNotSupported: it is none, or it cannot be attached to.
+        InspectorError: its kernel cannot be described.
     """
+    progress(Doing.ATTACHING, "")
     host, port = address_of(target)
-    return LiveMachine(host, port, options.read_path, options.stands)
-
-
-def inspected(machine: LiveMachine, target: str, options: Options, progress: Progress) -> Acquired:
-    """Describe the kernel of a machine and collect the snapshot of one moment of it."""
-    progress("finding the kernel")
-    known = describe_kernel(machine.memory, options.sources, pause=machine.for_reading)
-    progress("reading")
-    moment = take(machine, known.profile)
-    origin = Origin(
-        target,
-        machine.read_path,
-        machine.stopped_seconds,
-        len(machine.stops),
-        moment.attempts,
-        layout=known.source,
-        rejected=known.rejected,
-        stands=machine.stays,
-    )
-    return Acquired(moment.snapshot, known.profile, origin, lambda: moment.memory)
+    with LiveMachine(
+        host, port, read_path=options.read_path, keep_stopped=options.keep_stopped
+    ) as machine:
+        progress(Doing.DESCRIBING, "")
+        known = describe_kernel(machine.memory, options, pause=machine.for_reading)
+        yield Attachment(target=target, machine=machine, known=known)

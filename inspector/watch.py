@@ -18,11 +18,12 @@ import numpy as np
 
 from inspector.checks.verdict import Counts, counts_of
 from inspector.checks.view import CheckedVm
-from inspector.kernel.choose import describe_kernel
 from inspector.kvm.snapshot import Snapshot, Vm
 from inspector.moment import Moment, take
+from inspector.options import Options
+from inspector.progress import Doing, Progress, untold
 from inspector.questions.difference import leaves_made, paired, slot_changes
-from inspector.session import Options, Progress, attached
+from inspector.session import attached
 
 __all__ = ["LONGEST", "List", "Pace", "Sample", "VmSample", "sampled", "watch"]
 
@@ -93,7 +94,7 @@ class Sample:
 
 
 def watch(
-    target: str, options: Options, pace: Pace, progress: Progress = lambda stage: None
+    target: str, options: Options, pace: Pace, progress: Progress = untold
 ) -> Generator[Sample]:
     """Yield one sample after the other.
 
@@ -102,13 +103,9 @@ def watch(
     Raises:
         InspectorError: the target cannot be attached to or inspected, or has ended.
     """
-    progress("attaching")
-    with attached(target, options) as machine:
-        progress("finding the kernel")
-        profile = describe_kernel(
-            machine.memory, options.sources, pause=machine.for_reading
-        ).profile
-        progress("reading")
+    with attached(target, options, progress) as attachment:
+        machine, profile = attachment.machine, attachment.known.profile
+        progress(Doing.READING, "")
         began = due = time.monotonic()
         before: tuple[float, Snapshot, tuple[VmSample, ...]] | None = None
         moment: Moment | None = None

@@ -52,7 +52,7 @@ class BtfWriter:
         flag: int = 0,
     ) -> int:
         """Add a record: its kind, its size or the type it refers to, and what follows."""
-        head = (self.string(name), flag << 31 | kind << 24 | vlen, value)
+        head = (self.string(name), (flag << 31) | (kind << 24) | vlen, value)
         self.types += struct.pack(f"{self.order}{3 + len(rest)}I", *head, *rest)
         self.count += 1
         return self.first_id + self.count - 1

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from fixtures.mutations.plain import leaves_of
 from inspector import encoding, pte
 from inspector.kvm.snapshot import Memslot, Nested, Rmaps, Vm
-from inspector.memory.base import addresses
+from inspector.memory.numbers import addresses
 from inspector.model.vm import Leaf, Table, VmState
 from inspector.structures.radix import LeafTable
 
@@ -189,7 +189,7 @@ def _slots(
 ) -> dict[int, tuple[int, ...]]:
     """Return slots of entries that mostly are ``known`` ones."""
     gfns = st.tuples(st.sampled_from(GFN_REGIONS), PAGES).map(
-        lambda place: (place[0] << HUGE - page_shift) + place[1]
+        lambda place: (place[0] << (HUGE - page_shift)) + place[1]
     )
     entries = st.sampled_from([*known, *known, (0, 0), (1, 0x1000), (4095, 1 << 33)])
     slots = {

@@ -12,8 +12,8 @@ takes more than half a second in all its cases. A test for which
 something is missing is skipped, and the last line says what and how to get
 it. Where CI is set and live tests were asked for, it fails instead.
 
-With pytest-xdist, a run of the whole directory uses every processor. Live
-tests run one after another, because machines disturb each other's times.
+With pytest-xdist, a run of the whole directory uses every processor. The live
+tests of one module share machines, so that they go to one worker.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ import os
 import shutil
 from collections import Counter
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import settings
@@ -40,8 +41,8 @@ MOST_WORKERS = 8
 QUICK_CAPTURES = ("powernv9-mixed", "powernv9-stale-5.10-64k", "powernv9-two-vms")
 """Of the tests that run over every shipped capture, the quick tier has these."""
 
-TOGETHER = ("tests/schemas/test_documents.py",)
-"""Modules whose last test asks what the others have seen, so that they need one process."""
+TOGETHER = ("tests/schemas/test_documents.py", "tests/live/")
+"""Modules whose tests need one process: they share machines, or ask what the others have seen."""
 
 OWN_CODE = r"(inspector|gdb_scripts|fixtures|tests)(\.|$)"
 
@@ -68,11 +69,10 @@ def pytest_cmdline_main(config: pytest.Config) -> None:
     option = config.option
     if "numprocesses" not in option or option.numprocesses is not None:
         return
-    whole = all(Path(argument).resolve() in (TESTS, TESTS.parent) for argument in config.args)
+    wholes = (TESTS.parent, TESTS, LIVE)
+    whole = all(Path(argument).resolve() in wholes for argument in config.args)
     worker = hasattr(config, "workerinput")
     if worker or not whole or option.keyword or option.usepdb or option.collectonly:
-        return
-    if _asks_for_live(config):
         return
     workers = min(len(os.sched_getaffinity(0)), MOST_WORKERS)
     if workers > 1:
@@ -87,7 +87,7 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: object) -> object:
     class Scheduling(LoadScopeScheduling):  # type: ignore[misc]
         def _split_scope(self, nodeid: str) -> str:
             module = nodeid.partition("::")[0]
-            return module if module in TOGETHER else nodeid
+            return module if module.startswith(TOGETHER) else nodeid
 
     return Scheduling(config, log)
 
@@ -106,12 +106,23 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 def pytest_collection_finish(session: pytest.Session) -> None:
     """Say before machines are booted that they will be."""
-    live = [item for item in session.items if "live" in item.keywords]
-    reporter = session.config.pluginmanager.get_plugin("terminalreporter")
-    if live and reporter is not None and _asks_for_live(session.config):
-        minutes = math.ceil(len(live) * LIVE_SECONDS / 60)
+    _say_that_machines_boot(session.config, [item.nodeid for item in session.items])
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_node_collection_finished(node: Any, ids: list[str]) -> None:
+    """Say it once where workers have collected."""
+    if node.gateway.id == "gw0":
+        _say_that_machines_boot(node.config, ids)
+
+
+def _say_that_machines_boot(config: pytest.Config, tests: list[str]) -> None:
+    live = sum(test.startswith("tests/live/") for test in tests)
+    reporter = config.pluginmanager.get_plugin("terminalreporter")
+    if live and reporter is not None and _asks_for_live(config):
+        minutes = math.ceil(live * LIVE_SECONDS / 60)
         reporter.write_line(
-            f"{len(live)} live tests boot machines under QEMU: about {minutes} min on 2 processors"
+            f"{live} live tests boot machines under QEMU: about {minutes} min on 2 processors"
         )
 
 

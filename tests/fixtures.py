@@ -8,10 +8,11 @@ from pathlib import Path
 from typing import Any
 
 from inspector.capture import read_capture
+from inspector.dumps.elfcore import open_core
 from inspector.image.profile import Profile
-from inspector.memory.elfcore import open_core
 from inspector.memory.segments import SegmentedMemory
-from inspector.session import Acquired, Options, acquire
+from inspector.options import Options
+from inspector.session import Acquired, acquire
 from tests.profiles import thorough
 
 __all__ = ["CAPTURES", "DIRECTORY", "SMALL", "SPREAD", "description", "opened", "pieces"]

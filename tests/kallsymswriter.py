@@ -108,7 +108,7 @@ def _values(blob: _Blob, symbols: Sequence[Symbol], form: Form) -> None:
     if form.values == "base":
         blob.add(struct.pack(f"{order}{count}I", *(value - base for _, value in symbols)))
     else:
-        steps = [value if value < 1 << 31 else base - 1 - value for _, value in symbols]
+        steps = [value if value < (1 << 31) else base - 1 - value for _, value in symbols]
         blob.add(struct.pack(f"{order}{count}i", *steps))
     blob.add(struct.pack(order + "Q", base), 8)
 
@@ -125,4 +125,4 @@ def _compressed(text: str, tokens: list[bytes]) -> bytes:
 
 
 def _length(length: int) -> bytes:
-    return bytes([length]) if length < 0x80 else bytes([length & 0x7F | 0x80, length >> 7])
+    return bytes([length]) if length < 0x80 else bytes([(length & 0x7F) | 0x80, length >> 7])

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping
 
 import numpy as np
 
-from inspector.memory.base import addresses
+from inspector.memory.numbers import addresses
 from inspector.memory.segments import SegmentedMemory
 
 __all__ = ["of_bytes", "of_segments", "patch", "pieces_of", "without"]

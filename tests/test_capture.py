@@ -9,8 +9,8 @@ import pytest
 
 from fixtures.synthetic import build
 from inspector.capture import NOTE_NAME, read_capture
+from inspector.dumps.elfcore import ElfCore, Note
 from inspector.errors import BadData
-from inspector.memory.elfcore import ElfCore, Note
 
 IMAGE = build([])
 NOTE = {"format": 1, "profile": IMAGE.profile.to_json(), "facts": {"taken": "2026-01-01"}}

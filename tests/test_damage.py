@@ -13,7 +13,7 @@ from inspector.checks.verdict import Verdict, judge
 from inspector.errors import InspectorError
 from inspector.kvm.collect import collect, vm_list
 from inspector.kvm.snapshot import Snapshot
-from inspector.memory.recording import RecordingMemory
+from inspector.memory.reads import RecordingMemory
 from inspector.regions import LINEAR_MAP
 from inspector.reports.jsonform import check_json, rmap_lines, vms_json
 from inspector.reports.text import check_report, rmap_report, vms_report
@@ -81,7 +81,9 @@ def test_any_word_anywhere_is_judged_or_refused(name: str, seed: int) -> None:
         except InspectorError as error:
             outcomes[type(error).__name__] += 1
         else:
-            acquired = Acquired(snapshot, mutant.profile, Origin(name, "a test"), record.freeze)
+            acquired = Acquired(
+                snapshot, mutant.profile, Origin(target=name, read_path="a test"), record.freeze
+            )
             outcomes[report_all(acquired).value] += 1
         mutant.put(place, before)
     assert outcomes["consistent"]

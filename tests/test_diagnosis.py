@@ -10,9 +10,9 @@ from click.testing import CliRunner, Result
 
 from inspector.capture import Capture, write_capture
 from inspector.cli import cli
-from inspector.diagnosis import NEXT, OF_FILE, OF_LIVE, Outcome, diagnose
-from inspector.errors import Step, TargetNotSupported
-from inspector.session import Options
+from inspector.diagnosis import NEXT, OF_FILE, OF_LIVE, StepOutcome, diagnose
+from inspector.errors import Stage, TargetNotSupported
+from inspector.options import Options
 from inspector.structures.space import KernelSpace
 from tests.fixtures import CAPTURES, DIRECTORY, SMALL, opened
 from tests.memories import without
@@ -30,7 +30,7 @@ def test_every_capture_is_usable(path: Path) -> None:
     assert steps[: len(OF_FILE) - 1] == [step.value for step in OF_FILE[:-1]]
     for item in diagnosis.observations:
         assert item.found
-        assert bool(item.next) is (item.outcome is Outcome.REMARK)
+        assert bool(item.next) is (item.outcome is StepOutcome.REMARK)
 
 
 def test_the_text_and_the_document_say_the_same() -> None:
@@ -56,7 +56,7 @@ def test_the_text_and_the_document_say_the_same() -> None:
 )
 def test_what_there_is_not_to_check_is_remarked(name: str, found: str, action: str) -> None:
     diagnosis = diagnose(str(DIRECTORY / f"{name}.core.zst"), Options())
-    (remark,) = [item for item in diagnosis.observations if item.outcome is Outcome.REMARK]
+    (remark,) = [item for item in diagnosis.observations if item.outcome is StepOutcome.REMARK]
     assert found in remark.found
     assert action in remark.next
     assert diagnosis.usable
@@ -77,17 +77,17 @@ def test_what_a_dump_lacks_is_remarked(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("target", "step"),
     [
-        ("no-such-file", Step.FORMAT),
-        ("/", Step.FORMAT),
-        ("/dev/null", Step.FORMAT),
-        ("/bin/sh", Step.FORMAT),
-        ("raw:/bin/sh@0", Step.KERNEL),
-        ("gdb:localhost", Step.PORT),
-        ("gdb:localhost:0", Step.PORT),
-        ("gdb:localhost:99999", Step.PORT),
+        ("no-such-file", Stage.FORMAT),
+        ("/", Stage.FORMAT),
+        ("/dev/null", Stage.FORMAT),
+        ("/bin/sh", Stage.FORMAT),
+        ("raw:/bin/sh@0", Stage.KERNEL),
+        ("gdb:localhost", Stage.PORT),
+        ("gdb:localhost:0", Stage.PORT),
+        ("gdb:localhost:99999", Stage.PORT),
     ],
 )
-def test_a_target_that_is_none_is_told_at_which_step(target: str, step: Step) -> None:
+def test_a_target_that_is_none_is_told_at_which_step(target: str, step: Stage) -> None:
     shown = doctor(target, "--json")
     assert shown.exit_code == 3
     document = json.loads(shown.stdout)
@@ -108,15 +108,17 @@ def test_without_gdb_it_says_what_to_install(monkeypatch: pytest.MonkeyPatch) ->
     assert "next: install GDB" in shown.stdout
 
 
-@pytest.mark.parametrize("step", list(Step))
-def test_every_step_has_a_next_one(step: Step, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("step", list(Stage))
+def test_every_step_has_a_next_one(step: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(*arguments: object) -> None:
         raise TargetNotSupported("something", step)
 
     monkeypatch.setattr("inspector.diagnosis.acquire", fail)
     target = str(SMALL) if step in OF_FILE else "gdb:127.0.0.1:1"
     (failed,) = [
-        item for item in diagnose(target, Options()).observations if item.outcome is Outcome.FAILED
+        item
+        for item in diagnose(target, Options()).observations
+        if item.outcome is StepOutcome.FAILED
     ]
     assert (failed.step, failed.found, failed.next) == (step.value, "something", NEXT[step])
-    assert set(NEXT) == set(Step) == {*OF_LIVE, *OF_FILE}
+    assert set(NEXT) == set(Stage) == {*OF_LIVE, *OF_FILE}

@@ -17,9 +17,9 @@ from fixtures.lab.fakestub.ram import ram_of
 from fixtures.lab.fakestub.trial import Outcome, try_it
 from fixtures.lab.stub import Stub
 from inspector.capture import read_capture
-from inspector.memory.direct import hva_of
-from inspector.memory.elfcore import open_core
-from inspector.memory.ram import large_blocks, parse_mtree
+from inspector.dumps.elfcore import open_core
+from inspector.live.direct import hva_of
+from inspector.live.mtree import large_blocks, parse_mtree
 from tests.fixtures import DIRECTORY
 
 CAPTURE = DIRECTORY / "powernv9-singles.core.zst"

@@ -10,7 +10,7 @@ import pytest
 
 from inspector.checks.verdict import Verdict, judge
 from inspector.kvm.snapshot import Part, Vm
-from inspector.memory.base import integer
+from inspector.memory.numbers import integer
 from inspector.structures.space import KernelSpace
 from tests.fixtures import CAPTURES, DIRECTORY, description, opened
 

@@ -35,7 +35,7 @@ def test_decoding_ignores_what_the_kernel_ignores(word: int) -> None:
     ignored = hash_encoding.RESERVED_MASK | hash_encoding.TYPE_MASK
     if not word & hash_encoding.PRESENT:
         ignored |= hash_encoding.INDEX_MASK
-    assert known & ~hash_encoding.TYPE_MASK == word & ~ignored
+    assert (known & ~hash_encoding.TYPE_MASK) == (word & ~ignored)
 
 
 def test_the_masks_share_out_all_64_bits() -> None:
@@ -50,12 +50,12 @@ def test_the_masks_share_out_all_64_bits() -> None:
     ]
     assert sum(masks) == ALL_BITS
     assert [mask.bit_count() for mask in masks] == [8, 1, 1, 1, 1, 32, 20]
-    assert hash_encoding.TYPE_HPT & hash_encoding.TYPE_MASK == hash_encoding.TYPE_HPT
+    assert (hash_encoding.TYPE_HPT & hash_encoding.TYPE_MASK) == hash_encoding.TYPE_HPT
 
 
 @pytest.mark.parametrize("bit", range(64))
 def test_every_bit_belongs_to_one_field(bit: int) -> None:
-    word = hash_encoding.TYPE_HPT ^ 1 << bit
+    word = hash_encoding.TYPE_HPT ^ (1 << bit)
     found = hash_encoding.decode(word)
     assert found.index == (0 if bit == 32 else None)
     assert (found.referenced, found.changed, found.locked) == (bit == 40, bit == 39, bit == 43)

@@ -7,8 +7,8 @@ from typing import Any, cast
 import pytest
 
 from inspector.errors import BadData
-from inspector.history import Wanted, _Hit, _named, _words
-from inspector.kernel.symbols import Place
+from inspector.following.history import Wanted, _Hit, _named, _words
+from inspector.kernel.symbols import CodePlace
 from inspector.structures.space import KernelSpace
 from tests.fixtures import DIRECTORY, opened
 
@@ -18,9 +18,9 @@ NAMES = {0x100: "llist_add", 0x200: "kvmhv_insert", 0x300: "kvm_fault", 0x400: "
 class Table:
     """Functions of 0x100 bytes each."""
 
-    def at(self, address: int) -> Place:
+    def at(self, address: int) -> CodePlace:
         begin = address & ~0xFF
-        return Place(address, NAMES.get(begin, ""), address - begin)
+        return CodePlace(address, NAMES.get(begin, ""), address - begin)
 
 
 def named(pc: int, link: int, *saved: int) -> list[str]:

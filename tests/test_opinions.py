@@ -41,7 +41,7 @@ def _leaf_lost(vm: Vm) -> None:
 def _shadow_leaf_other(vm: Vm) -> None:
     table = next(guest.shadow for guest in vm.nested.values() if guest.shadow)
     address, entry, shift, where = table[0]
-    table[0] = (address, entry ^ 1 << 12, shift, where)
+    table[0] = (address, entry ^ (1 << 12), shift, where)
 
 
 def _l1_table_gone(vm: Vm) -> None:

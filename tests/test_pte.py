@@ -20,7 +20,7 @@ def test_a_partition_entry_as_linux_writes_it() -> None:
     "dword",
     [
         0,
-        DWORD & ~0x1F | 12,
+        (DWORD & ~0x1F) | 12,
         DWORD & ~0xE0,
         DWORD & ~(3 << 61),
         DWORD | 0x8000,
@@ -41,12 +41,12 @@ def test_a_root_is_aligned_to_its_table(dword: int) -> None:
 def test_frames_are_aligned_to_their_page(entry: int, shift: int) -> None:
     frame = pte.frame_of(entry, shift)
     assert frame % (1 << shift) == 0
-    assert frame < 1 << 57
+    assert frame < (1 << 57)
     assert frame_bits(entry, shift) == frame
 
 
 def frame_bits(entry: int, shift: int) -> int:
-    return sum(1 << bit for bit in range(shift, 57) if entry >> bit & 1)
+    return sum(1 << bit for bit in range(shift, 57) if (entry >> bit) & 1)
 
 
 def test_descriptions() -> None:

@@ -15,12 +15,13 @@ from click.testing import CliRunner, Result
 
 from inspector.cli import cli
 from inspector.errors import BadData, TargetNotSupported
+from inspector.following.calls import read_calls
+from inspector.following.replay import Replayed, follower_of, replay
 from inspector.image.elf import unpacked
 from inspector.kvm.snapshot import Rmaps
 from inspector.model.events import Call, Return
-from inspector.recording import read_recording
-from inspector.replay import Replay, follower_of, replay
-from inspector.session import Acquired, Options, acquire
+from inspector.options import Options
+from inspector.session import Acquired, acquire
 
 DIRECTORY = Path(__file__).resolve().parent.parent / "fixtures" / "recordings"
 RECORDING = DIRECTORY / "powernv9-random.jsonl.zst"
@@ -44,8 +45,8 @@ def write(path: Path, changed: list[Row] | tuple[Row, ...]) -> Path:
     return path
 
 
-def replayed(path: Path) -> Replay:
-    return replay(read_recording(path), end().snapshot)
+def replayed(path: Path) -> Replayed:
+    return replay(read_calls(path), end().snapshot)
 
 
 def run(*arguments: str) -> Result:
@@ -230,7 +231,7 @@ def test_a_file_that_is_no_recording(tmp_path: Path, text: str) -> None:
     path = tmp_path / "other"
     path.write_text(text, encoding="latin-1")
     with pytest.raises(BadData, match=r"is no recording|has the format"):
-        read_recording(path)
+        read_calls(path)
 
 
 def test_another_kernel(tmp_path: Path) -> None:
@@ -249,7 +250,7 @@ def test_a_follower_can_begin_with_a_snapshot() -> None:
 
 
 def test_events_have_what_the_lines_have() -> None:
-    events = list(read_recording(RECORDING).events())
+    events = list(read_calls(RECORDING).events())
     assert len(events) == len(rows()) - 1
     for event, row in zip(events, rows()[1:], strict=True):
         assert event.number == row["n"]
@@ -276,6 +277,6 @@ def test_a_list_without_an_end(cut: str) -> None:
     broken = dataclasses.replace(end().snapshot, vms=(dataclasses.replace(vm, rmaps=rmaps),))
     with pytest.raises(TargetNotSupported, match="has no end"):
         follower_of(broken, tables=False)
-    outcome = replay(read_recording(RECORDING), broken)
+    outcome = replay(read_calls(RECORDING), broken)
     where = f"{int(vm.rmaps.where[index]):#x}"
     assert any(where in difference.what for difference in outcome.differences)

@@ -19,12 +19,12 @@ from inspector.checks.base import Evidence
 from inspector.checks.proof_words import member
 from inspector.kvm.snapshot import ArrayPages, HostState, Snapshot, Vm
 from inspector.memory.arrays import blocks
-from inspector.memory.base import U64, addresses
+from inspector.memory.numbers import U64, addresses
 from inspector.memory.ranges import Ranges, merged
 from inspector.regions import LINEAR_MAP, LINEAR_SIZE, linear_to_physical
 from inspector.structures.radix import LeafTable
 
-__all__ = ["IMAGE", "NODE", "ROOT", "TABLE", "Group", "Known", "Thing"]
+__all__ = ["IMAGE", "NODE", "ROOT", "TABLE", "Group", "KnownMemory", "Thing"]
 
 ARRAY, IMAGE, NODE, ROOT, STRUCTURE, TABLE = "array", "image", "node", "root", "structure", "table"
 """Kinds of things; two nodes and two tables at one place are found by other invariants."""
@@ -70,7 +70,7 @@ class Thing(NamedTuple):
         return self.group.led(self.row)
 
 
-class Known:
+class KnownMemory:
     """What is known to lie where in the memory of a host.
 
     A VM whose ``mmu_lock`` was held is left out: it may just have freed what
@@ -116,7 +116,7 @@ class Known:
         """Which chunks of memory may have anything in them; chunks far apart share a bit."""
         found = np.zeros(CHUNKS, dtype=np.bool_)
         first = self._pages.starts >> CHUNK
-        last = self._pages.starts + self._pages.sizes - np.uint64(1) >> CHUNK
+        last = (self._pages.starts + self._pages.sizes - np.uint64(1)) >> CHUNK
         count = np.minimum(last - first + np.uint64(1), np.uint64(CHUNKS)).astype(np.int64)
         step = np.arange(count.sum()) - np.repeat(np.cumsum(count) - count, count)
         chunks = np.repeat(first, count) + step.astype(np.uint64)
@@ -134,7 +134,7 @@ class Known:
     def _met_by(self, table: LeafTable, part: slice) -> NDArray[np.int64]:
         """Return which leaves of one part do."""
         frame = table.entry[part] & RPN
-        near = self._bitmap[frame >> CHUNK & LAST_CHUNK]
+        near = self._bitmap[(frame >> CHUNK) & LAST_CHUNK]
         near |= table.shift[part] > CHUNK
         rows = np.flatnonzero(near)
         begin, size = frame[rows], np.uint64(1) << table.shift[part][rows].astype(np.uint64)

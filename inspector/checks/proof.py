@@ -134,7 +134,7 @@ def _evidence(checked: CheckedVm, suspect: Suspect) -> Iterator[Evidence]:
 
 
 def _gfns(host: Leaf, page_shift: int) -> str:
-    first, last = host.address >> page_shift, host.address + host.size - 1 >> page_shift
+    first, last = host.address >> page_shift, (host.address + host.size - 1) >> page_shift
     return f"{first:#x}" if first == last else f"{first:#x}..{last:#x}"
 
 

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from inspector import pte
 from inspector.kvm.snapshot import Nested
 from inspector.memory.arrays import blocks
-from inspector.memory.base import U64
+from inspector.memory.numbers import U64
 from inspector.model.rights import L1State
 from inspector.structures.radix import LeafTable
 
@@ -66,7 +66,7 @@ def rights_of(checked: CheckedVm, nested: Nested) -> Rights:
         covered[leaf] = True
         np.maximum.at(largest, leaf, host.shift[source])
         np.bitwise_or.at(bits, leaf, host.entry[source])
-        same = (shadow.entry[leaf] ^ host.entry[source]) & ATTRIBUTES == 0
+        same = ((shadow.entry[leaf] ^ host.entry[source]) & ATTRIBUTES) == 0
         alike[leaf[same]] = True
     l1_state, l1_recorded = _ask_l1(checked, nested, covered)
     beyond = np.where(covered, shadow.entry & ~bits, NONE)
@@ -112,7 +112,7 @@ def _asked(
     behind = host.find(l1_real)
     beyond = entry & ~l1.entry[of_l1]
     state = np.full(rows.size, _AGREES, dtype=np.int8)
-    state[beyond & PERMISSIONS != 0] = _WIDER
+    state[(beyond & PERMISSIONS) != 0] = _WIDER
     state[shadow.shift[rows] > l1.shift[of_l1]] = _LARGER
     if len(host):
         frame = entry & shadow.frame_mask(rows)

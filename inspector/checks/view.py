@@ -15,11 +15,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from inspector import encoding
-from inspector.checks.known import Known
+from inspector.checks.known import KnownMemory
 from inspector.checks.rights import Rights, rights_of
 from inspector.kvm.snapshot import Nested, Rmaps, Snapshot, Vm
 from inspector.memory.arrays import blocks, is_in
-from inspector.memory.base import U64, addresses
+from inspector.memory.numbers import U64, addresses
 from inspector.model.vm import EntryPlace, EntryState, Leaf, LeafJudgement, judge_leaf
 from inspector.structures.radix import LeafTable
 
@@ -48,9 +48,9 @@ class CheckedHost:
         self.snapshot = snapshot
 
     @cached_property
-    def known(self) -> Known:
+    def known(self) -> KnownMemory:
         """What is known to lie where in the host's memory."""
-        return Known(self.snapshot)
+        return KnownMemory(self.snapshot)
 
     @cached_property
     def vms(self) -> tuple[CheckedVm, ...]:
@@ -167,7 +167,7 @@ class CheckedVm:
         state = np.where(leaf < 0, np.int8(_NO_LEAF), np.int8(_NO_HOST_PAGE))
         if len(shadow) and len(host):
             frame = shadow.entry[leaf] & shadow.frame_mask(leaf)
-            same = (frame ^ host.entry[backing]) & host.frame_mask(backing) == 0
+            same = ((frame ^ host.entry[backing]) & host.frame_mask(backing)) == 0
             both = (leaf >= 0) & (backing >= 0)
             state[both] = np.where(same, np.int8(_LIVE), np.int8(_MOVED))[both]
         return state
@@ -213,7 +213,7 @@ class CheckedVm:
         host, shift = self.vm.host, self.page_shift
         found = np.zeros(len(host), dtype=np.bool_)
         for slot in self.vm.memslots:
-            begin, end = slot.base_gfn << shift, slot.base_gfn + slot.npages << shift
+            begin, end = slot.base_gfn << shift, (slot.base_gfn + slot.npages) << shift
             low, high = np.searchsorted(host.address, addresses([begin, end]))
             # of leaves that lie one behind the other, only the last can reach beyond
             if high > low and int(host.address[high - 1]) + (1 << int(host.shift[high - 1])) > end:

@@ -19,7 +19,7 @@ import click
 
 from inspector import __version__
 from inspector.errors import Hint, InspectorError
-from inspector.memory import ahead
+from inspector.live import ahead
 
 __all__ = ["main"]
 

@@ -7,7 +7,6 @@ import json
 import sys
 import threading
 import time
-from collections.abc import Callable
 from types import TracebackType
 from typing import Any
 
@@ -15,10 +14,11 @@ import click
 
 from inspector.cli.options import Target
 from inspector.errors import printable
-from inspector.kernel.choose import Known
-from inspector.session import Acquired, Options, acquire, kernel_of
+from inspector.kernel.choose import DescribedKernel
+from inspector.progress import Doing, Progress
+from inspector.session import Acquired, acquire, kernel_of
 
-__all__ = ["describe_target", "open_target", "options_of", "print_json", "progress", "say"]
+__all__ = ["describe_target", "open_target", "print_json", "progress", "say"]
 
 PROGRESS_AFTER = 1.0
 
@@ -26,26 +26,18 @@ PROGRESS_AFTER = 1.0
 def open_target(target: Target) -> Acquired:
     """Open a target, showing progress on a terminal."""
     with _Progress() as progress:
-        return acquire(target.name, options_of(target), progress)
+        return acquire(target.name, target.options, progress)
 
 
-def describe_target(target: Target) -> Known:
+def describe_target(target: Target) -> DescribedKernel:
     """Open a target and describe its kernel only, showing progress on a terminal."""
     with _Progress() as progress:
-        return kernel_of(target.name, options_of(target), progress)
+        return kernel_of(target.name, target.options, progress)
 
 
-def progress() -> contextlib.AbstractContextManager[Callable[[str], None]]:
+def progress() -> contextlib.AbstractContextManager[Progress]:
     """Return a block whose stages are shown on a terminal where it takes long."""
     return _Progress()
-
-
-def options_of(target: Target) -> Options:
-    """Return how to open a target."""
-    return Options(
-        *(target.kernel, target.modules, target.read_path, target.layout, target.debug_file),
-        target.stopped,
-    )
 
 
 def say(text: str, *, err: bool = False) -> None:
@@ -72,8 +64,8 @@ class _Progress:
         self._done = threading.Event()
         self._thread: threading.Thread | None = None
 
-    def __call__(self, stage: str) -> None:
-        self._stage = stage
+    def __call__(self, doing: Doing, detail: str) -> None:
+        self._stage = f"{doing.value}: {detail}" if detail else doing.value
 
     def __enter__(self) -> _Progress:
         if sys.stderr.isatty():

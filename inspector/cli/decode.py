@@ -6,14 +6,14 @@ import json
 
 import click
 
-from inspector.cli.options import Word, json_option
+from inspector.cli.options import WordParam, json_option
 from inspector.reports.words import words_json, words_text
 
 __all__ = ["command"]
 
 
 @click.command()
-@click.argument("words", nargs=-1, required=True, type=Word())
+@click.argument("words", nargs=-1, required=True, type=WordParam())
 @click.option("--hash", "of_hash", is_flag=True, help="words of a guest with the hash MMU")
 @json_option
 def command(words: tuple[int, ...], of_hash: bool, as_json: bool) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import click
 
-from inspector.cli.common import options_of, print_json, progress, say
+from inspector.cli.common import print_json, progress, say
 from inspector.cli.options import Target, json_option, target_options
 from inspector.diagnosis import diagnose
 from inspector.reports.diagnosis import diagnosis_json, diagnosis_report
@@ -24,7 +24,7 @@ def command(ctx: click.Context, target: Target, as_json: bool) -> None:
     Exit code 0: it can be inspected; 3: it cannot.
     """
     with progress() as stage:
-        diagnosis = diagnose(target.name, options_of(target), stage)
+        diagnosis = diagnose(target.name, target.options, stage)
     if as_json:
         print_json(diagnosis_json(diagnosis))
     else:

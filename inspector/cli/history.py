@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import click
 
-from inspector.cli.common import options_of, print_json, progress, say
-from inspector.cli.options import Target, Word, json_option, target_options
-from inspector.history import Stop, Wanted, history
+from inspector.cli.common import print_json, progress, say
+from inspector.cli.options import Target, WordParam, json_option, target_options
+from inspector.following.history import Stop, Wanted, history
 from inspector.reports.history import history_json, history_report
 
 __all__ = ["command"]
@@ -17,13 +17,13 @@ EXIT_CODES = {None: 0, Stop.TIME: 3, Stop.INTERRUPTED: 130}
 @click.command()
 @target_options
 @json_option
-@click.option("--gfn", type=Word(), help="the slot of this L1 guest page")
+@click.option("--gfn", type=WordParam(), help="the slot of this L1 guest page")
 @click.option(
     "--entry",
     type=click.IntRange(min=0),
     help="with --gfn: this entry of the slot instead (0 is the newest), and the link to it",
 )
-@click.option("--word", "address", type=Word(), help="the word at this kernel address")
+@click.option("--word", "address", type=WordParam(), help="the word at this kernel address")
 @click.option("--vm", type=int, metavar="LPID", help="the VM, where several have the gfn")
 @click.option(
     "--limit",
@@ -78,7 +78,7 @@ def command(
         raise click.UsageError("--word is the address of a 64-bit word, a multiple of 8")
     wanted = Wanted(gfn, entry, address, vm)
     with progress() as stage:
-        found = history(target.name, options_of(target), wanted, limit, since, seconds, stage)
+        found = history(target.name, target.options, wanted, limit, since, seconds, stage)
     if as_json:
         print_json(history_json(found))
     else:

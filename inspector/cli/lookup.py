@@ -5,7 +5,8 @@ from __future__ import annotations
 import click
 
 from inspector.cli.common import open_target, print_json, progress, say
-from inspector.cli.options import Target, Word, json_option, target_options
+from inspector.cli.options import Target, WordParam, json_option, target_options
+from inspector.progress import Doing
 from inspector.questions.lookup import LIMIT, Kind, Question, lookup
 from inspector.reports.lookup import lookup_json, lookup_report
 
@@ -28,21 +29,23 @@ class _L2Address(click.ParamType):  # type: ignore[type-arg, unused-ignore]
         lpid, separator, address = value.partition(":")
         if not separator:
             self.fail(f"'{value}' is not of the form LPID:GPA, as 1:0x1014000", param, ctx)
-        word = Word()
+        word = WordParam()
         return word.convert(lpid, param, ctx), word.convert(address, param, ctx)
 
 
 @click.command()
 @target_options
 @json_option
-@click.option("--gfn", type=Word(), metavar="GFN", help="an L1 page, by its number")
-@click.option("--gpa", type=Word(), metavar="GPA", help="an L1 page, by an address in it")
+@click.option("--gfn", type=WordParam(), metavar="GFN", help="an L1 page, by its number")
+@click.option("--gpa", type=WordParam(), metavar="GPA", help="an L1 page, by an address in it")
 @click.option("--l2", type=_L2Address(), metavar="LPID:GPA", help="an L2 page")
-@click.option("--hpa", type=Word(), metavar="HPA", help="a host page, by a physical address in it")
-@click.option("--word", type=Word(), metavar="WORD", help="an rmap word")
+@click.option(
+    "--hpa", type=WordParam(), metavar="HPA", help="a host page, by a physical address in it"
+)
+@click.option("--word", type=WordParam(), metavar="WORD", help="an rmap word")
 @click.option(
     "--address",
-    type=Word(),
+    type=WordParam(),
     metavar="ADDRESS",
     help="a kernel address: of a list node, a slot, a memslot or another structure",
 )
@@ -88,7 +91,7 @@ def command(
         raise click.UsageError("give one of --gfn, --gpa, --l2, --hpa, --word and --address")
     acquired = open_target(target)
     with progress() as stage:
-        stage("looking up")
+        stage(Doing.LOOKING_UP, "")
         answer = lookup(acquired.snapshot, questions[0], None if everything else LIMIT)
     if as_json:
         print_json(lookup_json(acquired, answer))

@@ -4,19 +4,21 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
+from dataclasses import fields
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import click
 from click.shell_completion import CompletionItem
 
+from inspector.options import READ_PATHS, Options
 from inspector.storage import Output
 
 __all__ = [
     "JSON_HELP",
     "Target",
     "TargetName",
-    "Word",
+    "WordParam",
     "json_option",
     "output_option",
     "target_options",
@@ -24,7 +26,6 @@ __all__ = [
 
 
 JSON_HELP = "print JSON instead of text"
-READ_PATHS = ("auto", "gdb", "direct")
 
 Command = Callable[..., Any]
 
@@ -33,15 +34,10 @@ class Target(NamedTuple):
     """The TARGET argument, and the options that say how to open it."""
 
     name: str
-    kernel: Path | None
-    modules: Path | None
-    layout: Path | None
-    debug_file: Path | None
-    read_path: str
-    stopped: bool
+    options: Options
 
 
-class Word(click.ParamType):  # type: ignore[type-arg, unused-ignore]
+class WordParam(click.ParamType):  # type: ignore[type-arg, unused-ignore]
     """A 64-bit number, hexadecimal where it begins with 0x."""
 
     name = "word"
@@ -55,7 +51,7 @@ class Word(click.ParamType):  # type: ignore[type-arg, unused-ignore]
             word = int(value, 0)
         except ValueError:
             self.fail(f"'{value}' is not a number (write 0x... for hexadecimal)", param, ctx)
-        if not 0 <= word < 1 << 64:
+        if not 0 <= word < (1 << 64):
             self.fail(f"'{value}' does not fit in 64 bits", param, ctx)
         return word
 
@@ -76,12 +72,13 @@ def target_options(command: Command) -> Command:
 
     @functools.wraps(command)
     def gathered(*args: Any, **given: Any) -> Any:
-        target = Target(given.pop("target"), *(given.pop(name) for name in Target._fields[1:]))
-        if target.layout and (target.kernel or target.modules or target.debug_file):
+        name = given.pop("target")
+        options = Options(**{field.name: given.pop(field.name) for field in fields(Options)})
+        if options.layout and (options.kernel or options.modules or options.debug_file):
             raise click.UsageError(
                 "--layout stands in place of --kernel, --modules and --debug-file"
             )
-        return command(*args, target=target, **given)
+        return command(*args, target=Target(name, options), **given)
 
     decorators = (
         click.argument("target", type=TargetName()),
@@ -114,9 +111,9 @@ def target_options(command: Command) -> Command:
         ),
         click.option(
             "--stopped",
+            "keep_stopped",
             is_flag=True,
-            help="the machine stands still and shall stay so; needed only where its QEMU cannot "
-            "be seen from here",
+            help="leave the machine stopped; needed only when QEMU runs on another host",
         ),
     )
     for decorator in reversed(decorators):

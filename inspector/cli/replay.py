@@ -8,8 +8,8 @@ import click
 
 from inspector.cli.common import open_target, print_json, progress, say
 from inspector.cli.options import Target, json_option, target_options
-from inspector.recording import read_recording
-from inspector.replay import replay
+from inspector.following.calls import read_calls
+from inspector.following.replay import replay
 from inspector.reports.followed import replay_json, replay_report
 
 __all__ = ["command"]
@@ -31,7 +31,7 @@ def command(ctx: click.Context, recording: Path, target: Target, as_json: bool) 
     """
     acquired = open_target(target)
     # after the target: a machine that runs goes on with its recording
-    calls = read_recording(recording)
+    calls = read_calls(recording)
     with progress() as stage:
         outcome = replay(calls, acquired.snapshot, stage)
     if as_json:

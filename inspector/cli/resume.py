@@ -6,8 +6,8 @@ import click
 
 from inspector.cli.common import print_json, say
 from inspector.cli.options import TargetName, json_option
-from inspector.memory.ahead import address_of
-from inspector.memory.live import resumed
+from inspector.live.ahead import address_of
+from inspector.live.machine import resumed
 
 __all__ = ["command"]
 

@@ -7,7 +7,7 @@ import json
 import click
 
 from inspector.cli.common import open_target, print_json, say
-from inspector.cli.options import Target, Word, json_option, target_options
+from inspector.cli.options import Target, WordParam, json_option, target_options
 from inspector.reports.jsonform import rmap_json, rmap_lines
 from inspector.reports.text import rmap_report
 
@@ -19,7 +19,7 @@ __all__ = ["command"]
 @json_option
 @click.option("--jsonl", is_flag=True, help="print one JSON object per non-empty slot")
 @click.option(
-    "--gfn", "gfns", multiple=True, type=Word(), help="show the slot of this L1 page only"
+    "--gfn", "gfns", multiple=True, type=WordParam(), help="show the slot of this L1 page only"
 )
 @click.option("--all", "everything", is_flag=True, help="show long lists whole")
 def command(

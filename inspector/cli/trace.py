@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import click
 
-from inspector.cli.common import options_of, print_json, progress, say
+from inspector.cli.common import print_json, progress, say
 from inspector.cli.options import Target, json_option, target_options
-from inspector.lockstep import INTERRUPTED, trace
+from inspector.following.trace import INTERRUPTED, trace
 from inspector.reports.followed import trace_json, trace_report
 
 __all__ = ["command"]
@@ -43,7 +43,7 @@ def command(ctx: click.Context, target: Target, as_json: bool, calls: int, secon
     no divergence until Ctrl-C.
     """
     with progress() as stage:
-        found = trace(target.name, options_of(target), calls, seconds, stage)
+        found = trace(target.name, target.options, calls, seconds, stage)
     if as_json:
         print_json(trace_json(target.name, found))
     else:

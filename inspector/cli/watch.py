@@ -9,7 +9,7 @@ from collections.abc import Callable
 
 import click
 
-from inspector.cli.common import options_of, progress, say
+from inspector.cli.common import progress, say
 from inspector.cli.options import Target, target_options
 from inspector.reports.watch import HEADING, Picture, sample_json, sample_line
 from inspector.watch import Pace, Sample, watch
@@ -56,7 +56,7 @@ def command(
         stages = stack.enter_context(contextlib.ExitStack())
         stage = stages.enter_context(progress())
         samples = stack.enter_context(
-            contextlib.closing(watch(target.name, options_of(target), pace, stage))
+            contextlib.closing(watch(target.name, target.options, pace, stage))
         )
         show: Show | None = None
         for sample in samples:

@@ -5,7 +5,7 @@ the GDB stub of a QEMU machine; ``help kvmhv`` says what there is.
 
 GDB's own Python needs no packages for it.  What reads the target runs the
 ``inspector`` command, lends it the stopped machine's physical memory over a
-socket (see inspector/memory/served.py for the protocol), and prints what it
+socket (see inspector/live/served.py for the protocol), and prints what it
 says.  The machine is not let go on and nothing is written to it; physical mode
 is put back before anything else may happen, also after an error or Ctrl-C.
 """
@@ -474,7 +474,7 @@ def _serve(end: socket.socket, connection: gdb.RemoteTargetConnection) -> bool:
 
 
 def _answer(request: list[str], connection: gdb.RemoteTargetConnection) -> bytes:
-    """Answer one request; see inspector/memory/served.py for what there is."""
+    """Answer one request; see inspector/live/served.py for what there is."""
     kind, *numbers = request
     if kind == "about":
         return f"GDB {gdb.VERSION}, attached to {connection.details}".encode()

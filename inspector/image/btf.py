@@ -79,7 +79,7 @@ class Btf:
         if len(words) < 3:
             return []
         info = words[1:]
-        kind = info >> 24 & 0x1F
+        kind = (info >> 24) & 0x1F
         count = (info & 0xFFFF).astype(np.int64)
         fixed = np.zeros(32, dtype=np.int64)
         per_item = np.zeros(32, dtype=np.int64)
@@ -121,7 +121,7 @@ class Btf:
         """Return kind, count, size-or-type, the owning blob and the record's word index."""
         owner, position = self._record(type_id)
         info = int(owner._words[position + 1])
-        return info >> 24 & 0x1F, info & 0xFFFF, int(owner._words[position + 2]), owner, position
+        return (info >> 24) & 0x1F, info & 0xFFFF, int(owner._words[position + 2]), owner, position
 
     def _resolve(self, type_id: int) -> int:
         for _ in range(_NESTING_LIMIT):
@@ -148,7 +148,7 @@ class Btf:
         """Return the type of a structure defined in this blob or, failing that, in its base."""
         wanted = self._name_offsets(name)
         if len(self._position) and wanted:
-            kinds = self._words[self._position + 1] >> 24 & 0x1F
+            kinds = (self._words[self._position + 1] >> 24) & 0x1F
             names = self._words[self._position]
             hits = np.flatnonzero(np.isin(names, wanted) & np.isin(kinds, (STRUCT, UNION)))
             if hits.size:

@@ -17,10 +17,10 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
+from inspector.dumps.elfcore import parse_notes
+from inspector.dumps.packed import is_packed, pieces, unpack
 from inspector.errors import BadData
 from inspector.memory.arrays import is_in
-from inspector.memory.elfcore import parse_notes
-from inspector.memory.packed import is_packed, pieces, unpack
 from inspector.storage import contents_of
 
 if TYPE_CHECKING:
@@ -101,7 +101,7 @@ class SymbolTable:
         """Return name and value of the function that an address lies in, by the size it has."""
         value, size = self._entries["value"], self._entries["size"]
         inside = (value <= np.uint64(address)) & (np.uint64(address) - value < size)
-        inside &= (self._entries["shndx"] != 0) & (self._entries["info"] & STT_MASK == STT_FUNC)
+        inside &= (self._entries["shndx"] != 0) & ((self._entries["info"] & STT_MASK) == STT_FUNC)
         rows = np.flatnonzero(inside)
         if not rows.size:
             return None

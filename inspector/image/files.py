@@ -22,7 +22,7 @@ from inspector.image.dwarf import Dwarf
 from inspector.image.elf import ElfFile, build_id_in
 from inspector.image.profile import OPTIONAL_SYMBOLS, SYMBOLS, Profile, Types, layouts
 from inspector.image.vmcoreinfo import read_vmcoreinfo, release_and_page_size
-from inspector.memory.base import AddressSpace
+from inspector.memory.interface import AddressSpace
 from inspector.regions import linear_to_physical
 
 __all__ = ["SEARCH_VARIABLE", "build_id_at", "debug_files", "debug_package", "profile_from_files"]

@@ -27,7 +27,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from inspector.errors import BadData
-from inspector.memory.base import U64, AddressSpace, Bytes, addresses
+from inspector.memory.interface import AddressSpace
+from inspector.memory.numbers import U64, Bytes, addresses
 from inspector.regions import LINEAR_MAP, LINEAR_SIZE
 
 __all__ = ["CHUNK", "SYMBOLS_BELOW", "Kallsyms", "Tokens", "Window", "decode", "token_tables"]
@@ -240,7 +241,7 @@ def _first_group_fits(names: bytes, marker: int) -> bool:
         size = names[place]
         if size & 0x80:
             place += 1
-            size = size & 0x7F | names[place] << 7
+            size = (size & 0x7F) | (names[place] << 7)
         if not size:
             return False
         place += 1 + size
@@ -320,7 +321,7 @@ def _rows(names: Bytes, markers: NDArray[np.int64], count: int) -> _Rows | None:
         low = names[np.minimum(position, last)].astype(np.int64)
         high = names[np.minimum(position + 1, last)].astype(np.int64)
         big = low >> 7
-        size[i] = low & 0x7F | (high << 7) * big
+        size[i] = (low & 0x7F) | ((high << 7) * big)
         begin[i] = position + 1 + big
         position = begin[i] + size[i]
     if in_last == GROUP:

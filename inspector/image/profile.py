@@ -394,7 +394,7 @@ class Profile:
         ]
         if missing:
             raise BadData(f"the layout profile lacks {', '.join(missing)}")
-        wrong = [name for name, value in self.symbols.items() if not 0 <= value < 1 << 64]
+        wrong = [name for name, value in self.symbols.items() if not 0 <= value < (1 << 64)]
         wrong += [
             f"{name}.{member}"
             for name, layout in self.structs.items()

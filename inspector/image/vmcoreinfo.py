@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from inspector.errors import BadData
-from inspector.memory.base import AddressSpace, integer
+from inspector.memory.interface import AddressSpace
+from inspector.memory.numbers import integer
 from inspector.regions import linear_to_physical
 
 __all__ = ["PAGE_SIZES", "facts", "read_vmcoreinfo", "release_and_page_size"]

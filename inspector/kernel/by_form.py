@@ -21,7 +21,7 @@ from inspector.image.elf import NT_GNU_BUILD_ID
 from inspector.image.kallsyms import CHUNK, Kallsyms, Window
 from inspector.image.vmcoreinfo import LIMIT, facts
 from inspector.kernel.host import Pause, not_loaded
-from inspector.memory.base import U64
+from inspector.memory.numbers import U64
 from inspector.regions import (
     LINEAR_MAP,
     LINEAR_SIZE,
@@ -31,7 +31,7 @@ from inspector.regions import (
     linear_to_physical,
 )
 from inspector.structures.modules import MEMORY_LIMIT, module_memory
-from inspector.structures.radix import walk
+from inspector.structures.radix import collect_leaves
 from inspector.structures.space import KernelSpace
 
 __all__ = ["IMAGE", "Banner", "banner_near", "data_symbols", "modules_head"]
@@ -63,7 +63,7 @@ def banner_near(window: Window, place: int) -> Banner | None:
         data = window.chunk(chunk) + window.held(chunk + 1)[:BANNER_LENGTH]
         match = _BANNER.search(data)
         if match:
-            where = LINEAR_MAP | chunk * CHUNK + match.start()
+            where = LINEAR_MAP | (chunk * CHUNK + match.start())
             return Banner(where, match[1].decode("ascii", "replace"))
     return None
 
@@ -95,7 +95,7 @@ def data_symbols(window: Window, table: Kallsyms, banner: Banner) -> dict[str, i
                 notes = _notes(window, table, told.get("BUILD-ID", ""))
                 return found | ({"__start_notes": notes} if notes else {})
     raise BadData(
-        f"no VMCOREINFO of Linux {banner.release} hangs on the {IMAGE * CHUNK >> 20} MiB from "
+        f"no VMCOREINFO of Linux {banner.release} hangs on the {(IMAGE * CHUNK) >> 20} MiB from "
         f"physical {begin * CHUNK:#x}"
     )
 
@@ -171,14 +171,14 @@ def _vmcoreinfo_in(window: Window, chunk: int, byte_order: str) -> Iterator[tupl
         is_text = present & np.all(texts == np.frombuffer(TEXT, np.uint8), axis=1)
         for row in rows[is_text].tolist():
             text = window.memory.read(int(inside[row]), int(words[row + size]))
-            here = LINEAR_MAP | begin + WORD * row
+            here = LINEAR_MAP | (begin + WORD * row)
             yield here, here + WORD * size, text.decode("ascii", "replace")
 
 
 def _tells_of(told: dict[str, str], table: Kallsyms) -> bool:
     here = _address(told, "kallsyms_token_table")
     if here:
-        return here == LINEAR_MAP | table.place
+        return here == (LINEAR_MAP | table.place)
     return _address(told, "_stext") in table.find(("_stext",)).get("_stext", ())
 
 
@@ -199,7 +199,7 @@ def _notes(window: Window, table: Kallsyms, build_id: str) -> int:
     for chunk in likeliest_first:
         at = window.read(chunk * CHUNK, CHUNK + len(note)).find(note)
         if at >= 0:
-            return LINEAR_MAP | chunk * CHUNK + at
+            return LINEAR_MAP | (chunk * CHUNK + at)
     return 0
 
 
@@ -223,7 +223,7 @@ def _mapped(kernel: KernelSpace) -> Iterator[_Part]:
         MemoryNotReadable: a part of the kernel's page table is not in the target.
     """
     swapper = linear_to_physical(kernel.profile.symbols["swapper_pg_dir"])
-    table = walk(kernel.memory, pte.Root(swapper, pte.PGD_BITS))
+    table = collect_leaves(kernel.memory, pte.Root(swapper, pte.PGD_BITS))
     for problem in table.problems:
         where = problem.address | LINEAR_MAP
         if VMALLOC <= where < VMALLOC_END:

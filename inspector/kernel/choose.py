@@ -8,31 +8,22 @@ from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
-from inspector.errors import InspectorError, Step, TargetNotSupported
+from inspector.errors import InspectorError, Stage, TargetNotSupported
 from inspector.image.cache import cached_profiles, keep, used
 from inspector.image.elf import ElfFile
 from inspector.image.files import debug_package, profile_from_files
 from inspector.image.profile import PROFILE_LIMIT, Profile
-from inspector.kernel.discover import Found, find_kernel
+from inspector.kernel.discover import FoundKernel, find_kernel
 from inspector.kernel.host import Pause, confirmed
-from inspector.memory.base import AddressSpace
+from inspector.memory.interface import AddressSpace
+from inspector.options import Options
 from inspector.storage import contents_of
 
-__all__ = ["Known", "Sources", "describe_kernel"]
+__all__ = ["DescribedKernel", "describe_kernel"]
 
 
 @dataclass(frozen=True)
-class Sources:
-    """What the user gave: a layout profile, the kernel's files, or kvm-hv's debug file."""
-
-    layout: Path | None = None
-    kernel: Path | None = None
-    modules: Path | None = None
-    debug_file: Path | None = None
-
-
-@dataclass(frozen=True)
-class Known:
+class DescribedKernel:
     """A profile, where it comes from, and the kernels that were met and are not the host's."""
 
     profile: Profile
@@ -41,22 +32,22 @@ class Known:
 
 
 def describe_kernel(
-    memory: AddressSpace, sources: Sources, vmcoreinfo: str = "", pause: Pause = nullcontext
-) -> Known:
+    memory: AddressSpace, options: Options, vmcoreinfo: str = "", pause: Pause = nullcontext
+) -> DescribedKernel:
     """Return the profile of the kernel that runs in a physical memory.
 
     Args:
         memory: the target's physical memory.
-        sources: what was given; it is used, and compared with the target.
+        options: the files that were given; they are used, and compared with the target.
         vmcoreinfo: the VMCOREINFO a dump carries, if it does.
         pause: gives a block in which reads cause no stops of their own.
 
     Raises:
         InspectorError: no description fits, or KVM cannot be inspected.
     """
-    if sources.layout is not None:
-        profile = confirmed(memory, _from_file(sources.layout), pause)
-        return Known(profile, f"the layout {sources.layout}")
+    if options.layout is not None:
+        profile = confirmed(memory, _from_file(options.layout), pause)
+        return DescribedKernel(profile, f"the layout {options.layout}")
 
     @cache
     def searched() -> int:
@@ -65,21 +56,21 @@ def describe_kernel(
         except InspectorError:
             return 0
 
-    if sources.kernel or sources.modules:
-        return Known(_from_files(memory, sources, pause, searched), "files")
-    cached = _from_cache(memory, sources.debug_file, pause)
+    if options.kernel or options.modules:
+        return DescribedKernel(_from_files(memory, options, pause, searched), "files")
+    cached = _from_cache(memory, options.debug_file, pause)
     if cached is not None:
-        return Known(cached, "the cache")
-    found = find_kernel(memory, vmcoreinfo, pause, sources.debug_file)
+        return DescribedKernel(cached, "the cache")
+    found = find_kernel(memory, vmcoreinfo, pause, options.debug_file)
     if found.profile is not None:
         keep(found.profile)
         file = f" and {found.debug_file}" if found.debug_file else ""
-        return Known(found.profile, f"the target's memory{file}", found.rejected)
+        return DescribedKernel(found.profile, f"the target's memory{file}", found.rejected)
     try:
-        known = _from_files(memory, sources, pause, lambda: found.place)
-        return Known(known, "files", found.rejected)
+        known = _from_files(memory, options, pause, lambda: found.place)
+        return DescribedKernel(known, "files", found.rejected)
     except TargetNotSupported as error:
-        raise TargetNotSupported(_what_to_get(found), Step.TYPES) from error
+        raise TargetNotSupported(_what_to_get(found), Stage.TYPES) from error
 
 
 def _from_file(path: Path) -> Profile:
@@ -87,10 +78,10 @@ def _from_file(path: Path) -> Profile:
 
 
 def _from_files(
-    memory: AddressSpace, sources: Sources, pause: Pause, elsewhere: Callable[[], int]
+    memory: AddressSpace, options: Options, pause: Pause, elsewhere: Callable[[], int]
 ) -> Profile:
     profile = profile_from_files(
-        memory, sources.kernel, sources.modules, sources.debug_file, elsewhere
+        memory, options.kernel, options.modules, options.debug_file, elsewhere
     )
     profile = confirmed(memory, profile, pause)
     keep(profile)
@@ -112,7 +103,7 @@ def _from_cache(memory: AddressSpace, debug_file: Path | None, pause: Pause) -> 
     return None
 
 
-def _what_to_get(found: Found) -> str:
+def _what_to_get(found: FoundKernel) -> str:
     return (
         f"the host runs Linux {found.release}, and {found.missing}; give --debug-file with the "
         f"debug file of its module kvm-hv ({debug_package(found.release)}), or --layout with its "

@@ -19,7 +19,7 @@ from pathlib import Path
 import numpy as np
 
 from inspector import pte
-from inspector.errors import BadData, MemoryNotReadable, Step, TargetNotSupported
+from inspector.errors import BadData, MemoryNotReadable, Stage, TargetNotSupported
 from inspector.image.btf import Btf
 from inspector.image.dwarf import Dwarf
 from inspector.image.files import build_id_at, debug_files
@@ -39,11 +39,12 @@ from inspector.kernel.host import (
     require_radix,
     require_ring,
 )
-from inspector.memory.base import AddressSpace, integer
+from inspector.memory.interface import AddressSpace
+from inspector.memory.numbers import integer
 from inspector.regions import LINEAR_MAP, linear_to_physical
 from inspector.structures.space import KernelSpace
 
-__all__ = ["Found", "find_kernel"]
+__all__ = ["FoundKernel", "find_kernel"]
 
 LIKELY = (*range(15, 32), *range(15))
 """Chunks of a kernel in the order they are searched; symbol tables were seen from the first on."""
@@ -68,7 +69,7 @@ _RELEASE = re.compile(rb"Linux version (\S+) \(")
 
 
 @dataclass(frozen=True)
-class Found:
+class FoundKernel:
     """The host's kernel.
 
     ``place`` is the physical address its symbols say it begins at;
@@ -90,7 +91,7 @@ def find_kernel(
     vmcoreinfo: str = "",
     pause: Pause = nullcontext,
     debug_file: Path | None = None,
-) -> Found:
+) -> FoundKernel:
     """Find the host's kernel.
 
     Args:
@@ -119,10 +120,10 @@ def find_kernel(
         return replace(found, rejected=tuple(rejected))
     met = "; ".join(rejected[:SHOWN]) or "no symbol table of a kernel is there"
     raise TargetNotSupported(
-        f"the host kernel was not found in the first {IMAGE * CHUNK >> 20} MiB of the target's "
+        f"the host kernel was not found in the first {(IMAGE * CHUNK) >> 20} MiB of the target's "
         f"memory, nor where another one begins: {met}; if the machine has booted Linux, "
         "give --kernel VMLINUX and --modules DIR, or --layout FILE",
-        Step.KERNEL,
+        Stage.KERNEL,
     )
 
 
@@ -161,7 +162,7 @@ def _bases(memory: AddressSpace) -> Iterator[int]:
                 yield base
 
 
-def _host(window: Window, table: Kallsyms, pause: Pause, debug_file: Path | None) -> Found:
+def _host(window: Window, table: Kallsyms, pause: Pause, debug_file: Path | None) -> FoundKernel:
     """Prove that a kernel is the host's, and describe it.
 
     Raises:
@@ -217,19 +218,23 @@ def _host(window: Window, table: Kallsyms, pause: Pause, debug_file: Path | None
 
 def _described(
     profile: Profile, place: int, types: Btf | None, of_modules: dict[str, bytes]
-) -> Found:
+) -> FoundKernel:
     if types is None:
-        return Found(profile.release, place, missing="it carries no BTF (CONFIG_DEBUG_INFO_BTF)")
+        return FoundKernel(
+            profile.release, place, missing="it carries no BTF (CONFIG_DEBUG_INFO_BTF)"
+        )
     blobs = [Btf(of_modules[name], types) for name in KVM_MODULES if name in of_modules]
     if types.find_struct("kvm_nested_guest") is None and len(blobs) < len(KVM_MODULES):
         absent = ", ".join(name for name in KVM_MODULES if name not in of_modules)
-        return Found(profile.release, place, missing=f"it keeps no BTF of the modules {absent}")
+        return FoundKernel(
+            profile.release, place, missing=f"it keeps no BTF of the modules {absent}"
+        )
     whole = replace(
         _needed(profile),
         structs=layouts([*blobs, types]),
         module_btf={name: digest(data) for name, data in of_modules.items()},
     )
-    return Found(profile.release, place, profile=whole)
+    return FoundKernel(profile.release, place, profile=whole)
 
 
 def _types(window: Window, symbols: dict[str, int]) -> Btf | None:
@@ -239,7 +244,7 @@ def _types(window: Window, symbols: dict[str, int]) -> Btf | None:
     return Btf(window.read(linear_to_physical(begin), end - begin))
 
 
-def _unnamed(window: Window, table: Kallsyms, pause: Pause, debug_file: Path | None) -> Found:
+def _unnamed(window: Window, table: Kallsyms, pause: Pause, debug_file: Path | None) -> FoundKernel:
     """Describe a kernel whose data its symbol table does not name.
 
     Raises:
@@ -249,11 +254,13 @@ def _unnamed(window: Window, table: Kallsyms, pause: Pause, debug_file: Path | N
     begin = linear_to_physical(table.first)
     banner = banner_near(window, table.place)
     if banner is None:
-        return Found("of an unknown release", begin, missing=f"{UNNAMED}, and it has no banner")
+        return FoundKernel(
+            "of an unknown release", begin, missing=f"{UNNAMED}, and it has no banner"
+        )
     try:
         symbols = data_symbols(window, table, banner)
     except BadData as error:
-        return Found(banner.release, begin, missing=f"{UNNAMED}, and {error}")
+        return FoundKernel(banner.release, begin, missing=f"{UNNAMED}, and {error}")
     build_id = ""
     if "__start_notes" in symbols:
         build_id = build_id_at(memory, symbols["__start_notes"], table.byte_order)
@@ -263,13 +270,13 @@ def _unnamed(window: Window, table: Kallsyms, pause: Pause, debug_file: Path | N
     kernel = KernelSpace(memory, profile)
     require_radix(kernel)
     prove_mapped(kernel, LINEAR_MAP | table.place)
-    found = Found(banner.release, begin, missing=UNNAMED)
+    found = FoundKernel(banner.release, begin, missing=UNNAMED)
     return _by_debug_file(memory, found, profile, pause, debug_file)
 
 
 def _by_debug_file(
-    memory: AddressSpace, found: Found, profile: Profile, pause: Pause, given: Path | None
-) -> Found:
+    memory: AddressSpace, found: FoundKernel, profile: Profile, pause: Pause, given: Path | None
+) -> FoundKernel:
     """Take the types from the debug file that was given, or where they are missing from one here.
 
     Args:
@@ -296,8 +303,8 @@ def _by_debug_file(
 
 
 def _with_types(
-    memory: AddressSpace, found: Found, profile: Profile, pause: Pause, path: Path
-) -> Found:
+    memory: AddressSpace, found: FoundKernel, profile: Profile, pause: Pause, path: Path
+) -> FoundKernel:
     try:
         types = Dwarf(path)
         if not types.build_id:
@@ -353,10 +360,10 @@ def _page_size(memory: AddressSpace, profile: Profile) -> int:
         if bits not in widths:
             break
         shift -= bits
-        entry = word(table + 8 * (target >> shift & (1 << bits) - 1), pte.BYTE_ORDER)
+        entry = word(table + 8 * ((target >> shift) & ((1 << bits) - 1)), pte.BYTE_ORDER)
         if not entry & pte.VALID:
             break
-        if entry & pte.LEAF and 1 << shift in PAGE_SIZES:
+        if entry & pte.LEAF and (1 << shift) in PAGE_SIZES:
             return 1 << shift
         if entry & pte.LEAF:
             break

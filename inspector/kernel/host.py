@@ -13,16 +13,17 @@ from contextlib import AbstractContextManager
 from dataclasses import replace
 
 from inspector import pte
-from inspector.errors import BadData, MemoryNotReadable, Step, TargetNotSupported
+from inspector.errors import BadData, MemoryNotReadable, Stage, TargetNotSupported
 from inspector.image.elf import build_ids_anywhere
 from inspector.image.files import build_id_at
 from inspector.image.profile import Profile
 from inspector.image.vmcoreinfo import read_vmcoreinfo
-from inspector.memory.base import AddressSpace, addresses, integer
+from inspector.memory.interface import AddressSpace
+from inspector.memory.numbers import addresses, integer
 from inspector.regions import linear_to_physical
 from inspector.structures.lists import list_entries
 from inspector.structures.modules import find_modules, module_contents
-from inspector.structures.radix import lookup
+from inspector.structures.radix import translate
 from inspector.structures.space import KernelSpace
 
 __all__ = [
@@ -73,7 +74,7 @@ def require_radix(kernel: KernelSpace) -> None:
         raise TargetNotSupported(
             "the host kernel runs with the hash MMU; KVM-HV has nested guests only on a radix host "
             "(POWER9 or later, booted without disable_radix)",
-            Step.RADIX,
+            Stage.RADIX,
         )
 
 
@@ -95,7 +96,7 @@ def not_loaded(missing: Iterable[str], where: str = "") -> TargetNotSupported:
     return TargetNotSupported(
         f"KVM-HV is not loaded in the target (no module {' and no module '.join(missing)}{where}); "
         "load it there with 'modprobe kvm_hv'",
-        Step.KVM,
+        Stage.KVM,
     )
 
 
@@ -121,7 +122,7 @@ def prove_mapped(kernel: KernelSpace, place: int) -> None:
         BadData: it means another one.
     """
     swapper = linear_to_physical(kernel.profile.symbols["swapper_pg_dir"])
-    found = lookup(kernel.memory, pte.Root(swapper, pte.PGD_BITS), addresses([place]))
+    found = translate(kernel.memory, pte.Root(swapper, pte.PGD_BITS), addresses([place]))
     if not found.known[0] or int(found.physical[0]) != linear_to_physical(place):
         where = f"to physical {int(found.physical[0]):#x}" if found.known[0] else "nowhere"
         raise BadData(

@@ -19,14 +19,14 @@ from inspector.structures.lists import list_entries
 from inspector.structures.modules import module_symbols
 from inspector.structures.space import KernelSpace
 
-__all__ = ["Place", "Symbols"]
+__all__ = ["CodePlace", "Symbols"]
 
 ANCHOR = "linux_banner"
 SEARCHED = 32
 """Chunks around the kernel's banner in which its symbol table is looked for."""
 
 
-class Place(NamedTuple):
+class CodePlace(NamedTuple):
     """An address of code as people read it; ``function`` is empty where it has no name."""
 
     address: int
@@ -50,24 +50,24 @@ class Symbols:
 
     def __init__(self, kernel: KernelSpace) -> None:
         self._kernel = kernel
-        self._known: dict[int, Place] = {}
+        self._known: dict[int, CodePlace] = {}
 
-    def at(self, address: int) -> Place:
+    def at(self, address: int) -> CodePlace:
         """Return what stands at an address; never raises, since a name only helps."""
         if address not in self._known:
             self._known[address] = self._in_kernel(address) or self._in_module(address)
         return self._known[address]
 
-    def _in_kernel(self, address: int) -> Place | None:
+    def _in_kernel(self, address: int) -> CodePlace | None:
         found = self._kallsyms.before(address) if self._kallsyms else None
-        return Place(address, found[0], address - found[1]) if found else None
+        return CodePlace(address, found[0], address - found[1]) if found else None
 
-    def _in_module(self, address: int) -> Place:
+    def _in_module(self, address: int) -> CodePlace:
         for module, table in self._modules.items():
             found = table.covering(address)
             if found:
-                return Place(address, found[0], address - found[1], module)
-        return Place(address)
+                return CodePlace(address, found[0], address - found[1], module)
+        return CodePlace(address)
 
     @cached_property
     def _kallsyms(self) -> Kallsyms | None:

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from inspector.encoding import MAX_LPID
 from inspector.errors import BadData, InspectorError
 from inspector.kernel.host import kvm_modules
-from inspector.memory.base import U64, addresses
+from inspector.memory.numbers import U64, addresses
 from inspector.regions import LINEAR_MAP, LINEAR_SIZE
 from inspector.structures.lists import list_entries
 from inspector.structures.modules import module_contents

@@ -36,11 +36,12 @@ from inspector.kvm.snapshot import (
     Vm,
     VmList,
 )
-from inspector.memory.base import addresses, why_missing
+from inspector.memory.interface import why_missing
+from inspector.memory.numbers import addresses
 from inspector.memory.results import Making, anew
 from inspector.structures.lists import list_entries
 from inspector.structures.modules import exported_symbol, module_values
-from inspector.structures.radix import LeafTable, TableProblem, walk
+from inspector.structures.radix import LeafTable, TableProblem, collect_leaves
 from inspector.structures.space import GuestSpace, KernelSpace
 from inspector.structures.witness import Comparison, Word
 
@@ -422,7 +423,7 @@ def _table(kernel: KernelSpace, pgtable: int, making: Making) -> LeafTable:
         return LeafTable.empty()
     root = pte.Root(kernel.physical(pgtable), pte.PGD_BITS)
     widths = pte.kernel_bits(kernel.profile.page_shift)
-    return making(("table", root, widths), partial(walk, kernel.memory, root, widths))
+    return making(("table", root, widths), partial(collect_leaves, kernel.memory, root, widths))
 
 
 def _in_order(memslots: list[Memslot]) -> tuple[Memslot, ...]:
@@ -464,8 +465,8 @@ def _memslot(kernel: KernelSpace, slot: int) -> Memslot:
             ("id", "base_gfn", "npages", "arch.rmap", "userspace_addr", "flags"),
         ),
     )
-    end = memslot.base_gfn + memslot.npages << kernel.profile.page_shift
-    if memslot.npages > MEMSLOT_PAGES or end > 1 << pte.TREE_BITS:
+    end = (memslot.base_gfn + memslot.npages) << kernel.profile.page_shift
+    if memslot.npages > MEMSLOT_PAGES or end > (1 << pte.TREE_BITS):
         raise BadData(
             f"it says that it has {memslot.npages} pages from gfn {memslot.base_gfn:#x}, "
             "which no guest can have"
@@ -525,7 +526,7 @@ def _l1_table(
 ) -> LeafTable:
     if isinstance(guest, _Guest):
         space = GuestSpace(kernel, *guest)
-        return making(("L1's table", root, guest), lambda: walk(space, root))
+        return making(("L1's table", root, guest), lambda: collect_leaves(space, root))
     text = f"L1's memory cannot be reached: {guest}"
     return LeafTable.empty((TableProblem(0, root.table, text, missing=True),))
 

@@ -17,7 +17,8 @@ import numpy as np
 
 from inspector.errors import BadData, MemoryNotReadable
 from inspector.kvm.memslot_set import MemslotSet
-from inspector.memory.base import addresses, why_missing
+from inspector.memory.interface import why_missing
+from inspector.memory.numbers import addresses
 from inspector.structures.idr import idr_entries
 from inspector.structures.space import KernelSpace
 from inspector.structures.witness import Comparison, Mismatch, Word
@@ -166,7 +167,7 @@ def _nested_array(
     layout = kernel.profile.struct("kvm")
     offset, size = layout.place("arch.nested_guests")
     last = kernel.field("kvm", vm, "arch.max_nested_lpid")
-    count = last + 1 & 0xFFFF_FFFF
+    count = (last + 1) & 0xFFFF_FFFF
     if count * POINTER > size:
         raise BadData(f"the VM at {vm:#x} says its largest L1 LPID is {count - 1}")
     if vm % POINTER:

@@ -16,7 +16,7 @@ from inspector import hash_encoding
 from inspector.errors import BadData, MemoryNotReadable, TargetNotSupported
 from inspector.kvm.rmap import read_arrays
 from inspector.kvm.snapshot import Gap, HashRmaps, Memslot, Part, RingProblem
-from inspector.memory.base import U64, addresses
+from inspector.memory.numbers import U64, addresses
 from inspector.structures.space import KernelSpace
 
 __all__ = ["read_hash_rmaps"]
@@ -93,7 +93,7 @@ def _links(kernel: KernelSpace, vm: int) -> _Links:
     order = kernel.field("kvm", vm, "arch.hpt.order")
     if not address or not hash_encoding.MIN_ORDER <= order <= hash_encoding.MAX_ORDER:
         raise BadData(f"an HPT of order {order} with its links at {address:#x} cannot be")
-    return _Links(address, 1 << order - hash_encoding.HPTE_SHIFT)
+    return _Links(address, 1 << (order - hash_encoding.HPTE_SHIFT))
 
 
 def _follow(

@@ -17,7 +17,7 @@ from inspector.kvm.partition import PartitionTable, read_partition_table
 from inspector.kvm.snapshot import HostState, PartitionEntry, Region, Unowned, Vm
 from inspector.memory.results import Making
 from inspector.regions import LINEAR_MAP, LINEAR_SIZE, linear_to_physical
-from inspector.structures.radix import LeafTable, walk
+from inspector.structures.radix import LeafTable, collect_leaves
 from inspector.structures.space import KernelSpace
 
 __all__ = ["read_host_state"]
@@ -98,7 +98,9 @@ def _unowned(
         root = pte.partition_root(entry.dword) if entry.dword & pte.HOST_RADIX else None
         leaves: LeafTable | None = None
         if root is not None:
-            leaves = making(("table", root, widths), partial(walk, kernel.memory, root, widths))
+            leaves = making(
+                ("table", root, widths), partial(collect_leaves, kernel.memory, root, widths)
+            )
         if leaves is not None or _is_own(kernel):
             yield Unowned(lpid, entry, leaves)
 

@@ -14,7 +14,7 @@ from typing import NamedTuple
 import numpy as np
 
 from inspector.errors import BadData, InspectorError, MemoryNotReadable
-from inspector.memory.base import addresses, integer
+from inspector.memory.numbers import addresses, integer
 from inspector.structures.rbtree import tree_nodes
 from inspector.structures.space import KernelSpace
 from inspector.structures.witness import Comparison, Mismatch, Word
@@ -160,10 +160,10 @@ class MemslotSet:
     def _confirm_bucket(self, slot: int, bucket: int, buckets: int) -> None:
         """See that a slot is where its id is looked for (``hash_min``, ``id_to_memslot``)."""
         for word in self._word(slot, "id"):
-            sign = word.value >> 8 * word.size - 1
-            number = word.value - (sign << 8 * word.size) & U32
-            hashed = number * GOLDEN_RATIO & U32
-            wanted = hashed >> 32 - (buckets.bit_length() - 1)
+            sign = word.value >> (8 * word.size - 1)
+            number = (word.value - (sign << (8 * word.size))) & U32
+            hashed = (number * GOLDEN_RATIO) & U32
+            wanted = hashed >> (32 - (buckets.bit_length() - 1))
             if wanted != bucket:
                 self._disagree(
                     f"the memslot at {slot:#x} has the id {word.value}, and is in bucket {bucket} "

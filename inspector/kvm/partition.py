@@ -16,8 +16,9 @@ from inspector import pte
 from inspector.errors import BadData, MemoryNotReadable, TargetNotSupported
 from inspector.kernel.host import kvm_modules
 from inspector.kvm.snapshot import PartitionEntry
-from inspector.memory.base import CUT_OFF, Records, addresses, integer, why_missing
 from inspector.memory.contents import SHRUNK
+from inspector.memory.interface import CUT_OFF, Records, why_missing
+from inspector.memory.numbers import addresses, integer
 from inspector.structures.modules import module_values
 from inspector.structures.space import KernelSpace
 
@@ -131,7 +132,7 @@ def read_partition_table(kernel: KernelSpace, table: int) -> PartitionTable:
         dword = int(second[lpid]) if known_second[lpid] else None
         return PartitionEntry(where + ENTRY_SIZE * lpid, int(first[lpid]), dword)
 
-    used = known_first & ((first != 0) | known_second & (second != 0))
+    used = known_first & ((first != 0) | (known_second & (second != 0)))
     entries = {int(lpid): entry(int(lpid)) for lpid in np.flatnonzero(used)}
     own = entry(0) if known_first[0] else None
     return PartitionTable(where, int(np.count_nonzero(known_first)), entries, lost, own)

@@ -15,8 +15,9 @@ from inspector import encoding
 from inspector.errors import MemoryNotReadable
 from inspector.kvm.snapshot import ArrayPages, LinkProblem, Memslot, Rmaps
 from inspector.memory.arrays import Growing, first_of_each, joined
-from inspector.memory.base import ABSENT, U64, Records, addresses, why_missing
-from inspector.memory.recording import RecordingMemory
+from inspector.memory.interface import ABSENT, Records, why_missing
+from inspector.memory.numbers import U64, addresses
+from inspector.memory.reads import RecordingMemory
 from inspector.regions import LINEAR_MAP, LINEAR_SIZE, linear_to_physical
 from inspector.structures.space import KernelSpace
 
@@ -243,7 +244,7 @@ def _lists(kernel: KernelSpace, slot: NDArray[np.int64], where: U64, head: U64) 
         on = ~bad & ~cycle
         slot, link, place, anchor, depth = slot[on], link[on], place[on], anchor[on], depth[on]
         # Brent's algorithm: a list that runs in a circle meets its anchor again.
-        if generation & generation - 1 == 0:
+        if (generation & (generation - 1)) == 0:
             anchor = link.copy()
         generation += 1
 

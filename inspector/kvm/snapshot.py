@@ -15,7 +15,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from inspector.memory.base import U64
+from inspector.memory.numbers import U64
 from inspector.memory.ranges import Ranges
 from inspector.structures.radix import LeafTable
 from inspector.structures.witness import UNCONFIRMED, Confirmation, Word

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from inspector.errors import InspectorError
 from inspector.memory.arrays import distinct
-from inspector.memory.base import U64, Bytes
+from inspector.memory.numbers import U64, Bytes
 
 __all__ = ["BytesLost", "Contents", "FileContents", "HeldContents"]
 
@@ -188,7 +188,7 @@ class FileContents:
         """
         length = into.shape[1]
         first = positions >> np.uint64(BLOCK_SHIFT)
-        last = positions + np.uint64(length - 1) >> np.uint64(BLOCK_SHIFT)
+        last = (positions + np.uint64(length - 1)) >> np.uint64(BLOCK_SHIFT)
         runs = self._recent
         if runs is None or not runs.have(first, last):
             runs = self._read_runs(distinct(np.concatenate((first, last))))
@@ -203,7 +203,7 @@ class FileContents:
     def _read_runs(self, blocks: U64) -> _Runs:
         """Read blocks, in order, and those around them where that is not much."""
         wide = distinct(blocks >> np.uint64(WIDE_SHIFT))
-        if wide.size << WIDE_SHIFT + BLOCK_SHIFT <= WIDE_LIMIT:
+        if (wide.size << (WIDE_SHIFT + BLOCK_SHIFT)) <= WIDE_LIMIT:
             around = np.arange(1 << WIDE_SHIFT, dtype=np.uint64)
             blocks = ((wide << np.uint64(WIDE_SHIFT))[:, None] + around).reshape(-1)
         apart = np.flatnonzero(blocks[1:] - blocks[:-1] > np.uint64(GAP))

@@ -7,7 +7,8 @@ import contextlib
 import numpy as np
 
 from inspector.errors import MemoryNotReadable
-from inspector.memory.base import U64, PhysicalMemory, Records, read_one
+from inspector.memory.interface import PhysicalMemory, Records, read_one
+from inspector.memory.numbers import U64
 from inspector.memory.ranges import Ranges
 from inspector.memory.segments import SegmentedMemory
 

@@ -5,8 +5,9 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
 
-from inspector.memory.base import U64, addresses
+from inspector.memory.numbers import U64, addresses
 
 __all__ = ["Ranges", "merged"]
 
@@ -27,6 +28,17 @@ class Ranges(NamedTuple):
         """Bytes in all ranges."""
         return int(self.sizes.sum(dtype=np.uint64))
 
+    def cover(self, where: U64, length: int) -> NDArray[np.bool_]:
+        """Tell which records of ``length`` bytes lie wholly in one range."""
+        if not self.starts.size:
+            return np.zeros(where.size, dtype=np.bool_)
+        index = np.searchsorted(self.starts, where, side="right").astype(np.int64) - 1
+        inside = where - self.starts[index]
+        size = self.sizes[index]
+        room = size - np.minimum(inside, size)
+        whole: NDArray[np.bool_] = (index >= 0) & (inside < size) & (room >= np.uint64(length))
+        return whole
+
     def hold(self, address: int) -> bool:
         """Say whether an address is in one of the ranges."""
         return any(
@@ -38,7 +50,7 @@ class Ranges(NamedTuple):
         """Return the ranges rounded out to whole units; ``unit`` is a power of two."""
         inside = np.uint64(unit - 1)
         starts = self.starts & ~inside
-        ends = self.starts + self.sizes + inside & ~inside
+        ends = (self.starts + self.sizes + inside) & ~inside
         return merged(starts, ends - starts)
 
     def union(self, other: Ranges) -> Ranges:

@@ -14,9 +14,9 @@ from typing import Any, Protocol, TypeVar
 
 import numpy as np
 
-from inspector.memory.base import U64, addresses
+from inspector.memory.numbers import U64, addresses
 from inspector.memory.ranges import Ranges
-from inspector.memory.recording import WORD, Piece, RecordingMemory, ranges_of
+from inspector.memory.reads import WORD, Piece, RecordingMemory, ranges_of
 
 __all__ = ["Making", "Results", "anew"]
 

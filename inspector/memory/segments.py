@@ -13,22 +13,15 @@ from typing import NamedTuple
 import numpy as np
 
 from inspector.errors import MemoryNotReadable
-from inspector.memory.base import (
-    ABSENT,
-    NOT_THERE,
-    U64,
-    Bytes,
-    Records,
-    addresses,
-    is_address,
-)
 from inspector.memory.contents import BytesLost, Contents, HeldContents
+from inspector.memory.interface import ABSENT, NOT_THERE, Records
+from inspector.memory.numbers import U64, Bytes, addresses, is_address
 from inspector.memory.ranges import Ranges
 
-__all__ = ["Lost", "SegmentedMemory"]
+__all__ = ["MissingRanges", "SegmentedMemory"]
 
 
-class Lost(NamedTuple):
+class MissingRanges(NamedTuple):
     """Ranges that are known to be memory, and why their bytes are not here."""
 
     why: str
@@ -59,7 +52,7 @@ class SegmentedMemory:
         starts: U64,
         sizes: U64,
         offsets: U64,
-        lost: Sequence[Lost] = (),
+        lost: Sequence[MissingRanges] = (),
         ram: Ranges | None = None,
     ) -> None:
         order = np.argsort(starts, kind="stable")
@@ -98,7 +91,7 @@ class SegmentedMemory:
         return index >= 0 and address < int(self._ends[index])
 
     def view(
-        self, starts: U64, sizes: U64, offsets: U64, lost: Sequence[Lost] = ()
+        self, starts: U64, sizes: U64, offsets: U64, lost: Sequence[MissingRanges] = ()
     ) -> SegmentedMemory:
         """Return the memory whose segments lie at these addresses of this one.
 

@@ -43,7 +43,7 @@ class Departure:
 
 
 def _aligned_only(vm: State, memslot: Memslot, gpa: int, hva: int, shift: int) -> int:
-    return shift if (gpa ^ hva) & (1 << shift) - 1 == 0 else vm.page_shift
+    return shift if ((gpa ^ hva) & ((1 << shift) - 1)) == 0 else vm.page_shift
 
 
 def _exact_gfn(vm: State, gpa: int, shift: int) -> int:

@@ -22,11 +22,11 @@ from inspector.model.departures import AS_IT_IS
 from inspector.model.events import Array, Call, Divergence, Return, SlotWords, is_cut, slot_words
 from inspector.model.removal import led_to
 from inspector.model.rules import Rules
-from inspector.model.slot import Slot
+from inspector.model.slot import ModelSlot
 from inspector.model.state import PMD_SHIFT, PUD_SHIFT, Guest
 from inspector.model.vm import Leaf, Table
 
-__all__ = ["SAME_LEAF", "Follower", "Vm"]
+__all__ = ["SAME_LEAF", "FollowedVm", "Follower"]
 
 WORD = 8
 WORD_MASK = (1 << 64) - 1
@@ -35,7 +35,7 @@ SAME_LEAF = pte.VALID | pte.LEAF | pte.RPN_MASK
 
 
 @dataclass
-class Vm:
+class FollowedVm:
     """One VM: L0's table for it and its nested guests."""
 
     host: Table = field(default_factory=Table)
@@ -80,8 +80,8 @@ class Follower:
 
     def __init__(self, page_shift: int, *, tables: bool = True, rules: Rules = AS_IT_IS) -> None:
         self.page_shift = page_shift
-        self.vms: dict[int, Vm] = {}
-        self.slots: dict[int, Slot] = {}
+        self.vms: dict[int, FollowedVm] = {}
+        self.slots: dict[int, ModelSlot] = {}
         self.nodes: dict[int, list[int]] = {}
         self.arrays: dict[int, Array] = {}
         self.changed: set[int] = set()
@@ -102,7 +102,7 @@ class Follower:
 
     def add_slot(self, place: int, words: Sequence[int], nodes: Sequence[int]) -> None:
         """Take a slot that is not empty; ``nodes`` are the addresses of its list nodes."""
-        self.slots[place] = Slot(words)
+        self.slots[place] = ModelSlot(words)
         self.nodes[place] = list(nodes)
 
     def add_guest(self, vm: int, guest: Guest) -> None:
@@ -184,8 +184,8 @@ class Follower:
             ):
                 raise _Diverged(f"the slot {when}", expected, words, place)
 
-    def _vm(self, address: int) -> Vm:
-        return self.vms.setdefault(address, Vm())
+    def _vm(self, address: int) -> FollowedVm:
+        return self.vms.setdefault(address, FollowedVm())
 
     def _parent(self, opened: _Open, function: str) -> _Open | None:
         parent = self._open.get(opened.call.parent or 0)
@@ -217,7 +217,7 @@ class Follower:
             raise _Diverged(
                 "an insertion", "one that kvmppc_create_pte makes", "one that nothing asked for"
             )
-        slot = self.slots.setdefault(place, Slot())
+        slot = self.slots.setdefault(place, ModelSlot())
         entry = encoding.decode(word)
         had = len(slot.words)
         if not slot.insert(entry.lpid, entry.gpa, self._rules.words_met):
@@ -257,7 +257,7 @@ class Follower:
         guest.shadow.put(leaf)
         create.fulfilled = True
 
-    def _check_slot(self, vm: Vm, create: Call, leaf: Leaf, place: int) -> None:
+    def _check_slot(self, vm: FollowedVm, create: Call, leaf: Leaf, place: int) -> None:
         """See that the slot is that of the first page of L0's leaf for the host page."""
         gfn = self.gfn_of(place)
         if gfn is None:
@@ -325,7 +325,7 @@ class Follower:
 
     # --- tables ---
 
-    def _created(self, call: Call) -> tuple[Vm, Guest | None, Leaf]:
+    def _created(self, call: Call) -> tuple[FollowedVm, Guest | None, Leaf]:
         vm, _, raw, gpa, level, _, lpid = call.arguments[:7]
         shift = (self.page_shift, PMD_SHIFT, PUD_SHIFT)[level]
         state = self._vm(vm)
@@ -454,7 +454,7 @@ class Follower:
             return
         vm, asked = opened.call.arguments[:2]
         l1_lpid, shadow_lpid = _known(event, "l1_lpid", "shadow_lpid")
-        if l1_lpid != asked & 0xFFFFFFFF:
+        if l1_lpid != (asked & 0xFFFFFFFF):
             raise _Diverged("the nested guest that is found", f"LPID {asked}", f"LPID {l1_lpid}")
         present = self._vm(vm).guests.get(l1_lpid)
         if present is None or present.shadow_lpid != shadow_lpid:
@@ -513,8 +513,8 @@ def _known(event: Call | Return, *names: str) -> tuple[int, ...]:
 def _places(first: int, count: int, known: Set[int]) -> list[int]:
     """Return the places of the slots from one on, whatever their number, that are known ones."""
     if count <= len(known):
-        return [place for i in range(count) if (place := first + WORD * i & WORD_MASK) in known]
-    steps = sorted((place - first & WORD_MASK, place) for place in known)
+        return [place for i in range(count) if (place := (first + WORD * i) & WORD_MASK) in known]
+    steps = sorted(((place - first) & WORD_MASK, place) for place in known)
     return [place for step, place in steps if step % WORD == 0 and step // WORD < count]
 
 

@@ -46,7 +46,7 @@ class HcallResult(enum.Enum):
 
 def h_set_partition_table(vm: State, ptcr: int) -> HcallResult:
     """``kvmhv_set_partition_table``: where L1 keeps its partition table."""
-    if ptcr & PTCR_SIZE_MASK > MAX_SIZE_FIELD:
+    if (ptcr & PTCR_SIZE_MASK) > MAX_SIZE_FIELD:
         return HcallResult.PARAMETER
     if vm.memslot_of((ptcr & PTCR_BASE_MASK) >> vm.page_shift) is None:
         return HcallResult.PARAMETER
@@ -88,11 +88,11 @@ def destroy(vm: State) -> None:
 
 def h_tlb_invalidate(vm: State, ric: int, lpid: int, rb: int, *, prs: bool = False) -> HcallResult:
     """``kvmhv_emulate_priv_tlbie``: L1's tlbie, its RIC, PRS, LPID and rB."""
-    scope = rb >> 10 & 3
+    scope = (rb >> 10) & 3
     if prs or ric == 3 or scope == 1 or (scope == 0 and ric in (1, 2)):
         return HcallResult.PARAMETER
     if scope == 0:
-        ok = _flush_page(vm, lpid, rb >> 5 & 7, rb >> 12 << 12)
+        ok = _flush_page(vm, lpid, (rb >> 5) & 7, rb >> 12 << 12)
         return HcallResult.SUCCESS if ok else HcallResult.PARAMETER
     if scope == 2:
         _flush_one(vm, lpid, ric)
@@ -107,7 +107,7 @@ def h_rpt_invalidate(
     """``do_h_rpt_invalidate_pat``: a range, or everything, of a nested guest."""
     if lpid not in vm.guests:
         return HcallResult.SUCCESS
-    if kind & H_RPTI_TYPE_ALL == H_RPTI_TYPE_ALL:
+    if (kind & H_RPTI_TYPE_ALL) == H_RPTI_TYPE_ALL:
         _flush_one(vm, lpid, 2)
     elif start == 0 and end == EVERYTHING:
         _flush_one(vm, lpid, 0)
@@ -122,7 +122,7 @@ def _flush_range(vm: State, lpid: int, page_sizes: int, start: int, end: int) ->
     for size, shift in H_RPTI_PAGE_SIZES.items():
         if not page_sizes & size:
             continue
-        if end - start >> shift > RANGE_CEILING:
+        if ((end - start) >> shift) > RANGE_CEILING:
             _flush_one(vm, lpid, 0)
             return HcallResult.SUCCESS
         field = next(ap for ap, known in AP_SHIFTS.items() if known == shift)
@@ -146,7 +146,7 @@ def _flush_page(vm: State, lpid: int, ap: int, address: int) -> bool:
     left = (size >> vm.page_shift) or 1
     while left > 0:
         shift = invalidate_shadow(vm, guest, address)
-        left -= 1 << shift - vm.page_shift
+        left -= 1 << (shift - vm.page_shift)
         address += 1 << shift
     put(vm, guest)
     return True

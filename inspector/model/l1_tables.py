@@ -24,7 +24,7 @@ class L1Tables:
         self._vm = vm
         self._free = at
         self._roots: dict[int, int] = {}
-        self._table = self._take(16 << WIDEST + 8)
+        self._table = self._take(16 << (WIDEST + 8))
 
     def register(self) -> guests.HcallResult:
         """Tell L0 where the partition table is."""
@@ -62,7 +62,7 @@ class L1Tables:
         table, offset = self._roots[lpid], pte.TREE_BITS
         for depth, bits in enumerate(widths):
             offset -= bits
-            place = table + 8 * (l2 >> offset & (1 << bits) - 1)
+            place = table + 8 * ((l2 >> offset) & ((1 << bits) - 1))
             if offset == shift:
                 return place
             entry = self._vm.read_l1(place)

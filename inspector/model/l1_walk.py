@@ -38,10 +38,10 @@ def translate(read: Read, dword: int, address: int) -> Leaf | NoTranslation:
     table, bits = root
     offset = pte.TREE_BITS
     for depth, supported in enumerate(pte.SUPPORTED_BITS):
-        if bits not in supported or table & (8 << bits) - 1:
+        if bits not in supported or table & ((8 << bits) - 1):
             return NoTranslation.UNSUPPORTED
         offset -= bits
-        entry = read(table + 8 * (address >> offset & (1 << bits) - 1))
+        entry = read(table + 8 * ((address >> offset) & ((1 << bits) - 1)))
         if entry is None:
             return NoTranslation.NOT_READABLE
         if not entry & pte.VALID:
@@ -70,6 +70,6 @@ class L1Table(NamedTuple):
 
 def _leaf(entry: int, address: int, offset: int, depth: int) -> Leaf | NoTranslation:
     # a leaf in the first table would map 512 GiB
-    if depth == 0 or entry & pte.RPN_MASK & (1 << offset) - 1:
+    if depth == 0 or entry & pte.RPN_MASK & ((1 << offset) - 1):
         return NoTranslation.UNSUPPORTED
     return Leaf(address >> offset << offset, entry, offset)

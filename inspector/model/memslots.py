@@ -27,7 +27,7 @@ def holder(memslots: Iterable[Range], leaf: Leaf, page_shift: int) -> Range | No
     """Return the memslot that holds all of a leaf of L0's table, None if there is none."""
     for slot in memslots:
         begin = slot.base_gfn << page_shift
-        end = slot.base_gfn + slot.npages << page_shift
+        end = (slot.base_gfn + slot.npages) << page_shift
         if begin <= leaf.address and leaf.address + leaf.size <= end:
             return slot
     return None

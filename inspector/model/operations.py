@@ -12,7 +12,7 @@ from inspector import pte
 from inspector.model import guests, removal
 from inspector.model.page_fault import (
     Access,
-    Outcome,
+    FaultOutcome,
     host_page_fault,
     nested_page_fault,
     reload,
@@ -40,7 +40,7 @@ FAULT_ATTEMPTS = 5
 A leaf that was widened (the departure present-leaf-widened) can ask for R/C twice.
 """
 
-Trap = Outcome | None
+Trap = FaultOutcome | None
 """How an access ends: None where it is made."""
 
 
@@ -52,7 +52,7 @@ def l1_store(vm: State, address: int, value: int) -> None:
 def l1_access(vm: State, gpa: int, access: Access) -> Trap:
     """L1 touches a page of its own memory."""
 
-    def fault(translated: bool, set_rc: bool) -> Outcome:
+    def fault(translated: bool, set_rc: bool) -> FaultOutcome:
         return host_page_fault(vm, gpa, access, set_rc=set_rc)
 
     return _access(vm, vm.host, vm.lpid, gpa, access, fault)
@@ -62,18 +62,18 @@ def l2_access(vm: State, lpid: int, address: int, access: Access) -> Trap:
     """L1 enters L2 (``kvmhv_enter_nested_guest``), and L2 touches a page."""
     guest = guests.get(vm, lpid, create=True)
     if guest is None:
-        return Outcome.REFUSED
+        return FaultOutcome.REFUSED
     if not guest.l1_gr_to_hr:
         reload(vm, guest)
 
-    def fault(translated: bool, set_rc: bool) -> Outcome:
+    def fault(translated: bool, set_rc: bool) -> FaultOutcome:
         return nested_page_fault(vm, guest, address, access, translated=translated, set_rc=set_rc)
 
     outcome = _access(vm, guest.shadow, guest.shadow_lpid, address, access, fault)
     guests.put(vm, guest)
     if not vm.rules.result_written_back(vm.big_endian):
         vm.unreported.append(f"nested guest {lpid} ran")
-        return Outcome.REFUSED
+        return FaultOutcome.REFUSED
     return outcome
 
 
@@ -145,7 +145,7 @@ def _access(
     lpid: int,
     address: int,
     access: Access,
-    fault: Callable[[bool, bool], Outcome],
+    fault: Callable[[bool, bool], FaultOutcome],
 ) -> Trap:
     """What hardware does: translate, ask the kernel where it must, try again."""
     needed = access.value | pte.REFERENCED | (pte.CHANGED if access.writing else 0)
@@ -164,7 +164,7 @@ def _access(
                 cached.put(leaf)
                 return None
         outcome = fault(leaf is not None and not permitted, permitted)
-        if outcome is not Outcome.RETRY:
+        if outcome is not FaultOutcome.RETRY:
             return outcome
     raise AssertionError(f"the access to {address:#x} is never settled")
 
@@ -172,9 +172,9 @@ def _access(
 def _mapped(vm: State, hva: int, size: int) -> Iterator[tuple[Memslot, range]]:
     """Yield the guest pages that a range of the process's memory is."""
     for memslot in vm.memslots.values():
-        first = max(hva, memslot.hva) - memslot.hva >> vm.page_shift
+        first = (max(hva, memslot.hva) - memslot.hva) >> vm.page_shift
         end = min(
-            hva + size - memslot.hva + (1 << vm.page_shift) - 1 >> vm.page_shift, memslot.npages
+            (hva + size - memslot.hva + (1 << vm.page_shift) - 1) >> vm.page_shift, memslot.npages
         )
         if first < end:
             yield memslot, range(memslot.base_gfn + first, memslot.base_gfn + end)

@@ -13,13 +13,13 @@ import enum
 from inspector import pte
 from inspector.model import l1_walk
 from inspector.model.removal import unmap_leaf
-from inspector.model.slot import Slot
+from inspector.model.slot import ModelSlot
 from inspector.model.state import PMD_SHIFT, READ_ONLY, Guest, Memslot, State
 from inspector.model.vm import Leaf, Table
 
 __all__ = [
     "Access",
-    "Outcome",
+    "FaultOutcome",
     "host_page_fault",
     "invalidate_shadow",
     "nested_page_fault",
@@ -42,7 +42,7 @@ class Access(enum.Enum):
         return self is Access.WRITE
 
 
-class Outcome(enum.Enum):
+class FaultOutcome(enum.Enum):
     """What became of a fault."""
 
     RETRY = "the guest tries again"
@@ -53,16 +53,20 @@ class Outcome(enum.Enum):
     REFUSED = "L1 is told that it may not enter the guest"
 
 
-def host_page_fault(vm: State, gpa: int, access: Access, *, set_rc: bool = False) -> Outcome:
+def host_page_fault(vm: State, gpa: int, access: Access, *, set_rc: bool = False) -> FaultOutcome:
     """``kvmppc_book3s_radix_page_fault``: L1 itself touches a page."""
     memslot = vm.memslot_of(gpa >> vm.page_shift)
     if memslot is None:
-        return Outcome.MMIO
+        return FaultOutcome.MMIO
     if memslot.flags & READ_ONLY and access.writing:
-        return Outcome.TO_L1
+        return FaultOutcome.TO_L1
     if set_rc and _set_rc(vm.host, gpa, access):
-        return Outcome.RETRY
-    return Outcome.FAILED if _instantiate(vm, gpa, memslot, access) is None else Outcome.RETRY
+        return FaultOutcome.RETRY
+    return (
+        FaultOutcome.FAILED
+        if _instantiate(vm, gpa, memslot, access) is None
+        else FaultOutcome.RETRY
+    )
 
 
 def nested_page_fault(
@@ -73,7 +77,7 @@ def nested_page_fault(
     *,
     translated: bool = False,
     set_rc: bool = False,
-) -> Outcome:
+) -> FaultOutcome:
     """``__kvmhv_nested_page_fault``: L2 touches a page that its shadow table does not allow.
 
     ``translated`` says that hardware found a translation which forbids the
@@ -83,41 +87,41 @@ def nested_page_fault(
     if not guest.l1_gr_to_hr:
         reload(vm, guest)
         if not guest.l1_gr_to_hr:
-            return Outcome.TO_L1
+            return FaultOutcome.TO_L1
     address &= FAULT_ADDRESS_MASK
     l1 = l1_walk.translate(vm.read_l1, guest.l1_gr_to_hr, address)
     if isinstance(l1, l1_walk.NoTranslation) or not _allowed(l1, access):
         if translated:
             invalidate_shadow(vm, guest, address)
-            return Outcome.RETRY
-        return Outcome.TO_L1
+            return FaultOutcome.RETRY
+        return FaultOutcome.TO_L1
     if set_rc:
         needed = _rc_for(access)
         if needed & ~l1.entry:
-            return Outcome.TO_L1
+            return FaultOutcome.TO_L1
         both = _set_both(vm, guest, address, l1.translate(address), access)
         if not both:
             invalidate_shadow(vm, guest, address)
         if not both or not translated:
-            return Outcome.RETRY
+            return FaultOutcome.RETRY
     if l1.shift < vm.page_shift:
-        return Outcome.FAILED
+        return FaultOutcome.FAILED
 
     gpa = l1.translate(address)
     memslot = vm.memslot_of(gpa >> vm.page_shift)
     if memslot is None:
-        return Outcome.MMIO
+        return FaultOutcome.MMIO
     if memslot.flags & READ_ONLY and access.writing:
-        return Outcome.TO_L2
+        return FaultOutcome.TO_L2
     host = vm.host.at(gpa)
     if host is None or (access.writing and not host.entry & pte.WRITE):
         host = _instantiate(vm, gpa, memslot, access)
         if host is None:
-            return Outcome.FAILED
+            return FaultOutcome.FAILED
     leaf = _shadow_leaf(vm, l1, host, address, access)
     slot = memslot.slot(vm.rules.slot_gfn(vm, gpa, host.shift))
     _create(vm, guest.shadow, leaf, guest.shadow_lpid, (guest.l1_lpid, slot))
-    return Outcome.RETRY
+    return FaultOutcome.RETRY
 
 
 def reload(vm: State, guest: Guest) -> None:
@@ -176,7 +180,7 @@ def _instantiate(vm: State, gpa: int, memslot: Memslot, access: Access) -> Leaf 
     shift = vm.page_shift
     if process.shift > shift and not memslot.logs_dirty:
         shift = vm.rules.host_shift(vm, memslot, gpa, hva, process.shift)
-    flags = process.entry & (pte.READ | pte.WRITE | pte.CHANGED) | pte.EXEC | pte.REFERENCED
+    flags = (process.entry & (pte.READ | pte.WRITE | pte.CHANGED)) | pte.EXEC | pte.REFERENCED
     if not process.entry & pte.WRITE or memslot.flags & READ_ONLY:
         flags &= ~(pte.WRITE | pte.CHANGED)
     else:
@@ -192,16 +196,16 @@ def _shadow_leaf(vm: State, l1: Leaf, host: Leaf, address: int, access: Access) 
     rights = l1.entry & (pte.READ | pte.WRITE | pte.EXEC)
     kept = rights | vm.rules.rc_masked(l1.entry, access.writing)
     variable = pte.READ | pte.WRITE | pte.EXEC | pte.REFERENCED | pte.CHANGED
-    entry = host.entry & ~variable | host.entry & kept
+    entry = (host.entry & ~variable) | (host.entry & kept)
     shift = host.shift
     if shift > l1.shift:
         shift = PMD_SHIFT if l1.shift > PMD_SHIFT else vm.page_shift
-        entry |= l1.translate(address) & (1 << host.shift) - (1 << shift)
+        entry |= l1.translate(address) & ((1 << host.shift) - (1 << shift))
     return Leaf(address & -(1 << shift), entry, shift)
 
 
 def _create(
-    vm: State, table: Table, leaf: Leaf, lpid: int, entry: tuple[int, Slot] | None = None
+    vm: State, table: Table, leaf: Leaf, lpid: int, entry: tuple[int, ModelSlot] | None = None
 ) -> None:
     """``kvmppc_create_pte``: set a leaf, and insert its rmap entry if it was not there.
 

@@ -66,7 +66,7 @@ def unmap_leaf(
 def remove_rmap_range(vm: State, memslot: Memslot, gpa: int, hpa: int, size: int) -> None:
     """``kvmhv_remove_nest_rmap_range``: empty the slots of a range, with what they lead to."""
     mask = pte.RPN_MASK & -size
-    for gfn in range(gpa >> vm.page_shift, gpa + size >> vm.page_shift):
+    for gfn in range(gpa >> vm.page_shift, (gpa + size) >> vm.page_shift):
         for word in memslot.slot(gfn).remove_all(vm.rules.words_met):
             _remove_entry(vm, word, hpa & mask, mask)
 
@@ -89,7 +89,7 @@ def led_to(
     entry = encoding.decode(word)
     guest = guests.get(entry.lpid)
     leaf = guest.shadow.at(entry.gpa) if guest else None
-    return (guest, leaf) if guest and leaf and leaf.entry & mask == hpa else None
+    return (guest, leaf) if guest and leaf and (leaf.entry & mask) == hpa else None
 
 
 def unmap_gfn(vm: State, memslot: Memslot, gfn: int) -> None:
@@ -146,6 +146,6 @@ def _clear(vm: State, memslot: Memslot, leaf: Leaf, gfn: int, bit: int) -> None:
         entry = encoding.decode(word)
         guest = vm.guests.get(entry.lpid)
         shadow = guest.shadow.at(entry.gpa) if guest else None
-        if guest and shadow and shadow.entry & mask == leaf.entry & mask:
+        if guest and shadow and (shadow.entry & mask) == (leaf.entry & mask):
             guest.shadow.put(shadow._replace(entry=shadow.entry & ~bit))
             tlbie(vm, vm.rules.rc_flushed_lpid(guest), entry.gpa, shadow.size)

@@ -29,9 +29,9 @@ def host_shift(vm: State, memslot: Memslot, gpa: int, hva: int, shift: int) -> i
     """L0 maps a large page only where all of it is in the memslot, equally aligned."""
     size = 1 << shift
     first = (gpa & -size) >> vm.page_shift
-    last = (gpa | size - 1) >> vm.page_shift
+    last = (gpa | (size - 1)) >> vm.page_shift
     fits = memslot.holds(first) and memslot.holds(last)
-    return shift if fits and (gpa ^ hva) & size - 1 == 0 else vm.page_shift
+    return shift if fits and ((gpa ^ hva) & (size - 1)) == 0 else vm.page_shift
 
 
 def slot_gfn(vm: State, gpa: int, shift: int) -> int:

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Sequence
 
 from inspector import encoding
 
-__all__ = ["Slot", "Walk", "kernel_walk"]
+__all__ = ["ModelSlot", "Walk", "kernel_walk"]
 
 Walk = Callable[[Sequence[int]], Sequence[int]]
 """Which of a slot's words a walk through it meets."""
@@ -29,7 +29,7 @@ def kernel_walk(words: Sequence[int]) -> Sequence[int]:
     return words
 
 
-class Slot:
+class ModelSlot:
     """The state of one element of ``kvm_memory_slot.arch.rmap[]``."""
 
     def __init__(self, words: Iterable[int] = ()) -> None:

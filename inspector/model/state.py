@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 from inspector.model import l1_walk
 from inspector.model.partition import PTCR_SIZE_MASK
 from inspector.model.rules import MUST_HOLD, Rules
-from inspector.model.slot import Slot
+from inspector.model.slot import ModelSlot
 from inspector.model.vm import Table, Tables, VmState
 
 __all__ = ["DIRTY_LOGGED", "PMD_SHIFT", "PUD_SHIFT", "READ_ONLY", "Guest", "Memslot", "State"]
@@ -45,12 +45,12 @@ class Memslot:
     npages: int
     hva: int
     flags: int = 0
-    slots: dict[int, Slot] = field(default_factory=dict)
+    slots: dict[int, ModelSlot] = field(default_factory=dict)
     dirty: set[int] = field(default_factory=set)
 
-    def slot(self, gfn: int) -> Slot:
+    def slot(self, gfn: int) -> ModelSlot:
         """Return the slot the kernel takes for a gfn, made if it is empty."""
-        return self.slots.setdefault(gfn - self.base_gfn, Slot())
+        return self.slots.setdefault(gfn - self.base_gfn, ModelSlot())
 
     def holds(self, gfn: int) -> bool:
         """Say whether a gfn belongs to the memslot."""
@@ -137,7 +137,7 @@ class State:
     @property
     def lpid_limit(self) -> int:
         """One above the largest LPID that L1's partition table has room for."""
-        return 1 << (self.ptcr & PTCR_SIZE_MASK) + 12 - 4
+        return 1 << ((self.ptcr & PTCR_SIZE_MASK) + 12 - 4)
 
     def take_lpid(self) -> int:
         """``kvmppc_alloc_lpid``: take the lowest hardware LPID that is free."""
@@ -147,7 +147,7 @@ class State:
         self.lpids.add(lpid)
         return lpid
 
-    def slots(self) -> Iterator[tuple[int, Slot]]:
+    def slots(self) -> Iterator[tuple[int, ModelSlot]]:
         """Yield every slot that is not empty, with its gfn."""
         for memslot in self.memslots.values():
             for index in sorted(memslot.slots):

@@ -207,7 +207,7 @@ class Table:
 
     def inside(self, address: int, size: int) -> list[Leaf]:
         """Return the leaves that begin in a range of addresses."""
-        if size >> 12 < len(self.leaves):
+        if (size >> 12) < len(self.leaves):
             places = range(address, address + size, 1 << 12)
             return [self.leaves[place] for place in places if place in self.leaves]
         return [leaf for leaf in self.leaves.values() if 0 <= leaf.address - address < size]

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from inspector import encoding, pte
 from inspector.checks.view import STATES, CheckedVm, leaf_at
 from inspector.kvm.snapshot import HashSlot, Memslot, Nested, Part, Rmaps, Snapshot, Vm
-from inspector.memory.base import U64, addresses
+from inspector.memory.numbers import U64, addresses
 from inspector.questions.changes import (
     Change,
     Difference,
@@ -32,7 +32,7 @@ from inspector.structures.radix import LeafTable
 
 __all__ = ["difference", "leaves_made", "paired", "slot_changes"]
 
-KEPT_BITS = np.uint64(~encoding.SINGLE_ENTRY & (1 << 64) - 1)
+KEPT_BITS = np.uint64(~encoding.SINGLE_ENTRY & ((1 << 64) - 1))
 """All bits of an entry but the one that says where it stands."""
 
 ALL_BITS = (1 << 64) - 1
@@ -302,7 +302,7 @@ def _common(
     return (
         i,
         j,
-        ((old.entry[i] ^ new.entry[j]) & np.uint64(bits) != 0) | (old.shift[i] != new.shift[j]),
+        (((old.entry[i] ^ new.entry[j]) & np.uint64(bits)) != 0) | (old.shift[i] != new.shift[j]),
     )
 
 

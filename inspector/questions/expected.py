@@ -24,12 +24,12 @@ import numpy as np
 
 from inspector.errors import BadData
 from inspector.kvm.snapshot import Part, Rmaps, Snapshot, Vm
-from inspector.memory.base import addresses
+from inspector.memory.numbers import addresses
 from inspector.questions.changes import Compared, SlotChange
 from inspector.questions.difference import slot_changes
 from inspector.storage import DAMAGE, contents_of, parsed_json
 
-__all__ = ["Departure", "Departures", "Expected", "ExpectedVm", "departures", "read_expected"]
+__all__ = ["Departures", "Expected", "ExpectedVm", "Unexpected", "departures", "read_expected"]
 
 COMPARED = (Part.RMAPS, Part.MEMSLOTS, Part.NESTED, Part.SHADOW)
 
@@ -58,7 +58,7 @@ class Expected:
 
 
 @dataclass(frozen=True)
-class Departure:
+class Unexpected:
     """Where one VM is not as expected; ``vm`` is None where there is no such VM.
 
     In ``slots`` *before* is what was expected, and *after* what was found.
@@ -79,7 +79,7 @@ class Departure:
 
 
 @dataclass(frozen=True)
-class Departures(Compared[Departure]):
+class Departures(Compared[Unexpected]):
     """Where a host is not as expected."""
 
     expected: Expected = field(kw_only=True)
@@ -128,7 +128,7 @@ def _expected_vm(raw: Mapping[str, Any]) -> ExpectedVm:
 
 def _number(value: int | str) -> int:
     number = int(value, 0) if isinstance(value, str) else value
-    if not isinstance(number, int) or not 0 <= number < 1 << 64:
+    if not isinstance(number, int) or not 0 <= number < (1 << 64):
         raise ValueError(f"{value!r} is not a number of 64 bits")
     return number
 
@@ -148,8 +148,8 @@ def departures(expected: Expected, snapshot: Snapshot) -> Departures:
             left.remove(vm)
             found.append(_departure(wanted, vm))
         else:
-            found.append(Departure(wanted, None))
-    found += [Departure(None, vm) for vm in left]
+            found.append(Unexpected(wanted, None))
+    found += [Unexpected(None, vm) for vm in left]
     return Departures(
         tuple(found), tuple(f"not read: {gap.text}" for gap in snapshot.gaps), expected=expected
     )
@@ -163,7 +163,7 @@ def _is(vm: Vm, wanted: ExpectedVm) -> bool:
     )
 
 
-def _departure(wanted: ExpectedVm, vm: Vm) -> Departure:
+def _departure(wanted: ExpectedVm, vm: Vm) -> Unexpected:
     slots: tuple[SlotChange, ...] = ()
     if wanted.slots is not None and vm.radix:
         slots = tuple(slot_changes(_rmaps(wanted.slots), vm.rmaps))
@@ -183,7 +183,7 @@ def _departure(wanted: ExpectedVm, vm: Vm) -> Departure:
             if vm.unread_guests is not None and place[0] not in unread
         }
         unexpected = present - wanted.leaves
-    return Departure(
+    return Unexpected(
         wanted,
         vm,
         slots,

@@ -195,7 +195,7 @@ class _Search:
 
     def _leads_to(self, chain: L2Page, page: L1Page) -> bool:
         """Say whether an L2 page that maps a page's host page does so by way of that page."""
-        by_table = chain.l1_address is not None and chain.l1_address >> self._shift == page.gfn
+        by_table = chain.l1_address is not None and (chain.l1_address >> self._shift) == page.gfn
         return by_table or any(chain.slot == slot.gfn for slot in page.slots)
 
     def _host(self, address: int) -> None:

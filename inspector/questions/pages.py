@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from inspector.checks.base import Finding
 from inspector.checks.view import STATES, CheckedVm, leaf_at
 from inspector.kvm.snapshot import Memslot, Nested
-from inspector.memory.base import addresses
+from inspector.memory.numbers import addresses
 from inspector.model.vm import EntryState, judge_leaf
 from inspector.questions.parts import L1Page, L2Page, Mapping, Mark, RmapEntry, SlotView, TableEntry
 from inspector.structures.radix import LeafTable

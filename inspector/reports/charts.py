@@ -15,7 +15,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from inspector.errors import TargetNotSupported
-from inspector.reports.figures import Guest, Occupancy
+from inspector.reports.figures import GuestFigures, Occupancy
 
 __all__ = ["guests_chart", "lengths_chart", "occupancy_chart", "page_sizes_chart"]
 
@@ -87,7 +87,7 @@ def lengths_chart(lengths: Mapping[int, int]) -> str:
     return _svg(figure, axes)
 
 
-def guests_chart(guests: Sequence[Guest]) -> str:
+def guests_chart(guests: Sequence[GuestFigures]) -> str:
     """Draw the entries of every L1 LPID, live, stale and not known; the largest where many."""
     chosen = sorted(guests, key=lambda one: -(one.live + one.stale + one.not_known))
     chosen = sorted(chosen[:GUESTS_SHOWN])
@@ -193,7 +193,7 @@ def _power_of_two(value: int) -> int:
 def _address(value: int) -> str:
     """Return an address or a size in bytes, short."""
     for unit, shift in (("G", 30), ("M", 20), ("K", 10)):
-        if value >= 1 << shift:
+        if value >= (1 << shift):
             return f"{value / (1 << shift):.4g}{unit}"
     return str(value)
 

@@ -19,7 +19,7 @@ from inspector.questions.changes import (
     TableName,
     VmDifference,
 )
-from inspector.questions.expected import Departure, Departures, ExpectedVm
+from inspector.questions.expected import Departures, ExpectedVm, Unexpected
 from inspector.reports.jsonform import target_json
 from inspector.session import Acquired
 
@@ -271,7 +271,7 @@ def departures_report(acquired: Acquired, found: Departures, *, everything: bool
     yield "as expected" if same and found.whole else _conclusion(same=same, whole=found.whole)
 
 
-def _departure_lines(found: Departure, *, everything: bool) -> Iterator[str]:
+def _departure_lines(found: Unexpected, *, everything: bool) -> Iterator[str]:
     if found.vm is None:
         assert found.expected is not None
         yield f"- there is no VM with {_memslots(found.expected)}"

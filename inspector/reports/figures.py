@@ -17,7 +17,7 @@ from inspector.checks.view import CheckedVm
 from inspector.kvm.snapshot import Snapshot, Vm
 from inspector.structures.radix import LeafTable
 
-__all__ = ["Figures", "Guest", "LongList", "Occupancy", "figures_of"]
+__all__ = ["Figures", "GuestFigures", "LongList", "Occupancy", "figures_of"]
 
 BINS = 96
 """Columns at most; each has a power of two of pages."""
@@ -26,7 +26,7 @@ SLOT_SIZE = 8
 """Bytes of an element of ``kvm_memory_slot.arch.rmap``."""
 
 
-class Guest(NamedTuple):
+class GuestFigures(NamedTuple):
     """The entries of one L1 LPID; ``present`` tells whether L0 has such a nested guest."""
 
     lpid: int
@@ -73,7 +73,7 @@ class Figures:
 
     lpid: int
     lengths: dict[int, int]
-    guests: tuple[Guest, ...]
+    guests: tuple[GuestFigures, ...]
     longest: tuple[LongList, ...]
     page_sizes: dict[str, dict[str, int]]
     array_bytes: int
@@ -103,7 +103,7 @@ def _figures(checked: CheckedVm) -> Figures:
     )
 
 
-def _guests(checked: CheckedVm) -> list[Guest]:
+def _guests(checked: CheckedVm) -> list[GuestFigures]:
     nested = {one.lpid: one for one in checked.vm.nested}
     lpids = np.union1d(checked.lpid, np.array(sorted(nested), dtype=np.uint64))
     live, unknown = checked.live & ~checked.unknown, checked.unknown
@@ -112,7 +112,7 @@ def _guests(checked: CheckedVm) -> list[Guest]:
         mine = checked.lpid == lpid
         is_live, not_known = (int(np.count_nonzero(mine & kind)) for kind in (live, unknown))
         found.append(
-            Guest(
+            GuestFigures(
                 lpid,
                 lpid in nested,
                 is_live,

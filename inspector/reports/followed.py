@@ -6,10 +6,10 @@ from collections.abc import Iterator, Mapping
 from itertools import zip_longest
 from typing import Any
 
-from inspector.lockstep import Trace
+from inspector.following.calls import CallRecording
+from inspector.following.replay import Disagreement, Replayed
+from inspector.following.trace import Trace
 from inspector.model.events import Divergence, SlotWords
-from inspector.recording import Recording
-from inspector.replay import Difference, Replay
 from inspector.reports.jsonform import target_json
 from inspector.reports.text import opened, table
 from inspector.session import Acquired
@@ -28,7 +28,7 @@ DIFFERENCES_SHOWN = 20
 Side = SlotWords | str
 
 
-def replay_report(acquired: Acquired, recording: Recording, outcome: Replay) -> Iterator[str]:
+def replay_report(acquired: Acquired, recording: CallRecording, outcome: Replayed) -> Iterator[str]:
     """Yield the lines of ``inspector replay``."""
     yield from opened(acquired.snapshot, acquired.origin)
     yield ""
@@ -127,7 +127,7 @@ def _word(word: int | None) -> str:
     return "" if word < 0 else f"{word:#018x}"
 
 
-def replay_json(acquired: Acquired, recording: Recording, outcome: Replay) -> dict[str, Any]:
+def replay_json(acquired: Acquired, recording: CallRecording, outcome: Replayed) -> dict[str, Any]:
     """Return the document of ``inspector replay --json``."""
     return {
         "schema": "inspector.replay/1",
@@ -184,7 +184,7 @@ def divergence_json(divergence: Divergence | None) -> Mapping[str, Any] | None:
     }
 
 
-def _difference(difference: Difference) -> dict[str, Any]:
+def _difference(difference: Disagreement) -> dict[str, Any]:
     return {
         "what": difference.what,
         "model": _side(difference.model),

@@ -6,8 +6,8 @@ from collections.abc import Iterator
 from typing import Any
 
 from inspector.errors import printable
-from inspector.history import History, Write
-from inspector.kernel.symbols import Place
+from inspector.following.history import History, Write
+from inspector.kernel.symbols import CodePlace
 from inspector.reports.jsonform import target_json
 from inspector.reports.text import opened
 
@@ -71,7 +71,7 @@ def _write(history: History, write: Write, *, several: bool) -> Iterator[str]:
         )
 
 
-def _name(place: Place) -> str:
+def _name(place: CodePlace) -> str:
     return printable(str(place))
 
 
@@ -118,7 +118,7 @@ def _write_json(write: Write) -> dict[str, Any]:
     }
 
 
-def _place_json(place: Place) -> dict[str, Any]:
+def _place_json(place: CodePlace) -> dict[str, Any]:
     return {
         "address": f"{place.address:#x}",
         "function": place.function,

@@ -29,7 +29,7 @@ def target_json(acquired: Acquired) -> dict[str, Any]:
         if origin.stopped_seconds is None
         else round(origin.stopped_seconds * 1000, 3),
         "stops": origin.stops,
-        "stands": origin.stands,
+        "stands": origin.found_stopped,
         "attempts": origin.attempts,
         "layout": origin.layout,
         "rejected": list(origin.rejected),

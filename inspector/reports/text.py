@@ -52,7 +52,7 @@ def opened(snapshot: Snapshot, origin: Origin) -> Iterator[str]:
     yield f"read from {origin.read_path}"
     if origin.layout:
         yield f"kernel described by {origin.layout}"
-    if origin.stands:
+    if origin.found_stopped:
         yield "the machine stood still when it was found, and was left so"
     elif origin.stopped_seconds is not None:
         tries = f", {origin.attempts} tries for a whole copy" if origin.attempts > 1 else ""
@@ -270,7 +270,7 @@ def _memslots(vm: Vm, page_shift: int) -> Iterator[str]:
                 f"{slot.base_gfn:#x}",
                 slot.npages,
                 f"{slot.base_gfn << page_shift:#x}.."
-                f"{(slot.base_gfn + slot.npages << page_shift) - 1:#x}",
+                f"{((slot.base_gfn + slot.npages) << page_shift) - 1:#x}",
                 f"{slot.rmap:#x}",
             )
             for slot in vm.memslots

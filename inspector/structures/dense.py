@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from inspector.memory.arrays import blocks
-from inspector.memory.base import U64
+from inspector.memory.numbers import U64
 
 __all__ = ["DenseMap"]
 
@@ -44,13 +44,13 @@ class DenseMap:
         """
         unit = shift.min()
         end = int(address[-1]) + (1 << int(shift[-1]))
-        pages = end - int(address[0]) >> int(unit)
+        pages = (end - int(address[0])) >> int(unit)
         if pages > SPARSE * address.size:
             return None
         rows = np.full(pages + 1, -1, dtype=np.int32)
         for part in blocks(address.size):
             row = np.arange(part.start, part.stop, dtype=np.int32)
-            page = (address[part] - address[0] >> np.uint64(unit)).view(np.int64)
+            page = ((address[part] - address[0]) >> np.uint64(unit)).view(np.int64)
             rows[page] = row
             for large in np.flatnonzero(shift[part] != unit):
                 size = 1 << int(shift[part][large] - unit)

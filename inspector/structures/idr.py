@@ -20,7 +20,7 @@ from typing import NamedTuple
 import numpy as np
 
 from inspector.errors import BadData, MemoryNotReadable
-from inspector.memory.base import U64, integer
+from inspector.memory.numbers import U64, integer
 from inspector.structures.space import KernelSpace
 from inspector.structures.witness import Comparison, Mismatch, Word
 
@@ -114,7 +114,7 @@ class _Walk:
         """Yield what an entry that is not NULL leads to; ``above`` is the node that holds it."""
         entry = place.entry
         self._comparison.words += 1
-        if entry & INTERNAL_MASK != INTERNAL:
+        if (entry & INTERNAL_MASK) != INTERNAL:
             self._disagree(
                 f"the {'head' if above is None else 'entry'} {entry:#x} leads to no node",
                 "NULL or a node, which has 10 in its low bits: an idr keeps identifier 0 in a "
@@ -175,7 +175,7 @@ class _Walk:
                     "a pointer with its low bits clear: idr_find returns what the slot holds",
                     place.word("slot"),
                 )
-            if place.entry & INTERNAL_MASK != INTERNAL or place.entry >= RESERVED:
+            if (place.entry & INTERNAL_MASK) != INTERNAL or place.entry >= RESERVED:
                 yield inside, place.entry & ~INTERNAL_MASK
 
     def _disagree(self, summary: str, expected: str, *words: Word, doubt: str = "") -> None:
@@ -210,7 +210,7 @@ class _Walk:
                 values=member("nr_values"),
                 offset=member("offset"),
                 # IDR_FREE is the first mark; a word of it has a bit for each slot.
-                free=member("marks", POINTER) & (1 << slots.size) - 1,
+                free=member("marks", POINTER) & ((1 << slots.size) - 1),
             )
         return node
 
@@ -292,7 +292,7 @@ class _Walk:
                     doubt=HALF_WAY if node.counted == children - 1 else "",
                 )
             return
-        taken = ~node.free & (1 << node.slots.size) - 1
+        taken = ~node.free & ((1 << node.slots.size) - 1)
         for i in _bits(filled & node.free):
             self._disagree(
                 f"slot {i} of the node at {node.address:#x} holds an entry and is marked free",

@@ -13,7 +13,7 @@ from contextlib import suppress
 from typing import NamedTuple
 
 from inspector.errors import BadData, InspectorError, MemoryNotReadable
-from inspector.memory.base import integer
+from inspector.memory.numbers import integer
 from inspector.structures.space import KernelSpace
 from inspector.structures.witness import Comparison, Mismatch, Word
 

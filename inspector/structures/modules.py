@@ -14,7 +14,8 @@ from numpy.typing import NDArray
 
 from inspector.errors import BadData, MemoryNotReadable, TargetNotSupported
 from inspector.image.elf import SymbolTable
-from inspector.memory.base import U64, addresses, is_address, why_missing
+from inspector.memory.interface import why_missing
+from inspector.memory.numbers import U64, addresses, is_address
 from inspector.structures.lists import list_entries
 from inspector.structures.space import KernelSpace
 

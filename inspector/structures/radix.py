@@ -17,10 +17,11 @@ from numpy.typing import NDArray
 
 from inspector import pte
 from inspector.memory.arrays import Growing, distinct, first_of_each, is_in, joined
-from inspector.memory.base import ABSENT, U64, AddressSpace, Records, addresses, why_missing
+from inspector.memory.interface import ABSENT, AddressSpace, Records, why_missing
+from inspector.memory.numbers import U64, addresses
 from inspector.structures.dense import DenseMap
 
-__all__ = ["Found", "LeafTable", "TableProblem", "Tables", "lookup", "walk"]
+__all__ = ["LeafTable", "TableArrays", "TableProblem", "Translated", "collect_leaves", "translate"]
 
 VALID = np.uint64(pte.VALID)
 LEAF = np.uint64(pte.LEAF)
@@ -61,7 +62,7 @@ class TableProblem:
     entry: int | None = None
 
 
-class Tables(NamedTuple):
+class TableArrays(NamedTuple):
     """The tables of a tree, the root first, one array element each.
 
     ``table``: its address.  ``base``: the first address it translates.
@@ -76,14 +77,14 @@ class Tables(NamedTuple):
     entry: U64
 
     @classmethod
-    def none(cls) -> Tables:
+    def none(cls) -> TableArrays:
         """Return no tables."""
         nothing = addresses([])
         return cls(nothing, nothing, nothing, nothing, nothing)
 
-    def kept(self, rows: NDArray[np.bool_] | NDArray[np.int64]) -> Tables:
+    def kept(self, rows: NDArray[np.bool_] | NDArray[np.int64]) -> TableArrays:
         """Return some of the tables."""
-        return Tables(*(column[rows] for column in self))
+        return TableArrays(*(column[rows] for column in self))
 
     @property
     def size(self) -> U64:
@@ -105,7 +106,7 @@ class LeafTable:
     shift: NDArray[np.uint8]
     where: U64
     problems: tuple[TableProblem, ...] = ()
-    tables: Tables = field(default_factory=Tables.none)
+    tables: TableArrays = field(default_factory=TableArrays.none)
 
     @classmethod
     def empty(cls, problems: tuple[TableProblem, ...] = ()) -> LeafTable:
@@ -139,7 +140,7 @@ class LeafTable:
         """Return what some leaves map addresses in them to."""
         inside = _SIZES[self.shift[index]] - ONE
         frame: U64 = self.entry[index] & RPN & ~inside
-        return frame | where & inside
+        return frame | (where & inside)
 
     @cached_property
     def _dense(self) -> DenseMap | None:
@@ -158,7 +159,7 @@ class LeafTable:
         return index
 
 
-class Found(NamedTuple):
+class Translated(NamedTuple):
     """Physical addresses of a lookup, and which of them exist.
 
     ``unread`` is for those that may exist the address of the entry that could
@@ -170,7 +171,7 @@ class Found(NamedTuple):
     unread: U64
 
 
-def lookup(memory: AddressSpace, root: pte.Root, where: U64) -> Found:
+def translate(memory: AddressSpace, root: pte.Root, where: U64) -> Translated:
     """Translate single addresses, reading only the entries on their way.
 
     An address is 52 bits and, above ten that have to be zero, the number of a
@@ -180,7 +181,7 @@ def lookup(memory: AddressSpace, root: pte.Root, where: U64) -> Found:
     physical = np.zeros(where.size, dtype=np.uint64)
     known = np.zeros(where.size, dtype=np.bool_)
     unread = np.zeros(where.size, dtype=np.uint64)
-    rows = np.flatnonzero(where & NO_ADDRESS == 0)
+    rows = np.flatnonzero((where & NO_ADDRESS) == 0)
     table = np.full(rows.size, root.table, dtype=np.uint64)
     bits = np.full(rows.size, root.bits, dtype=np.uint64)
     shift = np.full(rows.size, pte.TREE_BITS, dtype=np.uint64)
@@ -189,7 +190,7 @@ def lookup(memory: AddressSpace, root: pte.Root, where: U64) -> Found:
         rows, table, bits, shift = rows[fits], table[fits], bits[fits], shift[fits] - bits[fits]
         if not rows.size:
             break
-        index: U64 = target[rows] >> shift & ((ONE << bits) - ONE)
+        index: U64 = (target[rows] >> shift) & ((ONE << bits) - ONE)
         place: U64 = table + index * np.uint64(8)
         once = distinct(place)
         back = np.searchsorted(once, place)
@@ -197,18 +198,18 @@ def lookup(memory: AddressSpace, root: pte.Root, where: U64) -> Found:
         entry = records.words(pte.BYTE_ORDER).reshape(-1)[back]
         present = records.present[back]
         unread[rows[~present]] = place[~present]
-        valid = present & (entry & VALID != 0)
-        leaf = valid & (entry & LEAF != 0)
+        valid = present & ((entry & VALID) != 0)
+        leaf = valid & ((entry & LEAF) != 0)
         inside = (ONE << shift) - ONE
-        physical[rows[leaf]] = (entry & RPN & ~inside | target[rows] & inside)[leaf]
+        physical[rows[leaf]] = ((entry & RPN & ~inside) | (target[rows] & inside))[leaf]
         known[rows[leaf]] = True
         on = valid & ~leaf
         rows, shift = rows[on], shift[on]
         table, bits = entry[on] & NEXT, entry[on] & BITS
-    return Found(physical, known, unread)
+    return Translated(physical, known, unread)
 
 
-def walk(
+def collect_leaves(
     space: AddressSpace, root: pte.Root, own: tuple[tuple[int, ...], ...] = pte.SUPPORTED_BITS
 ) -> LeafTable:
     """Collect every leaf of a tree, level by level, all tables of a level at once.
@@ -226,9 +227,9 @@ def walk(
     """
     leaves: list[tuple[U64, U64, NDArray[np.uint8], U64]] = []
     problems: list[TableProblem] = []
-    found = Tables(*(addresses([value]) for value in (root.table, 0, root.bits, 0, 0)))
+    found = TableArrays(*(addresses([value]) for value in (root.table, 0, root.bits, 0, 0)))
     shift = np.full(1, pte.TREE_BITS, dtype=np.uint64)
-    walked: list[Tables] = []
+    walked: list[TableArrays] = []
     seen = addresses([])
     last = len(pte.SUPPORTED_BITS) - 1
     for level, widths in enumerate(pte.SUPPORTED_BITS):
@@ -236,9 +237,9 @@ def walk(
         tables, shift = found.kept(usable), shift[usable]
         walked.append(tables)
         seen = np.concatenate((seen, tables.table))
-        following: list[tuple[Tables, U64]] = []
+        following: list[tuple[TableArrays, U64]] = []
         # tables of one form are those of one width that translate pages of one size
-        form_of = shift << np.uint64(8) | tables.bits
+        form_of = (shift << np.uint64(8)) | tables.bits
         for one in distinct(form_of):
             rows = np.flatnonzero(form_of == one)
             width = int(one) & 0xFF
@@ -257,19 +258,21 @@ def walk(
                 )
                 address, entry, where = read.entries
                 problems += read.problems
-                is_leaf = entry & LEAF != 0
+                is_leaf = (entry & LEAF) != 0
                 wrong = np.zeros(entry.size, dtype=np.bool_)
                 if level == 0:
                     wrong = is_leaf
                 if level == last:
                     wrong = ~is_leaf
-                wrong |= is_leaf & (entry & RPN & _SIZES[page_shift] - ONE != 0)
+                wrong |= is_leaf & ((entry & RPN & (_SIZES[page_shift] - ONE)) != 0)
                 for i in np.flatnonzero(wrong):
                     problems.append(_bad_entry(level, address[i], entry[i], where[i]))
                 on = np.flatnonzero(~is_leaf & ~wrong)
                 if on.size:
                     onward = entry[on]
-                    below = Tables(onward & NEXT, address[on], onward & BITS, where[on], onward)
+                    below = TableArrays(
+                        onward & NEXT, address[on], onward & BITS, where[on], onward
+                    )
                     following.append((below, np.full(on.size, page_shift, dtype=np.uint64)))
                 if on.size or wrong.any():
                     good = np.flatnonzero(is_leaf & ~wrong)
@@ -279,9 +282,9 @@ def walk(
             leaves.append((address, entry, np.full(entry.size, page_shift, np.uint8), where))
         if not following:
             break
-        found = Tables(*map(joined, zip(*(below for below, _ in following), strict=True)))
+        found = TableArrays(*map(joined, zip(*(below for below, _ in following), strict=True)))
         shift = joined([shifts for _, shifts in following])
-    every = Tables(*map(joined, zip(*walked, strict=True)))
+    every = TableArrays(*map(joined, zip(*walked, strict=True)))
     if not leaves:
         return LeafTable.empty(tuple(problems))
     address, entry, small, where = (joined(column) for column in zip(*leaves, strict=True))
@@ -309,7 +312,7 @@ def _table_entries(
     address = base[:, None] + (column << np.uint64(page_shift))
     where = table[:, None] + column * np.uint64(8)
     address, words, where = address.reshape(-1), words.reshape(-1), where.reshape(-1)
-    valid = words & VALID != 0
+    valid = (words & VALID) != 0
     if not valid.all():
         if cleared and np.count_nonzero(words) != np.count_nonzero(valid):
             odd = np.flatnonzero(~valid & (words != 0))
@@ -339,7 +342,7 @@ def _tables(
             text = f"{part} bytes at {where:#x} of the {name} are not readable"
             if not present.any():
                 text, size = f"{name} is not readable", length
-            entries = int(lost) * (part // 8) << page_shift
+            entries = (int(lost) * (part // 8)) << page_shift
             problems.append(
                 TableProblem(
                     int(base[row]) + entries, where, text + _because(space, where, size), True
@@ -354,7 +357,7 @@ def _because(space: AddressSpace, address: int, length: int) -> str:
 
 
 def _usable(
-    tables: Tables,
+    tables: TableArrays,
     widths: tuple[int, ...],
     own: tuple[int, ...],
     seen: U64,
@@ -363,7 +366,7 @@ def _usable(
     """Tell which tables can be walked: of a width of the level, aligned, and not met before."""
     width_ok = _one_of(tables.bits, widths)
     expected = _one_of(tables.bits, own)
-    aligned = tables.table & (tables.size - ONE) == 0
+    aligned = (tables.table & (tables.size - ONE)) == 0
     fresh = np.zeros(tables.table.size, dtype=np.bool_)
     fresh[first_of_each(tables.table)] = True
     fresh &= ~is_in(tables.table, seen)

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from typing import NamedTuple
 
 from inspector.errors import BadData, MemoryNotReadable
-from inspector.memory.base import integer
+from inspector.memory.numbers import integer
 from inspector.structures.space import KernelSpace
 from inspector.structures.witness import Comparison, Mismatch, Word
 
@@ -161,7 +161,7 @@ class _Walk:
             self._comparison.lacks("the nodes of the tree have only their children in this target")
             return
         parent = visit.parent.address if visit.parent else 0
-        if node.colour & ~FLAGS != parent:
+        if (node.colour & ~FLAGS) != parent:
             self._disagree(
                 f"the node at {visit.address:#x} has the parent {node.colour & ~FLAGS:#x}",
                 f"{parent:#x}, from where it was reached",

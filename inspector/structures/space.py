@@ -16,18 +16,11 @@ from numpy.typing import NDArray
 from inspector import pte
 from inspector.errors import MemoryNotReadable
 from inspector.image.profile import Profile
-from inspector.memory.base import (
-    U64,
-    AddressSpace,
-    PhysicalMemory,
-    Records,
-    addresses,
-    integer,
-    is_address,
-)
+from inspector.memory.interface import AddressSpace, PhysicalMemory, Records
+from inspector.memory.numbers import U64, addresses, integer, is_address
 from inspector.memory.ranges import Ranges
 from inspector.regions import LINEAR_MAP, LINEAR_SIZE, OFFSET_MASK, linear_to_physical
-from inspector.structures.radix import Found, lookup
+from inspector.structures.radix import Translated, translate
 
 __all__ = ["GuestSpace", "KernelSpace", "SlotRange"]
 
@@ -35,7 +28,7 @@ __all__ = ["GuestSpace", "KernelSpace", "SlotRange"]
 NOT_MAPPED = "no page table maps it"
 
 
-def _why_not(found: Found) -> str:
+def _why_not(found: Translated) -> str:
     if not found.unread.any():
         return NOT_MAPPED
     place = int(found.unread[0])
@@ -153,7 +146,7 @@ class KernelSpace(_Translated):
         known = linear.copy()
         rest = np.flatnonzero(~linear & (where >= np.uint64(LINEAR_MAP)))
         if rest.size:
-            found = lookup(self.memory, self._root, where[rest])
+            found = translate(self.memory, self._root, where[rest])
             physical[rest] = found.physical
             known[rest] = found.known
         return physical, known
@@ -169,7 +162,7 @@ class KernelSpace(_Translated):
         """Return why an address that does not translate does not."""
         if address < LINEAR_MAP:
             return NOT_MAPPED
-        return _why_not(lookup(self.memory, self._root, addresses([address])))
+        return _why_not(translate(self.memory, self._root, addresses([address])))
 
     def physical(self, address: int) -> int:
         """Return the physical address of one kernel virtual address.
@@ -248,7 +241,7 @@ class GuestSpace(_Translated):
         physical = np.zeros(where.size, dtype=np.uint64)
         known = np.zeros(where.size, dtype=np.bool_)
         rows, user = self._user_addresses(where)
-        found = lookup(self.memory, self._root, user)
+        found = translate(self.memory, self._root, user)
         physical[rows] = found.physical
         known[rows] = found.known
         return physical, known
@@ -256,7 +249,7 @@ class GuestSpace(_Translated):
     def why_not(self, address: int) -> str:
         """Return why an address that does not translate does not."""
         _, user = self._user_addresses(addresses([address]))
-        return _why_not(lookup(self.memory, self._root, user))
+        return _why_not(translate(self.memory, self._root, user))
 
     def _user_addresses(self, where: U64) -> tuple[NDArray[np.int64], U64]:
         """Return which of some L1 real addresses a memslot has, and where the process has them."""

@@ -16,12 +16,13 @@ from fixtures.lab.stub import Stub
 from inspector.checks.verdict import NODE_SIZE, counts_of
 from inspector.checks.view import CheckedVm
 from inspector.image.cache import directory
-from inspector.memory.direct import hva_of
-from inspector.memory.mi import GdbProcess
-from inspector.memory.processes import process_behind
-from inspector.memory.relayed import Relay
+from inspector.live.connection import Connection
+from inspector.live.direct import hva_of
+from inspector.live.mi import GdbProcess
+from inspector.live.processes import process_behind
 from inspector.memory.segments import SegmentedMemory
-from inspector.session import Options, acquire
+from inspector.options import Options
+from inspector.session import acquire
 from tests.bench.measure import Row, best, run
 
 __all__ = ["lists_rows", "rows"]
@@ -64,7 +65,7 @@ def lists_rows(machine: Machine, repeat: int) -> Iterator[Row]:
             "python with numpy and click": best(repeat, lambda: run("-c", "import numpy, click"))
         },
         note=f"{one.lists:,} lists, the longest of {longest}: so many the next insertion walks; "
-        f"{one.nodes:,} nodes, {one.nodes * NODE_SIZE >> 10} KiB of kernel memory "
+        f"{one.nodes:,} nodes, {(one.nodes * NODE_SIZE) >> 10} KiB of kernel memory "
         f"in {one.node_pages} pages; {int(acquired.memory.sizes.sum()) / 1e6:.1f} MB read; "
         f"stopped for {1000 * (acquired.origin.stopped_seconds or 0):.0f} ms",
         why="Python and GDB have to start, and a list is followed node by node, before the stop "
@@ -119,7 +120,7 @@ def _direct(machine: Machine, memory: SegmentedMemory, repeat: int) -> Row:
 def _attached(machine: Machine, interrupt: bool) -> float:
     """Return how long a GDB that does nothing else stops the machine."""
     # GDB runs without the network, so the relay that it needs is part of this
-    relay = Relay("127.0.0.1", machine.gdb_port)
+    relay = Connection("127.0.0.1", machine.gdb_port)
     gdb = GdbProcess()
     try:
         gdb.command("-gdb-set mi-async on")

@@ -17,10 +17,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from inspector.checks.verdict import judge
+from inspector.dumps.elfcore import open_core
 from inspector.kvm.snapshot import Vm
-from inspector.memory.elfcore import open_core
 from inspector.memory.segments import SegmentedMemory
-from inspector.session import Options, acquire
+from inspector.options import Options
+from inspector.session import acquire
 
 WORD = 8
 PIECE = 1 << 26

@@ -8,13 +8,13 @@ import numpy as np
 import pytest
 
 from inspector import pte
-from inspector.checks.known import Known
+from inspector.checks.known import KnownMemory
 from inspector.checks.verdict import Judgement, Verdict, judge
 from inspector.kvm.snapshot import ArrayPages, HostState, Region, Snapshot, Vm
-from inspector.memory.base import addresses
+from inspector.memory.numbers import addresses
 from inspector.memory.ranges import Ranges
 from inspector.model.vm import VmState
-from inspector.structures.radix import Tables
+from inspector.structures.radix import TableArrays
 from tests.builders import leaf, snapshot_vm, table, words
 
 SIZES = {"kvm": 0x800, "kvm_memory_slot": 0x100, "kvm_nested_guest": 0x400, "rmap_nested": 16}
@@ -37,11 +37,11 @@ STATE = VmState(
 )
 
 
-def tables(*rows: tuple[int, int]) -> Tables:
+def tables(*rows: tuple[int, int]) -> TableArrays:
     """Return tables of 512 entries, each with its address and the entry that leads to it."""
     where, entry = zip(*rows, strict=True)
     count = len(rows)
-    return Tables(
+    return TableArrays(
         addresses(where),
         addresses(range(count)),
         np.full(count, 9, np.uint64),
@@ -87,7 +87,7 @@ def test_a_leaf_maps_no_page_of_the_hosts(page: int, what: str) -> None:
     (finding,) = judged(vm_with(host=page)).findings
     assert finding.invariant == "leaf-kernel-page"
     assert what in finding.summary
-    assert finding.evidence[0].value == page | leaf(0, 0).entry
+    assert finding.evidence[0].value == (page | leaf(0, 0).entry)
     assert len(finding.evidence) > 1
 
 
@@ -148,14 +148,14 @@ def test_what_is_not_known_is_said() -> None:
 
 @pytest.mark.parametrize("bit", [6, 57, 58, 59, 60, 3])
 def test_bits_of_a_leaf_that_kvm_never_writes(bit: int) -> None:
-    (finding,) = judged(vm_with(bits=leaf(0, 0).entry | 1 << bit)).findings
+    (finding,) = judged(vm_with(bits=leaf(0, 0).entry | (1 << bit))).findings
     assert finding.invariant == "entry-bits"
     assert f"{1 << bit:#x}" in finding.summary
 
 
 @pytest.mark.parametrize("bit", [9, 10, 11, 61])
 def test_bits_that_only_software_looks_at_may_be_set(bit: int) -> None:
-    assert judged(vm_with(bits=leaf(0, 0).entry | 1 << bit)).verdict is Verdict.CONSISTENT
+    assert judged(vm_with(bits=leaf(0, 0).entry | (1 << bit))).verdict is Verdict.CONSISTENT
 
 
 def test_a_leaf_permits_something() -> None:
@@ -175,7 +175,7 @@ def test_bits_of_an_entry_above_a_table(bit: int) -> None:
     good = pte.VALID | 0x5000_0000 | 9
     host = replace(vm.host, tables=tables((0x5000_0000, good)))
     assert judged(replace(vm, host=host)).verdict is Verdict.CONSISTENT
-    host = replace(vm.host, tables=tables((0x5000_0000, good | 1 << bit)))
+    host = replace(vm.host, tables=tables((0x5000_0000, good | (1 << bit))))
     (finding,) = judged(replace(vm, host=host)).findings
     assert (finding.invariant, finding.evidence[0].address) == ("entry-bits", 0x900)
 
@@ -219,7 +219,7 @@ def test_ranges_of_any_size_are_found_again() -> None:
     for _ in range(20):
         vm = vm_with()
         at = (random.integers(0, 1 << 40, 50) & ~0xFFF).tolist()
-        known = Known(
+        known = KnownMemory(
             Snapshot(
                 "release",
                 "id",

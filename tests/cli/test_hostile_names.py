@@ -19,7 +19,7 @@ from inspector.cli import main
 from inspector.errors import TargetNotSupported
 from inspector.image import cache
 from inspector.image.files import debug_files
-from inspector.memory import relay
+from inspector.live import relay
 from tests.fixtures import DIRECTORY, pieces
 
 NAMES = (

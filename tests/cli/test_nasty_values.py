@@ -12,7 +12,8 @@ from click.testing import CliRunner
 
 from inspector.cli import COMMANDS, cli, common
 from inspector.errors import InspectorError
-from inspector.session import Acquired, Options, acquire
+from inspector.options import Options
+from inspector.session import Acquired, acquire
 from tests.fixtures import DIRECTORY
 
 TARGET = str(DIRECTORY / "powernv9-singles.core.zst")

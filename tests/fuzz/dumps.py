@@ -10,15 +10,15 @@ from collections.abc import Iterator
 
 import zstandard
 
+from inspector.dumps.compression import PageDamaged, expand
+from inspector.dumps.elfcore import Note, write_core
+from inspector.dumps.formats import Dump, open_dump
 from inspector.image.elf import unpacked
 from inspector.image.vmcoreinfo import facts
-from inspector.memory.compression import PageDamaged, expand
-from inspector.memory.dump import Dump, open_dump
-from inspector.memory.elfcore import Note, write_core
+from tests.dumps.kdumpwriter import COMPRESSORS, KdumpSpec, flattened, kdump
 from tests.fuzz.mutate import Fields, binary, text
 from tests.fuzz.target import PAGE, Target, asked, cut_at, joined, read_around, saved
 from tests.memories import of_segments
-from tests.memory.kdumpwriter import COMPRESSORS, KdumpSpec, flattened, kdump
 
 __all__ = ["DUMPS", "elf_fields"]
 

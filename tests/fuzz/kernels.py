@@ -22,7 +22,7 @@ from inspector.image.elf import ElfFile
 from inspector.image.profile import STRUCTS, Profile, Types, layouts
 from inspector.image.vmcoreinfo import read_vmcoreinfo, release_and_page_size
 from inspector.kvm.collect import collect
-from inspector.memory.base import AddressSpace
+from inspector.memory.interface import AddressSpace
 from inspector.structures.space import KernelSpace
 from tests.btfwriter import BtfWriter
 from tests.elfwriter import build_id_note, elf_file, function_table
@@ -193,7 +193,7 @@ def _symbol_table_fields(data: bytes) -> Iterator[Fields]:
         return
     yield Fields(range(digits & ~1, min(len(data), digits + 1400) - 1, 2), 2, "<")
     yield Fields(range(max(0, digits - 600) & ~3, digits, 4), 4, "<")
-    yield Fields(range(digits + 1000 & ~3, min(len(data), digits + 4400) - 3, 4), 4, "<")
+    yield Fields(range((digits + 1000) & ~3, min(len(data), digits + 4400) - 3, 4), 4, "<")
     yield Fields((*range(0, 16, 4), *range(2396, 2420, 4), *range(4796, 4820, 4)), 4, "<")
     yield Fields(range(16, max(17, digits - 600), 37), 1, "<")
 

@@ -125,7 +125,7 @@ def _put(data: bytearray, field: _Field, other: _Field, chance: random.Random) -
             chance.choice(EDGES),
             chance.choice(EDGES),
             old + chance.choice(SPREAD),
-            old ^ 1 << chance.randrange(8 * field.size),
+            old ^ (1 << chance.randrange(8 * field.size)),
             _value(data, other),
             len(data) + chance.choice((-8, -1, 0, 1)),
             field.place,
@@ -133,7 +133,7 @@ def _put(data: bytearray, field: _Field, other: _Field, chance: random.Random) -
             chance.getrandbits(64),
         )
     )
-    raw = (value % (1 << 8 * field.size)).to_bytes(field.size, _code(field))
+    raw = (value % (1 << (8 * field.size))).to_bytes(field.size, _code(field))
     data[field.place : field.place + field.size] = raw
 
 

@@ -15,16 +15,17 @@ from io import FileIO
 import numpy as np
 import pytest
 
-from inspector.memory import conversation, mi, relay
-from inspector.memory.base import addresses
-from inspector.memory.framing import encoded
-from inspector.memory.relay import GO
-from inspector.memory.served import open_served
-from inspector.memory.stub import FEW
-from inspector.memory.terms import CHUNK
+from inspector.live import mi, relay
+from inspector.live import stub as conversation
+from inspector.live.framing import encoded
+from inspector.live.relay import GO
+from inspector.live.served import open_served
+from inspector.live.stub_memory import FEW
+from inspector.live.terms import CHUNK
+from inspector.memory.numbers import addresses
+from tests.connection.test_mtree import MTREE
 from tests.fuzz.mutate import text
 from tests.fuzz.target import Target, asked
-from tests.memory.test_ram import MTREE
 
 __all__ = ["PARTNERS"]
 
@@ -115,19 +116,19 @@ def hear_stub(data: bytes) -> None:
     with _end_that_says(data) as ours:
         guard = conversation.Guard(-1)
         stub = conversation.Stub(ours, guard, conversation.Log())
-        with suppress(conversation.Refused):
+        with suppress(conversation.StubRefused):
             relay.Relay(stub, None, ours, guard).begin("")
-        with suppress(conversation.Refused):
+        with suppress(conversation.StubRefused):
             stub.read([(0, 16), (1 << 12, CHUNK + 8)])
-        with suppress(conversation.Refused):
+        with suppress(conversation.StubRefused):
             stub.described()
         stub.send(GO)
         stub.hold()
-        stub.leave(stands=False)
+        stub.leave(keep_stopped=False)
 
 
 PARTNERS = {
     "a machine that is lent": Target(_said_by_a_lender, hear_lender, text),
     "GDB": Target(_said_by_gdb, hear_gdb, text),
-    "QEMU's stub": Target(_said_by_a_stub, hear_stub, text, (conversation.Lost,)),
+    "QEMU's stub": Target(_said_by_a_stub, hear_stub, text, (conversation.StubLost,)),
 }

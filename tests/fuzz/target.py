@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 from inspector.errors import InspectorError
-from inspector.memory.base import AddressSpace, addresses
+from inspector.memory.interface import AddressSpace
+from inspector.memory.numbers import addresses
 from tests.fuzz.mutate import Mutator
 
 __all__ = ["PAGE", "Target", "asked", "cut_at", "folder", "joined", "read_around", "saved"]

@@ -8,23 +8,24 @@ import random
 
 from fixtures.synthetic import build
 from inspector.capture import NOTE_NAME, Capture, read_capture
+from inspector.dumps.elfcore import ElfCore, Note
+from inspector.following.calls import read_calls
+from inspector.following.replay import replay
+from inspector.following.stores import stored_range
 from inspector.image.elf import unpacked
 from inspector.kvm.collect import collect, vm_list
-from inspector.memory.base import addresses
-from inspector.memory.direct import hva_of
-from inspector.memory.elfcore import ElfCore, Note
-from inspector.memory.ram import RamMap, large_blocks, parse_mtree
+from inspector.live.direct import hva_of
+from inspector.live.mtree import large_blocks, parse_mtree
+from inspector.memory.numbers import addresses
+from inspector.memory.ranges import Ranges
 from inspector.memory.segments import SegmentedMemory
-from inspector.memory.stores import stored_range
 from inspector.questions.expected import departures, read_expected
-from inspector.recording import read_recording
-from inspector.replay import replay
 from inspector.session import Acquired
 from inspector.structures.space import KernelSpace
+from tests.connection.test_mtree import MTREE
 from tests.fixtures import DIRECTORY, description, opened
 from tests.fuzz.mutate import json_tree, text
 from tests.fuzz.target import Target, asked, saved
-from tests.memory.test_ram import MTREE
 
 __all__ = ["TEXTS"]
 
@@ -70,7 +71,7 @@ def _recorded() -> Acquired:
 
 def follow(data: bytes) -> None:
     """Replay a recording, and hold it against the capture of its end."""
-    replay(read_recording(saved(data)), _recorded().snapshot)
+    replay(read_calls(saved(data)), _recorded().snapshot)
 
 
 def _line_of_json(data: bytes, chance: random.Random) -> bytes:
@@ -104,8 +105,8 @@ def hear_qemu(data: bytes) -> None:
     stored_range(said, lambda _: 9)
     asked(hva_of, said)
     ram = parse_mtree(said)
-    assert isinstance(ram, RamMap)
-    ram.covers(addresses([0, 1 << 32, (1 << 64) - 1]), 16)
+    assert isinstance(ram, Ranges)
+    ram.cover(addresses([0, 1 << 32, (1 << 64) - 1]), 16)
 
 
 TEXTS = {

@@ -24,7 +24,7 @@ from inspector.kvm.containers import memslot_addresses, nested_guest_addresses
 from inspector.kvm.hash_rmap import read_hash_rmaps
 from inspector.kvm.partition import partition_entry, partition_table
 from inspector.kvm.rmap import read_rmaps
-from inspector.memory.base import addresses
+from inspector.memory.numbers import addresses
 from inspector.memory.segments import SegmentedMemory
 from inspector.reports.jsonform import check_json, rmap_lines, vms_json
 from inspector.reports.text import check_report, rmap_report, vms_report
@@ -36,7 +36,7 @@ from inspector.structures.modules import (
     module_contents,
     module_symbols,
 )
-from inspector.structures.radix import lookup, walk
+from inspector.structures.radix import collect_leaves, translate
 from inspector.structures.space import GuestSpace, KernelSpace
 from tests.fixtures import DIRECTORY
 from tests.fuzz.mutate import EDGES
@@ -113,9 +113,9 @@ class _Walk:
         if way == 3:
             return large, False
         if way == 4:
-            return LINEAR | other.where - (small & 0xF8), False
+            return LINEAR | (other.where - (small & 0xF8)), False
         if way == 5:
-            return LINEAR | site.where - (small & 0xF8), False
+            return LINEAR | (site.where - (small & 0xF8)), False
         if way == 6:
             raw = self._mutant.memory.read(other.where, other.size)
             return int.from_bytes(raw, "little" if self._little else "big"), False
@@ -124,9 +124,9 @@ class _Walk:
             return int.from_bytes(old.to_bytes(8, "little")[: site.size], code) + small - 128, False  # type: ignore[arg-type]
         if way == 8:
             # a page-table entry that leads to a table, or maps a page
-            leaf = pte.LEAF if small & 0x80 else small >> 1 & 0x1F
-            return pte.VALID | other.where & pte.NEXT_TABLE_MASK | leaf, self._little or swapped
-        return old ^ 1 << large % 64, False
+            leaf = pte.LEAF if small & 0x80 else (small >> 1) & 0x1F
+            return pte.VALID | (other.where & pte.NEXT_TABLE_MASK) | leaf, self._little or swapped
+        return old ^ (1 << (large % 64)), False
 
 
 class _Pieces:
@@ -186,8 +186,8 @@ def _tables(kernel: KernelSpace, mutant: Mutant) -> None:
     for vm in mutant.before.vms:
         for root in (vm.pgtable, *(nested.shadow_pgtable for nested in vm.nested)):
             tree = pte.Root(kernel.physical(root), pte.PGD_BITS)
-            walk(kernel.memory, tree).find(addresses([0, 1 << 40]))
-            lookup(kernel.memory, tree, addresses([0, 1 << 16, 0x1900000, (1 << 52) - 1]))
+            collect_leaves(kernel.memory, tree).find(addresses([0, 1 << 40]))
+            translate(kernel.memory, tree, addresses([0, 1 << 16, 0x1900000, (1 << 52) - 1]))
 
 
 def _l1_tables(kernel: KernelSpace, mutant: Mutant) -> None:
@@ -197,7 +197,7 @@ def _l1_tables(kernel: KernelSpace, mutant: Mutant) -> None:
         for nested in vm.nested:
             root = pte.partition_root(nested.l1_gr_to_hr)
             if root is not None:
-                walk(guest, root)
+                collect_leaves(guest, root)
 
 
 def _modules(kernel: KernelSpace, mutant: Mutant) -> None:
@@ -224,7 +224,9 @@ def _partition(kernel: KernelSpace, mutant: Mutant) -> None:
 def _whole(kernel: KernelSpace, mutant: Mutant) -> None:
     snapshot = collect(kernel, _vms(mutant))
     judgement = judge(snapshot)
-    acquired = Acquired(snapshot, kernel.profile, Origin("x", "x"), lambda: mutant.memory)
+    acquired = Acquired(
+        snapshot, kernel.profile, Origin(target="x", read_path="x"), lambda: mutant.memory
+    )
     check_json(acquired, judgement)
     vms_json(acquired)
     for lines in (

@@ -48,7 +48,7 @@ def vmlinux(order: str = "<") -> BtfWriter:
             ("", holder, 1344),
         ],
     )
-    w.struct("flags", 8, [("x", u32, 3 << 24), ("bits", u32, 5 << 24 | 35)], flag=1)
+    w.struct("flags", 8, [("x", u32, 3 << 24), ("bits", u32, (5 << 24) | 35)], flag=1)
     return w
 
 

@@ -13,10 +13,10 @@ import zstandard
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from inspector.dumps import packed
+from inspector.dumps.formats import open_dump
 from inspector.errors import BadData
 from inspector.image.elf import ElfFile, SymbolTable, build_id_in, unpacked
-from inspector.memory import packed
-from inspector.memory.dump import open_dump
 from tests.elfwriter import build_id_note, elf_file, function_table, symbol_table
 from tests.profiles import examples
 

@@ -10,10 +10,11 @@ from fixtures.synthetic import BUILD_IDS, LAYOUTS, MODULE_SIZE, THIS_MODULE, Ima
 from inspector.errors import InspectorError, TargetNotSupported
 from inspector.image.cache import cached_profiles, keep
 from inspector.kernel import choose
-from inspector.kernel.choose import Sources, describe_kernel
-from inspector.kernel.discover import Found, find_kernel
+from inspector.kernel.choose import describe_kernel
+from inspector.kernel.discover import FoundKernel, find_kernel
 from inspector.kvm.collect import collect
 from inspector.memory.segments import SegmentedMemory
+from inspector.options import Options
 from inspector.structures.space import KernelSpace
 from tests.fakedwarf import FakeDwarf
 from tests.kallsymswriter import Form
@@ -53,7 +54,7 @@ def host(page_size: int = 4096, order: str = "<", *, kvm_loaded: bool = True) ->
 HOST = host()
 
 
-def found_in(memory: SegmentedMemory, debug_file: Path = FakeDwarf.of_the_module) -> Found:
+def found_in(memory: SegmentedMemory, debug_file: Path = FakeDwarf.of_the_module) -> FoundKernel:
     return find_kernel(memory, debug_file=debug_file)
 
 
@@ -98,7 +99,7 @@ def test_without_a_debug_file_it_says_what_to_get() -> None:
         match=r"CONFIG_KALLSYMS_ALL.*give --debug-file .*kvm-hv\.ko of the package "
         r"linux-image-6\.12\.0-fake-dbg",
     ):
-        describe_kernel(HOST.memory, Sources())
+        describe_kernel(HOST.memory, Options())
 
 
 @pytest.mark.slow
@@ -107,17 +108,17 @@ def test_the_second_time_nothing_is_searched(monkeypatch: pytest.MonkeyPatch) ->
         build_id = BUILD_IDS["kvm_hv"].hex()
 
     monkeypatch.setattr(choose, "ElfFile", lambda path: File)
-    sources = Sources(debug_file=FakeDwarf.of_the_module)
+    sources = Options(debug_file=FakeDwarf.of_the_module)
     first = describe_kernel(HOST.memory, sources)
     assert first.source == f"the target's memory and {FakeDwarf.of_the_module}"
-    for again in (sources, Sources()):
+    for again in (sources, Options()):
         known = describe_kernel(HOST.memory, again)
         assert (known.source, known.profile) == ("the cache", first.profile)
     (kept,) = cached_profiles()
     assert "vm_list" not in kept.symbols
     File.build_id = "00" * 20
     with pytest.raises(TargetNotSupported, match="kvm_hv that is loaded has the build ID"):
-        describe_kernel(HOST.memory, Sources(debug_file=Path("00" * 20)))
+        describe_kernel(HOST.memory, Options(debug_file=Path("00" * 20)))
 
 
 @pytest.mark.slow
@@ -132,7 +133,7 @@ def test_another_build_of_the_module() -> None:
     keep(found.profile)
     note = module_at(HOST, "kvm_hv") - THIS_MODULE + 256 + 16
     with pytest.raises(TargetNotSupported, match="CONFIG_KALLSYMS_ALL"):
-        describe_kernel(changed(HOST, note, bytes(20)), Sources())
+        describe_kernel(changed(HOST, note, bytes(20)), Options())
 
 
 def test_kvm_is_not_loaded() -> None:
@@ -149,7 +150,7 @@ def test_missing_memory_is_not_a_missing_module() -> None:
 
 
 def test_the_hash_mmu_is_seen_in_the_page_table() -> None:
-    swapper = HOST.profile.symbols["swapper_pg_dir"] & (1 << 60) - 1
+    swapper = HOST.profile.symbols["swapper_pg_dir"] & ((1 << 60) - 1)
     with pytest.raises(TargetNotSupported, match="hash MMU"):
         found_in(patch(HOST.memory, swapper, bytes(8)))
 
@@ -211,7 +212,7 @@ def test_two_lists_of_modules() -> None:
     base = LAYOUTS["module"][1]["core_layout.base"][0]
     data[base : base + 8] = link(copy)
     memory = changed(HOST, copy, bytes(data))
-    memory = patch(memory, head & (1 << 60) - 1, link(copy + LIST) * 2)
+    memory = patch(memory, head & ((1 << 60) - 1), link(copy + LIST) * 2)
     with pytest.raises(TargetNotSupported, match="two lists of modules"):
         found_in(memory)
 
@@ -220,8 +221,8 @@ def test_two_lists_of_modules() -> None:
 @pytest.mark.parametrize("what", [b"OSRELEASE=", b"SYMBOL(swapper_pg_dir)=", b"SYMBOL(_stext)="])
 def test_damaged_vmcoreinfo(what: bytes) -> None:
     text = HOST.profile.vmcoreinfo.encode()
-    pointer = HOST.profile.symbols["vmcoreinfo_data"] & (1 << 60) - 1
-    place = int.from_bytes(HOST.memory.read(pointer, 8), "little") & (1 << 60) - 1
+    pointer = HOST.profile.symbols["vmcoreinfo_data"] & ((1 << 60) - 1)
+    place = int.from_bytes(HOST.memory.read(pointer, 8), "little") & ((1 << 60) - 1)
     memory = patch(HOST.memory, place + text.index(what), b"?" * (len(what) + 4))
     found = find_kernel(memory)
     assert found.profile is None

@@ -14,11 +14,12 @@ from inspector.errors import BadData, TargetNotSupported
 from inspector.image import cache
 from inspector.image.profile import Profile
 from inspector.kernel import choose
-from inspector.kernel.choose import Sources, describe_kernel
+from inspector.kernel.choose import describe_kernel
 from inspector.kernel.discover import find_kernel
 from inspector.kernel.host import confirmed, module_types
 from inspector.kvm.collect import vm_list
 from inspector.memory.segments import SegmentedMemory
+from inspector.options import Options
 from inspector.structures.space import KernelSpace
 from tests.elfwriter import build_id_note, elf_file, symbol_table
 from tests.kallsymswriter import Form
@@ -27,7 +28,7 @@ from tests.selfdescribed import BUILD_ID, furnish
 
 IMAGE = build([], furnish=furnish(Form()))
 MEMORY = IMAGE.memory
-NONE = Sources()
+NONE = Options()
 HOME = "inspector/layouts"
 
 
@@ -118,10 +119,10 @@ def test_what_is_no_build_id_names_no_file(folder: Path, build_id: str) -> None:
     assert not list(folder.parent.parent.rglob("*.json"))
 
 
-def layout(path: Path, **changes: Any) -> Sources:
+def layout(path: Path, **changes: Any) -> Options:
     raw = describe_kernel(MEMORY, NONE).profile.to_json() | changes
     path.write_text(json.dumps(raw))
-    return Sources(layout=path)
+    return Options(layout=path)
 
 
 def test_a_layout(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -147,9 +148,9 @@ def test_a_layout_of_another_kernel(folder: Path, tmp_path: Path) -> None:
             describe_kernel(MEMORY, layout(path, symbols=moved))
     path.write_text("{}")
     with pytest.raises(BadData, match="layout profile is damaged"):
-        describe_kernel(MEMORY, Sources(layout=path))
+        describe_kernel(MEMORY, Options(layout=path))
     with pytest.raises(BadData, match="cannot read"):
-        describe_kernel(MEMORY, Sources(layout=tmp_path / "absent"))
+        describe_kernel(MEMORY, Options(layout=tmp_path / "absent"))
 
 
 def test_what_to_get_where_memory_does_not_say_enough(folder: Path) -> None:
@@ -161,7 +162,7 @@ def test_what_to_get_where_memory_does_not_say_enough(folder: Path) -> None:
 
 def test_damage_since_it_was_kept(folder: Path) -> None:
     describe_kernel(MEMORY, NONE)
-    banner = IMAGE.profile.symbols["linux_banner"] & (1 << 60) - 1
+    banner = IMAGE.profile.symbols["linux_banner"] & ((1 << 60) - 1)
     with pytest.raises(TargetNotSupported, match="not found in the first 64 MiB"):
         describe_kernel(patch(MEMORY, banner, bytes(8)), NONE)
 
@@ -169,7 +170,7 @@ def test_damage_since_it_was_kept(folder: Path) -> None:
 RELOCATED = 192 << 20
 
 
-def files(image: Image, base: int, folder: Path, build_id: bytes = BUILD_ID) -> Sources:
+def files(image: Image, base: int, folder: Path, build_id: bytes = BUILD_ID) -> Options:
     """Write the files of a kernel; by its symbols it begins at physical 0."""
     symbols = image.profile.symbols
     known = find_kernel(image.memory).profile
@@ -193,7 +194,7 @@ def files(image: Image, base: int, folder: Path, build_id: bytes = BUILD_ID) -> 
     for name, types in module_types(kernel).items():
         of_module = {".modinfo": b"vermagic=6.12.0-fake SMP\0", ".BTF": types}
         (folder / f"{name.replace('_', '-')}.ko").write_bytes(elf_file(of_module))
-    return Sources(kernel=folder / "vmlinux", modules=folder)
+    return Options(kernel=folder / "vmlinux", modules=folder)
 
 
 @pytest.mark.slow
@@ -213,7 +214,7 @@ def test_files_of_a_kernel_wherever_it_was_loaded(
     assert vm_list(KernelSpace(image.memory, known.profile)) == image.vm_list
 
     monkeypatch.setattr("inspector.image.files._kernel_candidates", lambda: iter([sources.kernel]))
-    looked_up = describe_kernel(image.memory, Sources(modules=sources.modules))
+    looked_up = describe_kernel(image.memory, Options(modules=sources.modules))
     assert looked_up.profile == known.profile
 
 

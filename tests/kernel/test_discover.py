@@ -160,8 +160,8 @@ def test_kvm_is_not_loaded() -> None:
 
 def test_the_hash_mmu() -> None:
     image = host()
-    cpu = image.profile.symbols["cur_cpu_spec"] & (1 << 60) - 1
-    spec = int.from_bytes(image.memory.read(cpu, 8), "little") & (1 << 60) - 1
+    cpu = image.profile.symbols["cur_cpu_spec"] & ((1 << 60) - 1)
+    spec = int.from_bytes(image.memory.read(cpu, 8), "little") & ((1 << 60) - 1)
     with pytest.raises(TargetNotSupported, match="hash MMU"):
         find_kernel(patch(image.memory, spec + 24, bytes(4)))
 
@@ -170,7 +170,7 @@ def test_the_hash_mmu() -> None:
 @pytest.mark.parametrize("symbol", ["linux_banner", "modules", "swapper_pg_dir", "vmcoreinfo_size"])
 def test_damage_is_named(symbol: str) -> None:
     image = host()
-    place = image.profile.symbols[symbol] & (1 << 60) - 1
+    place = image.profile.symbols[symbol] & ((1 << 60) - 1)
     with pytest.raises(
         TargetNotSupported, match=r"kernel symbols at physical .*: .*(its|the kernel's) "
     ):

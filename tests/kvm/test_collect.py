@@ -26,7 +26,7 @@ AGES = st.sampled_from(sorted(ALL_LAYOUTS))
 
 def memslots_for(state: VmState) -> tuple[MemslotRange, ...]:
     """Return memslots that hold the gfns of a random VM, with a hole between them."""
-    region = 1 << 21 - state.page_shift
+    region = 1 << (21 - state.page_shift)
     return (
         MemslotRange(0, 2 * region, 0x7F00_0000_0000, id=3),
         MemslotRange(GFN_REGIONS[-1] * region, region, 0x7E00_0000_0000, id=1, flags=1),
@@ -209,7 +209,7 @@ def test_what_is_missing_is_noted_and_the_rest_collected() -> None:
 
     assert whole.nested[0].l1 is not None
     pte_at = int(whole.nested[0].l1.where[0])
-    assert pte_at >> 12 >= whole.memslots[-1].base_gfn
+    assert (pte_at >> 12) >= whole.memslots[-1].base_gfn
 
 
 def test_l1_tables_that_are_missing_are_noted() -> None:

@@ -28,7 +28,7 @@ from tests.fixtures import DIRECTORY, description, opened
 
 PAGE = 4096
 ORDER = 18
-ENTRIES = 1 << ORDER - 4
+ENTRIES = 1 << (ORDER - 4)
 FORW, BACK, SIZE = 8, 12, 16
 REV, HPT_ORDER = 600, 608
 BASE_GFN = 0x100

@@ -13,15 +13,16 @@ from hypothesis import strategies as st
 
 from fixtures.synthetic import Kernel, build
 from inspector import encoding
-from inspector.encoding import Step
 from inspector.errors import MemoryNotReadable
 from inspector.kvm import rmap
 from inspector.kvm.rmap import read_rmaps
 from inspector.kvm.snapshot import Memslot, Rmaps
-from inspector.memory.base import U64, Records, addresses
-from inspector.memory.recording import RecordingMemory
+from inspector.memory.interface import Records
+from inspector.memory.numbers import U64, addresses
+from inspector.memory.reads import RecordingMemory
 from inspector.memory.segments import SegmentedMemory
 from inspector.structures.space import KernelSpace
+from tests.kvm.slotwalk import SlotWord, walk
 
 PAGE = 4096
 PROFILES = {order: build([], byte_order=order).profile for order in "<>"}
@@ -72,8 +73,8 @@ class Array:
     def read(self) -> Rmaps:
         return read_rmaps(self.kernel, (self.memslot,))
 
-    def followed(self, head: int) -> tuple[list[Step], str | None]:
-        """Follow one slot by encoding.walk; return its steps, and why it ended if it should not."""
+    def followed(self, head: int) -> tuple[list[SlotWord], str | None]:
+        """Follow one slot by its links; return its steps, and why it ended if it should not."""
         last = head
 
         def node_at(address: int) -> tuple[int, int]:
@@ -85,9 +86,9 @@ class Array:
             last = self.nodes[address][0]
             return self.nodes[address]
 
-        steps: list[Step] = []
+        steps: list[SlotWord] = []
         try:
-            for step in encoding.walk(head, node_at):
+            for step in walk(head, node_at):
                 steps.append(step)
         except ValueError:
             return steps, "pointer"
@@ -196,10 +197,10 @@ def test_a_list_is_followed_so_far_and_no_further(monkeypatch: pytest.MonkeyPatc
 @pytest.mark.parametrize("limit", [PAGE, 3 * PAGE])
 def test_arrays_are_read_in_pieces(limit: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(rmap, "READ_LIMIT", limit)
-    heads = {gfn: -1 - (0x1001 | gfn << 12) for gfn in (0, 511, 512, 513, 2047, 2048, 4000)}
+    heads = {gfn: -1 - (0x1001 | (gfn << 12)) for gfn in (0, 511, 512, 513, 2047, 2048, 4000)}
     array = Array.of(heads, [], skip=1)
     assert [(slot.gfn, slot.words.tolist()) for slot in array.read()] == [
-        (0x100 + gfn, [0x1001 | gfn << 12]) for gfn in heads
+        (0x100 + gfn, [0x1001 | (gfn << 12)]) for gfn in heads
     ]
 
 

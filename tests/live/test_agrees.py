@@ -19,7 +19,8 @@ from fixtures.lab.specified import leaves_read, specified
 from inspector.capture import Capture, write_capture
 from inspector.checks.verdict import Verdict, judge
 from inspector.kvm.snapshot import Snapshot
-from inspector.session import Acquired, Options, acquire
+from inspector.options import Options
+from inspector.session import Acquired, acquire
 from tests.live.tools import Lab, document, leaves_of, slots_of, vm_at
 
 MACHINES = ("powernv9", "pseries")
@@ -28,7 +29,7 @@ READ_PATHS = ("direct", "gdb")
 
 def _acquire(lab: Lab, read_path: str = "auto") -> Acquired:
     state = lab.machine.state
-    options = Options(Path(state.vmlinux), Path(state.modules), read_path)
+    options = Options(kernel=Path(state.vmlinux), modules=Path(state.modules), read_path=read_path)
     return acquire(lab.target, options)
 
 
@@ -111,7 +112,7 @@ def test_the_command_line(boot: Callable[..., Lab], tmp_path: Path, read_path: s
     live = lab.run("rmap", "--jsonl", *option)
     taken = lab.run("capture", "-o", str(path), *option)
     assert (live.returncode, taken.returncode) == (0, 0)
-    assert path.stat().st_size < 300 << 10
+    assert path.stat().st_size < (300 << 10)
     rows = [json.loads(line) for line in live.stdout.splitlines()]
     expected = lab.machine.expectation.slots
     assert {int(r["gfn"], 16): [int(w, 16) for w in r["words"]] for r in rows} == {
@@ -153,6 +154,8 @@ def test_qemus_own_dump(boot: Callable[..., Lab], tmp_path: Path) -> None:
         time.sleep(0.1)
     assert qmp.execute("query-dump")["status"] == "completed"
     state = lab.machine.state
-    snapshot = acquire(str(path), Options(Path(state.vmlinux), Path(state.modules))).snapshot
+    snapshot = acquire(
+        str(path), Options(kernel=Path(state.vmlinux), modules=Path(state.modules))
+    ).snapshot
     _assert_agrees(snapshot, lab.machine.expectation)
     assert judge(snapshot).verdict is Verdict.CONSISTENT

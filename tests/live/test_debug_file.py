@@ -11,7 +11,8 @@ import pytest
 from fixtures.lab import dumps, packages
 from fixtures.lab.machine import Machine
 from inspector.checks.verdict import Verdict, judge
-from inspector.session import Acquired, Options, acquire
+from inspector.options import Options
+from inspector.session import Acquired, acquire
 from tests.live.tools import Lab, inspector, need_kernel, slots_of
 
 KERNEL = "6.1-64k"
@@ -74,7 +75,7 @@ def test_both_read_paths(lab: Lab, debug_file: Path, read_path: str) -> None:
 def test_it_finds_what_the_files_name(lab: Lab, debug_file: Path) -> None:
     state = lab.machine.state
     found = acquire(lab.target, Options(debug_file=debug_file))
-    files = Options(Path(state.vmlinux), Path(state.modules), debug_file=debug_file)
+    files = Options(kernel=Path(state.vmlinux), modules=Path(state.modules), debug_file=debug_file)
     named = acquire(lab.target, files)
     assert named.origin.layout == "files"
     theirs = named.profile.symbols

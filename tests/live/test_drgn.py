@@ -11,7 +11,8 @@ from fixtures.lab import dumps, packages
 from fixtures.lab.machine import Machine
 from fixtures.lab.opinions import byinspector
 from fixtures.lab.opinions.compare import compare, items
-from inspector.session import Options, acquire
+from inspector.options import Options
+from inspector.session import acquire
 
 VARIABLE = "INSPECTOR_TEST_DRGN"
 DEBUG_FILES = ("vmlinux", "kvm", "kvm-hv")

@@ -12,7 +12,7 @@ import pytest
 from fixtures.lab import dumps, packages
 from fixtures.lab.machine import Machine
 from fixtures.lab.packages import LabError
-from inspector.memory.dump import open_dump
+from inspector.dumps.formats import open_dump
 from tests.live.tools import Lab, document, inspector, need_kernel
 
 LARGE_PAGES = "6.12-64k"

@@ -9,8 +9,9 @@ from pathlib import Path
 import pytest
 
 from inspector.checks.verdict import Verdict, judge
+from inspector.options import Options
 from inspector.reports.text import hash_problems
-from inspector.session import Options, acquire
+from inspector.session import acquire
 from tests.live.tools import Lab, document
 
 MACHINES = ("powernv9", "powernv10")
@@ -27,7 +28,7 @@ def _expected(lab: Lab) -> dict[int, tuple[int, list[int]]]:
 def test_words_and_rings(boot: Callable[..., Lab], machine: str, read_path: str) -> None:
     lab = boot("hash", machine)
     state = lab.machine.state
-    options = Options(Path(state.vmlinux), Path(state.modules), read_path)
+    options = Options(kernel=Path(state.vmlinux), modules=Path(state.modules), read_path=read_path)
     snapshot = acquire(lab.target, options).snapshot
     (vm,) = snapshot.vms
     assert vm.gaps == ()

@@ -8,11 +8,11 @@ from pathlib import Path
 
 import pytest
 
-from inspector.kernel.choose import describe_kernel
 from inspector.kvm.collect import collect, vm_list
-from inspector.memory.direct import DirectMemory
+from inspector.live.direct import DirectMemory
 from inspector.moment import Moment, take
-from inspector.session import Options, attached
+from inspector.options import Options
+from inspector.session import attached
 from inspector.structures.space import KernelSpace
 from tests.alike import assert_alike
 from tests.live.tools import Lab
@@ -26,9 +26,9 @@ MOMENTS = examples(16)
 @pytest.mark.parametrize("idle", ["churn", "work"])
 def test_what_follows_is_what_would_be_read_anew(boot: Callable[..., Lab], idle: str) -> None:
     lab = boot("mixed", idle=idle)
-    with attached(lab.target, Options(Path(lab.machine.state.vmlinux))) as machine:
+    with attached(lab.target, Options(kernel=Path(lab.machine.state.vmlinux))) as attachment:
+        machine, profile = attachment.machine, attachment.known.profile
         assert isinstance(machine.memory, DirectMemory)
-        profile = describe_kernel(machine.memory, Options().sources).profile
         moment: Moment | None = None
         same = 0
         for _ in range(MOMENTS):

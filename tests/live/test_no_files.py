@@ -11,8 +11,9 @@ import pytest
 
 from fixtures.lab.machine import Machine
 from inspector.kernel.discover import find_kernel
-from inspector.memory.live import LiveMachine
-from inspector.session import Acquired, Options, acquire
+from inspector.live.machine import LiveMachine
+from inspector.options import Options
+from inspector.session import Acquired, acquire
 from tests.live.tools import Lab, inspector, leaves_of, need_kernel, slots_of
 
 MACHINES = ("powernv9", "pseries")
@@ -30,7 +31,10 @@ def empty_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def with_files(lab: Lab, read_path: str = "auto") -> Acquired:
     state = lab.machine.state
-    return acquire(lab.target, Options(Path(state.vmlinux), Path(state.modules), read_path))
+    return acquire(
+        lab.target,
+        Options(kernel=Path(state.vmlinux), modules=Path(state.modules), read_path=read_path),
+    )
 
 
 def assert_same(one: Acquired, other: Acquired) -> None:
@@ -99,7 +103,7 @@ def test_a_layout_is_enough(boot: Callable[..., Lab], tmp_path: Path, empty_cach
     assert done.returncode == 0, done.stderr
     saved = json.loads(path.read_bytes())
     assert json.loads(done.stdout)["build_id"] == saved["build_id"]
-    assert path.stat().st_mode & 0o777 == 0o600
+    assert (path.stat().st_mode & 0o777) == 0o600
     checked = inspector("check", lab.target, "--layout", str(path), "--json")
     document = json.loads(checked.stdout)
     assert (checked.returncode, document["target"]["layout"]) == (0, f"the layout {path}")

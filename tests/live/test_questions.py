@@ -20,9 +20,10 @@ from fixtures.lab.specified import SpecifiedVm, specified
 from inspector import encoding, pte
 from inspector.kvm.snapshot import Snapshot
 from inspector.model.vm import EntryState, Leaf
+from inspector.options import Options
 from inspector.questions.changes import Change, LeafChange, LeafKind, TableName
 from inspector.questions.difference import difference
-from inspector.session import Options, acquire
+from inspector.session import acquire
 from tests.live.tools import Lab, as_published, document, inspector
 
 STEPS = (6, 9, 32, 34, 47, 67, 72, 82, 84, 94, 97)
@@ -41,7 +42,9 @@ def held(_own_state: None) -> Iterator[Lab]:
 
 def snapshot_of(lab: Lab) -> Snapshot:
     state = lab.machine.state
-    return acquire(lab.target, Options(Path(state.vmlinux), Path(state.modules))).snapshot
+    return acquire(
+        lab.target, Options(kernel=Path(state.vmlinux), modules=Path(state.modules))
+    ).snapshot
 
 
 def done_by(lab: Lab) -> list[Operation]:

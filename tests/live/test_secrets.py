@@ -7,7 +7,7 @@ from pathlib import Path
 
 from fixtures.lab.planted import MARK, plant, produced, searched
 from inspector.capture import read_capture
-from inspector.memory.elfcore import open_core
+from inspector.dumps.elfcore import open_core
 from tests.live.tools import Lab
 
 MEMORY = 2 << 30

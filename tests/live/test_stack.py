@@ -15,9 +15,10 @@ from fixtures.lab.machine import Machine
 from fixtures.lab.opinions.byradix import tables
 from inspector.capture import Capture, write_capture
 from inspector.checks.verdict import Verdict, judge
+from inspector.options import Options
 from inspector.questions.lookup import Kind, Question, lookup
 from inspector.regions import linear_to_physical
-from inspector.session import Options, acquire
+from inspector.session import acquire
 from tests.live.tools import slots_of
 
 pytestmark = [pytest.mark.usefixtures("_lab_installed"), pytest.mark.slow]
@@ -30,7 +31,7 @@ def stack(_own_state: None) -> Iterator[Machine]:
 
 
 def test_every_leaf_is_covered(stack: Machine, tmp_path: Path) -> None:
-    options = Options(Path(stack.state.vmlinux), Path(stack.state.modules))
+    options = Options(kernel=Path(stack.state.vmlinux), modules=Path(stack.state.modules))
     acquired = acquire(stack.target, options)
     judgement = judge(acquired.snapshot)
     assert judgement.verdict is Verdict.CONSISTENT
@@ -49,7 +50,9 @@ def test_every_leaf_is_covered(stack: Machine, tmp_path: Path) -> None:
     assert slots_of(offline.vms[0]) == slots_of(acquired.snapshot.vms[0])
 
     through_gdb = judge(
-        acquire(stack.target, Options(options.kernel, options.modules, "gdb")).snapshot
+        acquire(
+            stack.target, Options(kernel=options.kernel, modules=options.modules, read_path="gdb")
+        ).snapshot
     )
     assert through_gdb.verdict is Verdict.CONSISTENT
 
@@ -78,7 +81,7 @@ def _words_through_gdb(port: int, places: list[int]) -> list[int]:
 
 
 def test_a_page_has_one_chain_by_all_its_addresses(stack: Machine) -> None:
-    options = Options(Path(stack.state.vmlinux), Path(stack.state.modules))
+    options = Options(kernel=Path(stack.state.vmlinux), modules=Path(stack.state.modules))
     linuxstack.command(stack, "freeze")
     try:
         shown = tables(linuxstack.command(stack, "radix").splitlines())
@@ -119,7 +122,9 @@ def test_l1_and_l2_run_the_same_build(
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     found = acquire(stack.target, Options())
     assert found.origin.layout == "the target's memory"
-    files = acquire(stack.target, Options(Path(stack.state.vmlinux), Path(stack.state.modules)))
+    files = acquire(
+        stack.target, Options(kernel=Path(stack.state.vmlinux), modules=Path(stack.state.modules))
+    )
     symbols, named = (one.profile.to_json()["symbols"] for one in (found, files))
     assert symbols.items() >= {(name, named[name]) for name in ("modules", "linux_banner")}
     assert sum(len(vm.rmaps) for vm in found.snapshot.vms) > 10_000

@@ -17,7 +17,8 @@ import pytest
 from fixtures.lab.stub import Stub
 from inspector.checks.verdict import Verdict, judge
 from inspector.image.elf import ElfFile
-from inspector.session import Options, acquire
+from inspector.options import Options
+from inspector.session import acquire
 from tests.live.tools import Lab, document, inspector, leaves_of, slots_of, vm_at
 from tests.profiles import examples
 
@@ -61,7 +62,9 @@ def test_stopped_in_a_guest(boot: Callable[..., Lab], idle: str) -> None:
 
     expected = lab.machine.expectation
     for read_path in ("direct", "gdb"):
-        options = Options(Path(state.vmlinux), Path(state.modules), read_path)
+        options = Options(
+            kernel=Path(state.vmlinux), modules=Path(state.modules), read_path=read_path
+        )
         for _ in range(3):
             vm = vm_at(acquire(lab.target, options).snapshot, expected.memslots[0].hva)
             assert slots_of(vm) == {gfn: words for (_, gfn), words in expected.slots.items()}
@@ -72,7 +75,7 @@ def test_stopped_in_a_guest(boot: Callable[..., Lab], idle: str) -> None:
 def test_no_false_alarm_while_entries_come_and_go(boot: Callable[..., Lab]) -> None:
     lab = boot("mixed", idle="churn")
     state = lab.machine.state
-    options = Options(Path(state.vmlinux), Path(state.modules))
+    options = Options(kernel=Path(state.vmlinux), modules=Path(state.modules))
     verdicts = []
     entries = set()
     for _ in range(CHURN_STOPS):

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 import pytest
 
 from fixtures.lab.stub import Stub
-from inspector.memory.processes import process_behind
+from inspector.live.processes import process_behind
 from tests.live.tools import Lab, document, inspector
 
 

@@ -118,5 +118,5 @@ def test_a_fault_is_caught_at_its_first_call(boot: Callable[..., Lab]) -> None:
         assert divergence["what"] == "the slot after the call"
         assert found["calls_by_function"]["kvmhv_insert_nest_rmap"] == 1
         expected, actual = divergence["expected"], divergence["found"]
-        assert int(expected[0], 16) ^ int(actual[0], 16) == 1
+        assert (int(expected[0], 16) ^ int(actual[0], 16)) == 1
         lab.assert_untouched()

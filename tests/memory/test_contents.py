@@ -11,11 +11,11 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from inspector.dumps.file import open_file
+from inspector.dumps.formats import open_dump
 from inspector.errors import BadData, MemoryNotReadable
-from inspector.memory.base import addresses
 from inspector.memory.contents import BytesLost, FileContents, HeldContents
-from inspector.memory.dump import open_dump
-from inspector.memory.dumpfile import open_file
+from inspector.memory.numbers import addresses
 
 SIZE = 1 << 20
 BYTES = np.random.default_rng(1).integers(0, 256, SIZE, dtype=np.uint8)

@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 
 from fixtures.mutations.mutant import Mutant
 from inspector.kvm.collect import collect, vm_list
-from inspector.memory.base import addresses
-from inspector.memory.recording import Piece, RecordingMemory
+from inspector.memory.numbers import addresses
+from inspector.memory.reads import Piece, RecordingMemory
 from inspector.memory.results import Making, Results, anew
 from inspector.memory.segments import SegmentedMemory
 from inspector.structures.space import KernelSpace
@@ -121,7 +121,7 @@ def test_snapshots_of_a_kernel_that_changes(name: str) -> None:
         else:
             place = _place(pieces, chance)
             old = mutant.memory.read(place, 8)
-            flipped = old[:7] + bytes([old[7] ^ 1 << chance.randrange(8)])
+            flipped = old[:7] + bytes([old[7] ^ (1 << chance.randrange(8))])
             mutant.put(place, chance.choice((bytes(8), flipped)))
             changed = [place]
             there.append(place)

@@ -8,10 +8,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from inspector.errors import MemoryNotReadable
-from inspector.memory.base import addresses, read_one
 from inspector.memory.contents import GATHER_LIMIT
+from inspector.memory.interface import read_one
+from inspector.memory.numbers import addresses
 from inspector.memory.ranges import Ranges
-from inspector.memory.recording import Piece, RecordingMemory
+from inspector.memory.reads import Piece, RecordingMemory
 from inspector.memory.segments import SegmentedMemory
 from tests.memories import of_segments
 

@@ -57,9 +57,9 @@ def l1_leaves(state: State, dword: int) -> dict[int, Leaf]:
         table, bits, base, shift = tables.pop()
         shift -= bits
         for place in sorted(state.l1_memory):
-            if not 0 <= place - table < 8 << bits:
+            if not 0 <= place - table < (8 << bits):
                 continue
-            entry, address = state.l1_memory[place], base + (place - table >> 3 << shift)
+            entry, address = state.l1_memory[place], base + ((place - table) >> 3 << shift)
             if entry & pte.VALID and entry & pte.LEAF:
                 found[address] = Leaf(address, entry, shift)
             elif entry & pte.VALID:

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from inspector import encoding
 from inspector.encoding import SlotForm
-from inspector.model.slot import Slot, kernel_walk
+from inspector.model.slot import ModelSlot, kernel_walk
 from tests.builders import words
 
 Entry = tuple[int, int]
@@ -37,7 +37,7 @@ class Naive:
 @given(st.lists(st.one_of(ENTRIES, ENTRIES, ENTRIES, st.just(REMOVE)), max_size=30))
 @example([(1, 0x1000), (0, 0), (1, 0x1000), (1, 0x1000)])
 def test_any_sequence_of_operations(operations: list[Entry | None]) -> None:
-    slot, naive = Slot(), Naive()
+    slot, naive = ModelSlot(), Naive()
     for operation in operations:
         if operation is REMOVE:
             met = [encoding.decode(word) for word in slot.remove_all()]
@@ -53,13 +53,13 @@ def test_any_sequence_of_operations(operations: list[Entry | None]) -> None:
 
 
 def test_the_newest_comes_first_and_the_oldest_keeps_the_single_bit() -> None:
-    slot = Slot()
+    slot = ModelSlot()
     assert [slot.insert(1, page << 12) for page in (5, 6, 7)] == [True] * 3
     assert slot.words == (0x0010_0000_0000_7000, 0x0010_0000_0000_6000, 0x0010_0000_0000_5001)
 
 
 def test_a_duplicate_is_not_inserted() -> None:
-    slot = Slot(words((1, 0x2000), (1, 0x1000)))
+    slot = ModelSlot(words((1, 0x2000), (1, 0x1000)))
     before = slot.words
     assert not slot.insert(1, 0x1000)
     assert not slot.insert(1, 0x2000)
@@ -68,7 +68,7 @@ def test_a_duplicate_is_not_inserted() -> None:
 
 
 def test_a_zero_word_in_a_node_hides_what_stands_behind_it() -> None:
-    slot = Slot()
+    slot = ModelSlot()
     slot.insert(1, 0x1000)
     slot.insert(0, 0)
     assert slot.words == words((0, 0), (1, 0x1000))
@@ -86,7 +86,7 @@ def test_a_zero_word_in_a_node_hides_what_stands_behind_it() -> None:
 
 
 def test_the_oldest_entry_may_be_zero_without_hiding_anything() -> None:
-    slot = Slot()
+    slot = ModelSlot()
     slot.insert(0, 0)
     slot.insert(1, 0x1000)
     assert len(kernel_walk(slot.words)) == 2

@@ -56,7 +56,7 @@ def test_a_range_that_ends_inside_a_large_page(gpa: int) -> None:
     steps = [
         ("log_dirty", DATA, True),
         ("put", 0, 0x1_0000, DATA_GPA + 2 * MIB, HUGE, ALL_RIGHTS | RC, Access.READ),
-        ("throw_away", gpa, 2 * MIB >> 12),
+        ("throw_away", gpa, (2 * MIB) >> 12),
     ]
     assert not run(steps, MUST_HOLD, 12, hardware_sets_rc=False)
 

@@ -123,8 +123,8 @@ class World:
         self.tables.create(lpid)
 
     def flush_page(self, lpid: int, l2: int) -> None:
-        ap = 5 if self.page == 1 << 16 else 0
-        guests.h_tlb_invalidate(self.vm, 0, lpid, l2 | ap << 5)
+        ap = 5 if self.page == (1 << 16) else 0
+        guests.h_tlb_invalidate(self.vm, 0, lpid, l2 | (ap << 5))
 
     def flush_lpid(self, lpid: int, ric: int) -> None:
         guests.h_tlb_invalidate(self.vm, ric, lpid, 2 << 10)
@@ -147,7 +147,7 @@ class World:
         self.vm.big_endian = on
 
     def flush_range(self, lpid: int, l2: int, pages: int) -> None:
-        size = 0x1 if self.page == 1 << 12 else 0x2
+        size = 0x1 if self.page == (1 << 12) else 0x2
         guests.h_rpt_invalidate(self.vm, lpid, 0x1, size, l2, l2 + pages * self.page)
 
     def touch(self, lpid: int, l2: int, access: Access) -> None:
@@ -168,7 +168,7 @@ class World:
                 self._process(self.hva(gpa) & -self.page, self.vm.page_shift)
 
     def settled(self, lpid: int, l2: int) -> bool:
-        return l2 & -(1 << HUGE) not in self._changed[lpid]
+        return (l2 & -(1 << HUGE)) not in self._changed[lpid]
 
     def broken(self) -> list[Broken]:
         return broken(self.vm, self.settled)

@@ -20,15 +20,16 @@ from fixtures.mutations.mutant import Mutant
 from fixtures.schemas.documents import DOCUMENTS
 from inspector import pte
 from inspector.cli import COMMANDS, cli
-from inspector.history import History, Watched, Write
-from inspector.kernel.choose import Known
-from inspector.kernel.symbols import Place
+from inspector.following.history import History, Watched, Write
+from inspector.following.trace import Trace
+from inspector.kernel.choose import DescribedKernel
+from inspector.kernel.symbols import CodePlace
 from inspector.kvm.snapshot import Gap, Part, Snapshot
-from inspector.lockstep import Trace
-from inspector.memory.control import Instruction
+from inspector.live.control import Instruction
 from inspector.model.events import Divergence
 from inspector.model.vm import VmState
-from inspector.session import Acquired, Options
+from inspector.options import Options
+from inspector.session import Acquired
 from inspector.watch import sampled
 from tests.builders import leaf, snapshot_vm, table, words
 from tests.cli.test_diff import AFTER, BEFORE
@@ -169,7 +170,7 @@ def test_a_live_machine_and_other_kernels_met() -> None:
         stopped_seconds=0.0161234,
         stops=2,
         attempts=1,
-        stands=False,
+        found_stopped=False,
         rejected=("the kernel at 0x1000 is a guest's",),
     )
     found = told("check", "check", target, "--json")["target"]
@@ -238,7 +239,7 @@ def test_diff_of_hash_guests() -> None:
     vm = max(snapshot.vms, key=lambda one: len(one.hash_rmaps))
     found = vm.hash_rmaps
     other = found.word.copy()
-    other[0] ^= 1 << 43 | 1 << 50
+    other[0] ^= (1 << 43) | (1 << 50)
     changed = replace(vm, hash_rmaps=replace(found, word=other))
     fewer = replace(
         vm,
@@ -308,7 +309,7 @@ def test_files_that_are_written(command: str, tmp_path: Path) -> None:
 def test_a_layout_where_other_kernels_were_met(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    known = Known(opened(SMALL).profile, "a test", ("the kernel at 0x1000 is a guest's",))
+    known = DescribedKernel(opened(SMALL).profile, "a test", ("the kernel at 0x1000 is a guest's",))
     monkeypatch.setattr("inspector.cli.layout.describe_target", lambda target: known)
     told("layout", "layout", str(SMALL), "-o", str(tmp_path / "written"), "--json")
 
@@ -371,11 +372,11 @@ def test_watch(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_history(monkeypatch: pytest.MonkeyPatch) -> None:
     """Print what a replaying machine could give; tests/live has one that does."""
-    place = Place(0xC000_0000_0000_1000, INSERT, 4, "kvm_hv")
+    place = CodePlace(0xC000_0000_0000_1000, INSERT, 4, "kvm_hv")
     word = Watched("the slot of gfn 0x20", 0xC008_0000_0000_0000, 0x1000, 1)
     writes = (
-        Write(0, 100, place, Instruction(b"\0\1\2\3", "std r3,0(r4)"), 0, 1, (place, Place(8))),
-        Write(0, 90, Place(8), None, 1, 0, ()),
+        Write(0, 100, place, Instruction(b"\0\1\2\3", "std r3,0(r4)"), 0, 1, (place, CodePlace(8))),
+        Write(0, 90, CodePlace(8), None, 1, 0, ()),
     )
     found = History(opened(SMALL), (word,), writes, 2, 1, 0, 200, 200, 1.25)
     monkeypatch.setattr("inspector.cli.history.history", lambda *arguments: found)

@@ -20,9 +20,9 @@ from fixtures.schemas.documents import DOCUMENTS
 from fixtures.schemas.forms import Document, integer, later, structure
 from inspector.checks.base import Severity
 from inspector.checks.verdict import Verdict
-from inspector.diagnosis import Outcome
+from inspector.diagnosis import StepOutcome
 from inspector.encoding import SlotForm
-from inspector.errors import Step
+from inspector.errors import Stage
 from inspector.kvm.snapshot import Part
 from inspector.model.vm import EntryState, LeafState
 from inspector.questions.changes import Change, LeafKind, TableName
@@ -188,7 +188,7 @@ def values(label: str, *path: str) -> set[object]:
         ("diff", "vms turned after", EntryState),
         ("diff", "vms leaves table", TableName),
         ("diff", "vms leaves kind", LeafKind),
-        ("doctor", "steps outcome", Outcome),
+        ("doctor", "steps outcome", StepOutcome),
     ],
 )
 def test_enumerations_have_the_values_of_the_code(
@@ -206,4 +206,4 @@ def test_a_severity_is_one_of_the_code_or_that_of_the_tool_itself() -> None:
 def test_the_steps_of_doctor_are_named() -> None:
     schema = schema_of(BY_LABEL["inspector.doctor/1"])
     meaning = schema["properties"]["steps"]["items"]["properties"]["step"]["description"]
-    assert all(f"`{step.value}`" in meaning for step in Step)
+    assert all(f"`{step.value}`" in meaning for step in Stage)

@@ -156,7 +156,7 @@ def tree_of(count: int) -> tuple[Kernel, list[int], int]:
 @pytest.mark.parametrize("node", range(6))
 def test_a_wrong_parent_is_said(node: int) -> None:
     kernel, nodes, root = tree_of(6)
-    kernel.store(nodes[node], nodes[node] | kernel.load(nodes[node]) & 1)
+    kernel.store(nodes[node], nodes[node] | (kernel.load(nodes[node]) & 1))
     comparison = Comparison()
     assert list(tree_nodes(space(kernel), root, comparison)) == nodes
     assert any(
@@ -181,7 +181,7 @@ class Numbered:
     def __init__(self, ids: Sequence[int] = (1, 2, 64, 130)) -> None:
         self.kernel = Kernel(4096, "<")
         self.idr = self.kernel.new("idr")
-        self.entries = {number: LINEAR | 0x10000 + 64 * number for number in ids}
+        self.entries = {number: LINEAR | (0x10000 + 64 * number) for number in ids}
         self.head = self.kernel.xarray(self.entries, self.idr)
         self.kernel.put("idr", self.idr, idr_rt__xa_head=self.head)
         self.comparison = Comparison()

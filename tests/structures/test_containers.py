@@ -115,7 +115,7 @@ def idr(kernel: Kernel, head: int, base: int = 0) -> int:
 @given(
     st.dictionaries(
         st.one_of(st.integers(0, 130), st.integers(0, 1 << 24)),
-        st.integers(1, 1 << 40).map(lambda n: LINEAR | n << 3),
+        st.integers(1, 1 << 40).map(lambda n: LINEAR | (n << 3)),
         max_size=30,
     ),
     st.sampled_from((0, 1, 7)),
@@ -206,7 +206,7 @@ def test_modules_and_their_symbols() -> None:
     kernel = KernelSpace(image.memory, image.profile)
     found = find_modules(kernel, {"kvm", "nothing"})
     assert set(found) == {"kvm"}
-    assert found["kvm"] >> 48 == 0xC008
+    assert (found["kvm"] >> 48) == 0xC008
     symbols = module_symbols(kernel, found["kvm"])
     assert symbols.values("vm_list") == [image.vm_list]
     assert symbols.values("kvm") == []

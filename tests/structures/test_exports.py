@@ -33,7 +33,7 @@ def _opened(form: str, byte_order: str, count: int | None = None) -> tuple[Kerne
                 kernel.store(entry + layout.offset(member), target)
             else:
                 field = entry + layout.offset(f"{member}_offset")
-                kernel.store(field, target - field & 0xFFFF_FFFF, 4)
+                kernel.store(field, (target - field) & 0xFFFF_FFFF, 4)
     module = kernel.kmalloc(LAYOUTS["module"][0])
     kernel.store(module + MODULE["gpl_syms"][0], table)
     kernel.store(module + MODULE["num_gpl_syms"][0], len(EXPORTS) if count is None else count, 4)

@@ -12,10 +12,10 @@ from hypothesis import strategies as st
 from fixtures.mutations.plain import leaves_of
 from fixtures.synthetic import Kernel, columns
 from inspector import pte
-from inspector.memory.base import addresses
+from inspector.memory.numbers import addresses
 from inspector.memory.segments import SegmentedMemory
 from inspector.model.vm import Leaf
-from inspector.structures.radix import LeafTable, lookup, walk
+from inspector.structures.radix import LeafTable, collect_leaves, translate
 from tests.builders import LEAF_BITS, leaf, table
 from tests.memories import without
 
@@ -33,7 +33,7 @@ def trees(draw: st.DrawFn) -> dict[int, Leaf]:
         for region in draw(st.lists(st.sampled_from((0, 1, 511)), unique=True)):
             base = (giga << GIGA) + (region << 21)
             shift = draw(st.sampled_from((12, 16, 21)))
-            last = (1 << 21 - shift) - 1
+            last = (1 << (21 - shift)) - 1
             for index in draw(st.sets(st.sampled_from((0, 1, last)), min_size=1)) if last else {0}:
                 at = base + (index << shift)
                 found[at] = leaf(at, draw(st.integers(0, 1 << 20)) << shift, shift)
@@ -59,7 +59,7 @@ def test_walk_and_lookup_agree_with_a_dictionary(
     leaves: dict[int, Leaf], others: list[int]
 ) -> None:
     memory, root = planted(leaves)
-    found = walk(memory, root)
+    found = collect_leaves(memory, root)
     assert found.problems == ()
     assert leaves_of(found) == leaves
     assert found.address.tolist() == sorted(leaves)
@@ -75,7 +75,7 @@ def test_walk_and_lookup_agree_with_a_dictionary(
     asked += [one.address + one.size for one in leaves.values()] + others
     where = addresses([address % (1 << 52) for address in asked])
     expected = [naive(leaves, address) for address in where.tolist()]
-    physical, known, _ = lookup(memory, root, where)
+    physical, known, _ = translate(memory, root, where)
     assert known.tolist() == [value is not None for value in expected]
     assert physical[known].tolist() == [value for value in expected if value is not None]
     index = found.find(where)
@@ -87,7 +87,7 @@ def test_walk_and_lookup_agree_with_a_dictionary(
 
 def test_the_quadrant_of_an_effective_address_is_ignored() -> None:
     memory, root = planted({0x1000: leaf(0x1000, 0x5000)})
-    found = lookup(memory, root, addresses([0xC000_0000_0000_1234]))
+    found = translate(memory, root, addresses([0xC000_0000_0000_1234]))
     assert found.physical.tolist() == [0x5234]
 
 
@@ -105,7 +105,7 @@ def poked(offset_of: str, entry: int) -> LeafTable:
         word = kernel.read_word(place, pte.BYTE_ORDER)
         place = (word & pte.NEXT_TABLE_MASK) + (8 if level == "pmd" else 0)
     kernel.words(addresses([place]), addresses([entry]), pte.BYTE_ORDER)
-    return walk(kernel.memory(), pte.Root(root, pte.PGD_BITS))
+    return collect_leaves(kernel.memory(), pte.Root(root, pte.PGD_BITS))
 
 
 @pytest.mark.parametrize(
@@ -148,7 +148,7 @@ def test_a_table_that_leads_to_itself_ends(level: int) -> None:
         kernel.words(addresses([here]), addresses([word]), pte.BYTE_ORDER)
     back = pte.VALID | tables[level] | (13 if level == 0 else 9)
     kernel.words(addresses([tables[2] + 8]), addresses([back]), pte.BYTE_ORDER)
-    found = walk(kernel.memory(), pte.Root(tables[0], pte.PGD_BITS))
+    found = collect_leaves(kernel.memory(), pte.Root(tables[0], pte.PGD_BITS))
     assert len(found) == 0
     assert len(found.problems) == 1
     expected = "index width 13" if level == 0 else "reached twice"
@@ -162,7 +162,7 @@ def test_every_entry_of_a_table_leading_to_itself_costs_one_table() -> None:
     word = np.full(512, pte.VALID | one | 9, dtype=np.uint64)
     kernel.words(addresses(one) + np.arange(512, dtype=np.uint64) * np.uint64(8), word, ">")
     kernel.words(addresses([root]), word[:1], ">")
-    found = walk(kernel.memory(), pte.Root(root, pte.PGD_BITS))
+    found = collect_leaves(kernel.memory(), pte.Root(root, pte.PGD_BITS))
     assert len(found) == 0
     assert len(found.problems) == 512
 
@@ -170,20 +170,20 @@ def test_every_entry_of_a_table_leading_to_itself_costs_one_table() -> None:
 @pytest.mark.parametrize("root", [pte.Root(0x1000, 13), pte.Root(0x1_0000, 9), pte.Root(0, 5)])
 def test_a_root_that_cannot_be_one_is_a_problem(root: pte.Root) -> None:
     memory, _ = planted(SMALL)
-    found = walk(memory, root)
+    found = collect_leaves(memory, root)
     assert len(found) == 0
     assert [problem.missing for problem in found.problems] == [False]
 
 
 def test_missing_tables_are_missing_and_not_empty() -> None:
     memory, root = planted(SMALL)
-    whole = walk(memory, root)
+    whole = collect_leaves(memory, root)
     cut = without(memory, int(whole.where[0]) & ~0xFFF, 4096)
-    found = walk(cut, root)
+    found = collect_leaves(cut, root)
     assert len(found) == 1
     assert [problem.missing for problem in found.problems] == [True]
-    assert lookup(cut, root, addresses([0x1000, 1 << 40])).known.tolist() == [False, True]
-    gone = walk(without(memory, root.table, 8 << 13), root)
+    assert translate(cut, root, addresses([0x1000, 1 << 40])).known.tolist() == [False, True]
+    gone = collect_leaves(without(memory, root.table, 8 << 13), root)
     assert [problem.missing for problem in gone.problems] == [True]
 
 

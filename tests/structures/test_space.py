@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from fixtures.synthetic import LAYOUTS, LINEAR, Area, Kernel, MemslotRange, build, mapping
 from inspector.errors import MemoryNotReadable
-from inspector.memory.base import addresses
+from inspector.memory.numbers import addresses
 from inspector.structures.space import GuestSpace, KernelSpace
 
 PAGE_SIZES = st.sampled_from((4096, 1 << 16))
@@ -99,7 +99,7 @@ def test_integers_have_the_kernels_byte_order(order: str) -> None:
     assert opened.field("kvm", where, "mmu_lock") == 0x0102_0304
     assert opened.field("kvm", where, "arch.radix") == 1
     assert opened.pointer(where + LAYOUTS["kvm"][1]["mm"][0]) == 0x1122_3344_5566_7788
-    found, present = opened.words(addresses([where + 40, LINEAR | 1 << 40]))
+    found, present = opened.words(addresses([where + 40, LINEAR | (1 << 40)]))
     assert present.tolist() == [True, False]
     assert found[0] == 0x1122_3344_5566_7788
 

@@ -12,7 +12,7 @@ from inspector.checks.base import Evidence, Finding, Invariant, Severity
 from inspector.checks.view import CheckedVm
 from inspector.kvm.snapshot import Part
 from inspector.memory.arrays import blocks
-from inspector.memory.base import U64
+from inspector.memory.numbers import U64
 from inspector.structures.radix import LeafTable
 
 ID = "entry-bits"
@@ -55,7 +55,7 @@ def _with_any(entries: U64, bits: np.uint64) -> NDArray[np.int64]:
 def _without(entries: U64, bits: np.uint64) -> NDArray[np.int64]:
     """Return the entries that have none of some bits."""
     parts = [
-        part.start + np.flatnonzero(entries[part] & bits == 0) for part in blocks(entries.size)
+        part.start + np.flatnonzero((entries[part] & bits) == 0) for part in blocks(entries.size)
     ]
     return np.concatenate([np.zeros(0, dtype=np.int64), *parts])
 

@@ -62,12 +62,12 @@ def _words(checked: CheckedVm) -> Iterator[Finding]:
     """Yield the words with bits that the kernel does not write."""
     rmaps = checked.vm.hash_rmaps
     word = rmaps.word
-    odd = word & np.uint64(hash_encoding.RESERVED_MASK) != 0
-    odd |= (word & np.uint64(hash_encoding.TYPE_MASK) != hash_encoding.TYPE_HPT) & (
-        word & np.uint64(~hash_encoding.LOCKED & (1 << 64) - 1) != 0
+    odd = (word & np.uint64(hash_encoding.RESERVED_MASK)) != 0
+    odd |= ((word & np.uint64(hash_encoding.TYPE_MASK)) != hash_encoding.TYPE_HPT) & (
+        (word & np.uint64(~hash_encoding.LOCKED & ((1 << 64) - 1))) != 0
     )
-    odd |= (word & np.uint64(hash_encoding.PRESENT) == 0) & (
-        word & np.uint64(hash_encoding.INDEX_MASK) != 0
+    odd |= ((word & np.uint64(hash_encoding.PRESENT)) == 0) & (
+        (word & np.uint64(hash_encoding.INDEX_MASK)) != 0
     )
     for row in np.flatnonzero(odd):
         yield Finding(

@@ -38,8 +38,8 @@ def find(checked: CheckedVm) -> Iterator[Finding]:
         touched = [
             slot
             for slot in checked.vm.memslots
-            if slot.base_gfn << shift < leaf.address + leaf.size
-            and leaf.address < slot.base_gfn + slot.npages << shift
+            if (slot.base_gfn << shift) < leaf.address + leaf.size
+            and leaf.address < ((slot.base_gfn + slot.npages) << shift)
         ]
         yield Finding(
             ID,
@@ -66,7 +66,7 @@ def find(checked: CheckedVm) -> Iterator[Finding]:
     for slot in checked.vm.memslots:
         if slot.flags & READ_ONLY:
             inside = (host.address >> np.uint64(shift)) - np.uint64(slot.base_gfn)
-            written = host.entry & np.uint64(pte.WRITE) != 0
+            written = (host.entry & np.uint64(pte.WRITE)) != 0
             for row in np.flatnonzero((inside < np.uint64(slot.npages)) & written):
                 leaf = leaf_at(host, int(row))
                 yield Finding(

@@ -58,7 +58,7 @@ def _outside(table: LeafTable, ram: Ranges) -> NDArray[np.int64]:
         frame, shift = frame[rows], table.shift[part][rows].astype(np.uint64)
         index = np.searchsorted(ram.starts, frame, side="right") - 1
         outside = (index < 0) | (frame + (np.uint64(1) << shift) > ends[index])
-        outside &= table.entry[part][rows] & np.uint64(pte.CACHE_INHIBITED) == 0
+        outside &= (table.entry[part][rows] & np.uint64(pte.CACHE_INHIBITED)) == 0
         found.append(part.start + rows[outside])
     return np.concatenate(found)
 

@@ -69,7 +69,7 @@ def _process(
     """Yield the entry if dword 1 is not the process table that the owner has."""
     if entry.second is None or owner.process_table is None or not entry.dword:
         return
-    if entry.second == owner.process_table | flag:
+    if entry.second == (owner.process_table | flag):
         return
     yield Finding(
         ID,

@@ -99,7 +99,7 @@ def _claim(checked: CheckedVm, table: LeafTable | None) -> _Claim | None:
     both = (leaf >= 0) & (backing >= 0)
     rows, leaf, backing = rows[both], leaf[both], backing[both]
     frame = table.entry[leaf] & table.frame_mask(leaf)
-    same = (frame ^ vm.host.entry[backing]) & vm.host.frame_mask(backing) == 0
+    same = ((frame ^ vm.host.entry[backing]) & vm.host.frame_mask(backing)) == 0
     rows, leaf = rows[same], leaf[same]
     if not rows.size:
         return None

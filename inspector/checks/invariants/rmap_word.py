@@ -18,12 +18,12 @@ ID = "rmap-word"
 def find(checked: CheckedVm) -> Iterator[Finding]:
     """Yield words with reserved bits set or with the single-entry bit in the wrong place."""
     rmaps = checked.rmaps
-    zero = np.uint64(encoding.RESERVED_MASK | encoding.GPA_MASK & (1 << checked.page_shift) - 1)
+    zero = np.uint64(encoding.RESERVED_MASK | (encoding.GPA_MASK & ((1 << checked.page_shift) - 1)))
     wrong = np.empty(rmaps.word.size, dtype=np.bool_)
     for part in blocks(wrong.size):
         words = rmaps.word[part]
         single = encoding.is_single(words) != 0
-        wrong[part] = (words & zero != 0) | (single == (rmaps.node[part] != 0))
+        wrong[part] = ((words & zero) != 0) | (single == (rmaps.node[part] != 0))
     for row in np.flatnonzero(wrong):
         word, node = int(rmaps.word[row]), int(rmaps.node[row])
         slot = rmaps[int(checked.slot_of[row])]

@@ -10,7 +10,7 @@ from inspector.checks.base import Evidence, Finding, Invariant, Severity
 from inspector.checks.view import CheckedVm
 from inspector.kvm.snapshot import Part, Vm
 from inspector.memory.arrays import blocks, distinct, is_in
-from inspector.memory.base import U64
+from inspector.memory.numbers import U64
 from inspector.structures.radix import LeafTable
 
 ID = "table-shared"

@@ -1,0 +1,420 @@
+"""Who wrote a word: every store to it in a recorded machine, newest first.
+
+A watchpoint on the word, and the whole recording is replayed under it once:
+that shows every writer in the time of one replay, where going backwards
+costs two replays for each.  What a watchpoint reports is believed only if
+the store reached the very bytes that are asked for: their physical address
+must be the same, and the vCPU must have been in the host.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import enum
+import time
+from collections import deque
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from inspector.errors import BadData, InspectorError
+from inspector.following.stores import stored_range
+from inspector.kernel.symbols import CodePlace, Symbols
+from inspector.kvm.snapshot import Snapshot, Vm
+from inspector.live.control import Instruction
+from inspector.live.machine import LiveMachine
+from inspector.live.mi import GdbError
+from inspector.live.replayed import ReplayedMachine, ReplayStuck
+from inspector.memory.numbers import integer
+from inspector.options import Options
+from inspector.progress import Doing, Progress, untold
+from inspector.regions import LINEAR_MAP
+from inspector.session import Acquired, attached
+from inspector.structures.space import KernelSpace
+
+__all__ = ["History", "Stop", "Wanted", "Watched", "Write", "history"]
+
+WORD = 8
+INSTRUCTION = 4
+MSR_HV = 1 << 60
+FRAMES = 16
+LR_SAVE = 16
+"""Where a function keeps its return address in its caller's frame (64-bit ELF ABI)."""
+RETURN_SECONDS = 3600.0
+ATTEMPTS = 3
+
+
+class Stop(enum.Enum):
+    """Why a recording was not watched to the end."""
+
+    TIME = "the time limit"
+    INTERRUPTED = "Ctrl-C"
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """Which words: of the slot of a gfn, of one of its entries, or at a kernel address.
+
+    ``entry`` counts in list order from 0, the newest; ``vm`` is the LPID of
+    the VM, needed only where several have the gfn.
+    """
+
+    gfn: int | None = None
+    entry: int | None = None
+    address: int | None = None
+    vm: int | None = None
+
+
+@dataclass(frozen=True)
+class Watched:
+    """A word whose writers are looked for: its kernel and its physical address, and its value."""
+
+    what: str
+    address: int
+    physical: int
+    value: int
+
+
+@dataclass(frozen=True)
+class Write:
+    """One store to a word.
+
+    ``count``: instructions executed in the recording up to and with the
+    store.  ``where`` is the store itself, ``instruction`` None where it
+    could not be read; ``callers`` are return addresses, innermost first.
+    ``old`` is what the write before it left there, or what was there when
+    the recording began.
+    """
+
+    word: int
+    count: int
+    where: CodePlace
+    instruction: Instruction | None
+    old: int
+    new: int
+    callers: tuple[CodePlace, ...]
+
+    @property
+    def of_kvm(self) -> bool:
+        """Whether KVM wrote it, itself or through a function it called."""
+        return self.where.of_kvm or any(place.of_kvm for place in self.callers)
+
+
+@dataclass(frozen=True)
+class History:
+    """Every writer that was found, newest first.
+
+    ``writes`` are the last ``limit`` of ``total``.  ``elsewhere`` counts
+    stores that hit the same virtual address but other memory, a guest's or
+    another mapping's.  The recording was watched from instruction ``since``
+    to ``until``; ``end`` is where the replay stood and stands again.
+    """
+
+    acquired: Acquired
+    words: tuple[Watched, ...]
+    writes: tuple[Write, ...]
+    total: int
+    elsewhere: int
+    since: int
+    until: int
+    end: int
+    seconds: float
+    stopped_by: Stop | None = None
+
+    @property
+    def complete(self) -> bool:
+        """Whether the recording was watched as far as the replay stood."""
+        return self.stopped_by is None
+
+
+@dataclass(frozen=True)
+class _Hit:
+    """A write as it was found, before addresses have names."""
+
+    word: int
+    count: int
+    pc: int
+    instruction: Instruction | None
+    old: int
+    new: int
+    link: int
+    saved: tuple[int, ...]
+
+
+def history(
+    target: str,
+    options: Options,
+    wanted: Wanted,
+    limit: int,
+    since: int = 0,
+    seconds: float = 300.0,
+    progress: Progress = untold,
+) -> History:
+    """Find the writers of a word in a machine that replays a recording.
+
+    The replay is left where it was found.  After Ctrl-C, and when
+    ``seconds`` are over, what was found so far is returned.
+
+    Args:
+        target: gdb:HOST:PORT.
+        options: how to open it.
+        wanted: which word.
+        limit: how many writers to keep, the last ones.
+        since: instruction count from which on to look.
+        seconds: how long to look.
+        progress: told what is being done.
+
+    Raises:
+        InspectorError: the target is no replay, or there is no such word.
+    """
+    with attached(target, options, progress) as attachment:
+        machine = attachment.machine
+        replay = ReplayedMachine(machine)
+        acquired = attachment.inspect(progress)
+        kernel = KernelSpace(machine.memory, acquired.profile)
+        words = _words(acquired.snapshot, kernel, wanted)
+        sweep = _Sweep(machine, replay, kernel, words, limit, progress)
+        sweep.run(since, seconds)
+        progress(Doing.NAMING, "")
+        symbols = Symbols(kernel)
+        writes = tuple(_named(hit, symbols) for hit in reversed(sweep.hits))
+    return History(
+        acquired,
+        words,
+        writes,
+        sweep.total,
+        sweep.elsewhere,
+        since,
+        sweep.until,
+        sweep.end,
+        sweep.seconds,
+        sweep.stopped_by,
+    )
+
+
+def _words(snapshot: Snapshot, kernel: KernelSpace, wanted: Wanted) -> tuple[Watched, ...]:
+    if wanted.address is not None:
+        named = [("word", wanted.address)]
+    else:
+        named = _of_slot(snapshot, kernel, wanted)
+    return tuple(
+        Watched(what, address, kernel.physical(address), kernel.pointer(address))
+        for what, address in named
+    )
+
+
+def _of_slot(snapshot: Snapshot, kernel: KernelSpace, wanted: Wanted) -> list[tuple[str, int]]:
+    gfn = wanted.gfn or 0
+    vms = [vm for vm in snapshot.vms if wanted.vm in (None, vm.lpid)]
+    places = [(vm, address) for vm in vms for address in _slot_addresses(vm, gfn)]
+    if not places:
+        raise BadData(f"no memslot of a VM has gfn {gfn:#x}; `inspector vms` lists them")
+    if len(places) > 1:
+        lpids = ", ".join(str(vm.lpid) for vm, _ in places)
+        raise BadData(f"several VMs have gfn {gfn:#x}; say which with --vm: {lpids}")
+    vm, slot = places[0]
+    if wanted.entry is None:
+        return [(f"slot of gfn {gfn:#x}", slot)]
+    rows = [row for row in range(len(vm.rmaps)) if int(vm.rmaps.where[row]) == slot]
+    begin, end = (int(vm.rmaps.start[rows[0] + i]) for i in (0, 1)) if rows else (0, 0)
+    if not 0 <= wanted.entry < end - begin:
+        raise BadData(f"the slot of gfn {gfn:#x} has {end - begin} entries, counted from 0")
+    row = begin + wanted.entry
+    word = int(vm.rmaps.place[row])
+    link = slot
+    if row > begin:
+        link = int(vm.rmaps.node[row - 1]) + kernel.profile.struct("rmap_nested").offset(
+            "list.next"
+        )
+    if word == link:
+        return [(f"entry {wanted.entry} of gfn {gfn:#x}", word)]
+    return [
+        (f"entry {wanted.entry} of gfn {gfn:#x}", word),
+        (f"the link to entry {wanted.entry}", link),
+    ]
+
+
+def _slot_addresses(vm: Vm, gfn: int) -> list[int]:
+    return [
+        slot.rmap + (gfn - slot.base_gfn) * WORD
+        for slot in vm.memslots
+        if slot.rmap and slot.base_gfn <= gfn < slot.base_gfn + slot.npages
+    ]
+
+
+class _Sweep:
+    """One run through the recording with the words watched."""
+
+    def __init__(
+        self,
+        machine: LiveMachine,
+        replay: ReplayedMachine,
+        kernel: KernelSpace,
+        words: tuple[Watched, ...],
+        limit: int,
+        progress: Progress,
+    ) -> None:
+        self._machine, self._replay, self._kernel = machine, replay, kernel
+        self._words, self._progress = words, progress
+        self.hits: deque[_Hit] = deque(maxlen=limit)
+        self.total = self.elsewhere = 0
+        self.end = self.until = replay.position
+        self.seconds = 0.0
+        self.stopped_by: Stop | None = None
+        self._values: list[int] = []
+
+    def run(self, since: int, seconds: float) -> None:
+        """Replay from the beginning to where the replay stands now."""
+        if not 0 <= since < self.end:
+            raise BadData(f"the replay stands at instruction {self.end}, not behind {since}")
+        began = time.monotonic()
+        try:
+            self._from_the_beginning(lambda: self._watch(since, began + seconds))
+        except KeyboardInterrupt:
+            self.stopped_by = Stop.INTERRUPTED
+        finally:
+            self._return()
+        self.seconds = time.monotonic() - began
+
+    def _from_the_beginning(self, replaying: Callable[[], object]) -> None:
+        """Replay from the beginning, again where the replay gets stuck: it rarely does twice."""
+        for attempt in range(1, ATTEMPTS + 1):
+            self._progress(Doing.REWINDING, "")
+            self._replay.rewind()
+            try:
+                replaying()
+                return
+            except ReplayStuck:
+                if attempt == ATTEMPTS:
+                    raise
+
+    def _watch(self, since: int, deadline: float) -> None:
+        replay = self._replay
+        self.hits.clear()
+        self.total = self.elsewhere = 0
+        self.until = replay.position
+        self._progress(Doing.REPLAYING, "")
+        if since and not replay.run_to(since, deadline):
+            self.stopped_by = Stop.TIME
+            return
+        self._values = [self._at(word) for word in self._words]
+        replay.stop_at(self.end)
+        with replay.control.watching(sorted(set(self._places()))):
+            while True:
+                went = replay.run(deadline)
+                self.until = replay.position
+                if self.until >= self.end:
+                    return
+                if not went:
+                    self.stopped_by = Stop.TIME
+                    return
+                self._note()
+                self._progress(
+                    Doing.REPLAYING,
+                    f"{self.total} writes up to instruction {self.until} of {self.end}",
+                )
+
+    def _return(self) -> None:
+        """Leave the replay where it was found."""
+        self._replay.settle()
+        if self._replay.position >= self.end:
+            return
+        self._progress(Doing.RETURNING, "")
+
+        def on() -> bool:
+            return self._replay.run_to(self.end, time.monotonic() + RETURN_SECONDS)
+
+        try:
+            on()
+        except ReplayStuck:
+            self._from_the_beginning(on)
+
+    def _places(self) -> list[tuple[int, int]]:
+        """Every word by its own address, and by the linear map's that a page is cleared through."""
+        own = [(word.address, WORD) for word in self._words]
+        return own + [(LINEAR_MAP | word.physical, WORD) for word in self._words]
+
+    def _at(self, word: Watched) -> int:
+        memory, order = self._kernel.memory, self._kernel.profile.byte_order
+        return integer(memory.read(word.physical, WORD), order)
+
+    def _note(self) -> None:
+        """Look at the store behind which the machine stands."""
+        register = self._replay.control.register
+        pc = register("pc") - INSTRUCTION
+        instruction = None
+        with contextlib.suppress(GdbError):
+            instruction = self._replay.control.instruction(pc)
+        values = [self._at(word) for word in self._words]
+        index = None if self._in_guest() else self._written(instruction, values)
+        if index is None:
+            self.elsewhere += 1
+        else:
+            self.total += 1
+            self.hits.append(
+                _Hit(
+                    index,
+                    self.until,
+                    pc,
+                    instruction,
+                    self._values[index],
+                    values[index],
+                    register("lr"),
+                    self._saved(register("r1")),
+                )
+            )
+        self._values = values
+
+    def _in_guest(self) -> bool:
+        """Say whether the vCPU runs a guest of the host.
+
+        Where QEMU is the hypervisor, the host itself runs without MSR[HV],
+        and only its guests have an LPID.
+        """
+        register = self._replay.control.register
+        return not register("msr") & MSR_HV and register("lpidr") != 0
+
+    def _written(self, instruction: Instruction | None, values: Sequence[int]) -> int | None:
+        """Return which of the words was written, None if it was other memory."""
+        found = instruction and stored_range(instruction.text, self._replay.control.register)
+        for index, word in enumerate(self._words):
+            if found is None:
+                if values[index] != self._values[index]:
+                    return index
+            elif self._reaches(found, word):
+                return index
+        return None
+
+    def _reaches(self, stored: tuple[int, int], word: Watched) -> bool:
+        for address in {word.address, LINEAR_MAP | word.physical}:
+            if address - stored[1] < stored[0] < address + WORD:
+                try:
+                    return self._kernel.physical(address) == word.physical
+                except InspectorError:
+                    return False
+        return False
+
+    def _saved(self, frame: int) -> tuple[int, ...]:
+        """Return the return addresses that the frames on the stack hold."""
+        found: list[int] = []
+        with contextlib.suppress(InspectorError):
+            while len(found) < FRAMES:
+                caller = self._kernel.pointer(frame)
+                if caller <= frame:
+                    break
+                found.append(self._kernel.pointer(caller + LR_SAVE))
+                frame = caller
+        return tuple(found)
+
+
+def _named(hit: _Hit, symbols: Symbols) -> Write:
+    where = symbols.at(hit.pc)
+    link = symbols.at(hit.link)
+    callers = [symbols.at(address) for address in hit.saved]
+    # In a function with a frame the link register is the saved one, or leads into the function.
+    here = (link.function, link.module) == (where.function, where.module)
+    if link.function and not here and hit.link not in hit.saved[:1]:
+        callers.insert(0, link)
+    known = next((i for i, place in enumerate(callers) if not place.function), len(callers))
+    return Write(
+        hit.word, hit.count, where, hit.instruction, hit.old, hit.new, tuple(callers[:known])
+    )

@@ -1,0 +1,71 @@
+"""What takes a while before a machine can be attached to, begun as soon as its name is known.
+
+GDB starts, and QEMU's vCPUs are given the time to show that they run, while
+the modules of the inspector are loaded.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from typing import NamedTuple
+
+from inspector.errors import InspectorError, Stage, TargetNotSupported
+from inspector.live import gdb
+from inspector.live.activity import Activity
+from inspector.live.processes import is_local, process_behind
+
+__all__ = ["LIVE_PREFIX", "Behind", "address_of", "begin", "behind", "end"]
+
+LIVE_PREFIX = "gdb:"
+PORT_LIMIT = 65535
+
+
+class Behind(NamedTuple):
+    """What is behind a port: the process, if it is on this host, and what its vCPUs do since."""
+
+    process: int | None
+    activity: Activity | None
+
+
+_known: dict[tuple[str, int], Behind] = {}
+
+
+def begin(target: str) -> None:
+    """Begin, if a word of a command line is the name of a live target."""
+    if target.startswith(LIVE_PREFIX):
+        gdb.start_ahead()
+        with contextlib.suppress(InspectorError):
+            place = address_of(target)
+            _known[place] = _seen(*place)
+
+
+def end() -> None:
+    """End what was begun and is not needed."""
+    gdb.end_ahead()
+    _known.clear()
+
+
+def behind(host: str, port: int) -> Behind:
+    """Return what is behind a port."""
+    return _known.pop((host, port), None) or _seen(host, port)
+
+
+def _seen(host: str, port: int) -> Behind:
+    process = process_behind(port) if is_local(host) else None
+    return Behind(process, Activity(process) if process is not None else None)
+
+
+def address_of(target: str) -> tuple[str, int]:
+    """Return the host and the port of a live target.
+
+    Raises:
+        TargetNotSupported: it is none.
+    """
+    host, _, port = target.removeprefix(LIVE_PREFIX).rpartition(":")
+    known = target.startswith(LIVE_PREFIX) and host and port.isdecimal()
+    if not known or not 0 < int(port) <= PORT_LIMIT:
+        raise TargetNotSupported(
+            f"'{target}' is not of the form gdb:HOST:PORT, for example gdb:127.0.0.1:1234",
+            Stage.PORT,
+        )
+    return host, int(port)

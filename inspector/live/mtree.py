@@ -1,0 +1,75 @@
+"""Which physical addresses of a QEMU machine are RAM.
+
+QEMU's stub answers reads of addresses where nothing is with zeros, so the
+map it prints for ``info mtree -f`` is consulted before every read.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import NamedTuple
+
+from inspector.errors import Stage, TargetNotSupported
+from inspector.memory.numbers import addresses
+from inspector.memory.ranges import Ranges
+
+__all__ = ["Block", "large_blocks", "parse_mtree"]
+
+LARGE = 1 << 26
+"""Bytes; no machine for Linux has its memory in blocks that are smaller."""
+
+END_LIMIT = 1 << 60
+"""Physical addresses have fewer bits than this on every POWER."""
+
+_LINE = re.compile(r"^ +([0-9a-f]{16})-([0-9a-f]{16}) \(prio -?\d+, (\w+)\): ")
+_BLOCK = re.compile(
+    r"^ *(\S+) +\d+ \w+ +0x[0-9a-f]+ +0x([0-9a-f]+) +0x[0-9a-f]+ +0x([0-9a-f]+) +r[wo]\s*?$", re.M
+)
+_SPACE = re.compile(r'^ AS "(memory)"')
+
+
+class Block(NamedTuple):
+    """A block of RAM as QEMU has it: its name, bytes, and address in QEMU's own memory."""
+
+    name: str
+    size: int
+    hva: int
+
+
+def large_blocks(text: str) -> list[Block]:
+    """Return the blocks in ``info ramblock`` that a kernel could have for its memory.
+
+    The others are firmware's and devices'.  A version of QEMU that prints no
+    addresses gives none.
+    """
+    blocks = (Block(m[1], int(m[2], 16), int(m[3], 16)) for m in _BLOCK.finditer(text))
+    return [block for block in blocks if block.size >= LARGE]
+
+
+def parse_mtree(text: str) -> Ranges:
+    """Read the RAM ranges of the system address space out of ``info mtree -f``.
+
+    Raises:
+        TargetNotSupported: the text shows no RAM, so this is not QEMU's output.
+    """
+    ranges: list[tuple[int, int]] = []
+    in_system = False
+    for line in text.splitlines():
+        if line.startswith("FlatView"):
+            in_system = False
+        elif _SPACE.match(line):
+            in_system = True
+        elif in_system and (match := _LINE.match(line)) and match[3] == "ram":
+            begin, end = int(match[1], 16), int(match[2], 16) + 1
+            if ranges and ranges[-1][1] == begin:
+                ranges[-1] = (ranges[-1][0], end)
+            else:
+                ranges.append((begin, end))
+    if not ranges or not all(begin < end <= END_LIMIT for begin, end in ranges):
+        raise TargetNotSupported(
+            "'monitor info mtree -f' shows no RAM; the stub must be QEMU's, for a system emulation",
+            Stage.QEMU,
+        )
+    return Ranges(
+        addresses([begin for begin, _ in ranges]), addresses([end - begin for begin, end in ranges])
+    )

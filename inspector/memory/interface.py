@@ -1,0 +1,99 @@
+"""The interface every source of bytes offers.
+
+A space of addresses answers two questions: some bytes at one address, and
+equally long records at many addresses at once.  Physical memory, kernel
+virtual addresses and the real addresses of a guest are all such spaces, one
+stacked on the other, so a walker does not care which one it walks in.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple, Protocol, runtime_checkable
+
+import numpy as np
+from numpy.typing import NDArray
+
+from inspector.errors import MemoryNotReadable
+from inspector.memory.numbers import U64, Bytes, addresses, is_address
+from inspector.memory.ranges import Ranges
+
+__all__ = [
+    "ABSENT",
+    "CUT_OFF",
+    "LEFT_OUT",
+    "NOT_THERE",
+    "AddressSpace",
+    "PhysicalMemory",
+    "Records",
+    "read_one",
+    "why_missing",
+]
+
+ABSENT = "not in the target"
+"""The reason why bytes are missing where the target is known to have no memory."""
+CUT_OFF = "not in the file, which is cut off"
+LEFT_OUT = "left out of the dump"
+NOT_THERE = "not in the dump"
+"""The reason where nothing tells whether there is memory."""
+
+
+class Records(NamedTuple):
+    """The answer to ``read_many``.
+
+    ``data`` has one row of bytes per address; ``present`` tells which rows
+    were read.  Rows that could not be read are zero and must not be used.
+    """
+
+    data: Bytes
+    present: NDArray[np.bool_]
+
+    def words(self, byte_order: str) -> U64:
+        """Return the rows as unsigned 64-bit words; ``byte_order`` is ``"<"`` or ``">"``."""
+        rows = np.ascontiguousarray(self.data)
+        return rows.view(np.dtype(f"{byte_order}u8")).astype(np.uint64, copy=False)
+
+
+class AddressSpace(Protocol):
+    """Something that bytes can be read from by address."""
+
+    @property
+    def name(self) -> str:
+        """What the addresses mean: ``"physical"``, ``"kernel"`` or ``"L1"``."""
+
+    def read(self, address: int, length: int) -> bytes:
+        """Return ``length`` bytes at ``address``.
+
+        Raises:
+            MemoryNotReadable: at least one of the bytes is not there.
+        """
+
+    def read_many(self, where: U64, length: int) -> Records:
+        """Return ``length`` bytes at each address, missing ones marked."""
+
+
+@runtime_checkable
+class PhysicalMemory(AddressSpace, Protocol):
+    """The memory of a machine, or what there is of it."""
+
+    @property
+    def ram(self) -> Ranges | None:
+        """Where the machine has memory, None where that is not known."""
+
+
+def read_one(space: AddressSpace, address: int, length: int) -> bytes:
+    """Read through ``read_many``, for spaces that have no quicker way."""
+    if not is_address(address):
+        raise MemoryNotReadable(address, length, "it is no address", space.name)
+    records = space.read_many(addresses([address]), length)
+    if not records.present[0]:
+        raise MemoryNotReadable(address, length, space=space.name)
+    return bytes(records.data[0])
+
+
+def why_missing(space: AddressSpace, address: int, length: int) -> str:
+    """Say why ``read_many`` did not find a record: absent, or left out of a dump."""
+    try:
+        space.read(address, length)
+    except MemoryNotReadable as error:
+        return error.reason
+    return ABSENT

@@ -1,0 +1,32 @@
+"""What is being done, for whoever waits."""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Callable
+
+__all__ = ["Doing", "Progress", "untold"]
+
+
+class Doing(enum.Enum):
+    """What an inspection is doing; the value says it to people."""
+
+    ATTACHING = "attaching"
+    OPENING = "opening the file"
+    DESCRIBING = "finding the kernel"
+    READING = "reading"
+    DECODING = "decoding"
+    FOLLOWING = "following calls"
+    REWINDING = "taking the replay back to its beginning"
+    REPLAYING = "replaying"
+    RETURNING = "running the replay on to where it was"
+    NAMING = "naming functions"
+    LOOKING_UP = "looking up"
+
+
+Progress = Callable[[Doing, str], None]
+"""Called when something begins, and again as it gets on; the text says how far, or is empty."""
+
+
+def untold(doing: Doing, detail: str) -> None:
+    """The progress of which nobody is told."""
