@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from inspector.dumps.file import AGAIN, DumpFile, open_file
 from inspector.errors import BadData, MemoryNotReadable
 from inspector.memory.interface import CUT_OFF, LEFT_OUT
-from inspector.memory.numbers import U64, addresses
+from inspector.memory.numbers import U64, addresses, header_of, ordered
 from inspector.memory.ranges import Ranges
 from inspector.memory.segments import MissingRanges, SegmentedMemory
 from inspector.regions import LINEAR_MAP, LINEAR_SIZE
@@ -36,18 +36,53 @@ NO_ADDRESS = (1 << 64) - 1
 HEADERS_LIMIT = 1 << 28
 """More than this is not asked for at once, whatever a header says."""
 
-_EHDR = "HHIQQQIHHHHHH"
-_SHDR = "IIQQQQIIQQ"
-_PHDR = [
-    ("type", "u4"),
-    ("flags", "u4"),
-    ("offset", "u8"),
-    ("vaddr", "u8"),
-    ("paddr", "u8"),
-    ("filesz", "u8"),
-    ("memsz", "u8"),
-    ("align", "u8"),
-]
+FILE_HEADER = np.dtype(
+    [
+        ("ident", "S16"),
+        ("type", "u2"),
+        ("machine", "u2"),
+        ("version", "u4"),
+        ("entry", "u8"),
+        ("phoff", "u8"),
+        ("shoff", "u8"),
+        ("flags", "u4"),
+        ("ehsize", "u2"),
+        ("phentsize", "u2"),
+        ("phnum", "u2"),
+        ("shentsize", "u2"),
+        ("shnum", "u2"),
+        ("shstrndx", "u2"),
+    ]
+)
+"""``Elf64_Ehdr``."""
+PROGRAM_HEADER = np.dtype(
+    [
+        ("type", "u4"),
+        ("flags", "u4"),
+        ("offset", "u8"),
+        ("vaddr", "u8"),
+        ("paddr", "u8"),
+        ("filesz", "u8"),
+        ("memsz", "u8"),
+        ("align", "u8"),
+    ]
+)
+"""``Elf64_Phdr``."""
+SECTION_HEADER = np.dtype(
+    [
+        ("name", "u4"),
+        ("type", "u4"),
+        ("flags", "u8"),
+        ("addr", "u8"),
+        ("offset", "u8"),
+        ("size", "u8"),
+        ("link", "u4"),
+        ("info", "u4"),
+        ("addralign", "u8"),
+        ("entsize", "u8"),
+    ]
+)
+"""``Elf64_Shdr``.  The first one holds the number of program headers if that is ``PN_XNUM``."""
 
 
 class Note(NamedTuple):
@@ -100,8 +135,8 @@ def read_core(file: DumpFile) -> ElfCore:
                 f"{path} is a 32-bit ELF file, not a core of a 64-bit POWER machine; "
                 "give a dump of the KVM-HV host"
             )
-        header = struct.unpack_from(byte_order + _EHDR, ident, 16)
-        kind, machine, phoff, shoff, phnum = (header[i] for i in (0, 1, 4, 5, 9))
+        ehdr = header_of(ident, FILE_HEADER, byte_order)
+        kind, machine, phnum = ehdr["type"], ehdr["machine"], ehdr["phnum"]
         if kind != ET_CORE or machine != EM_PPC64:
             raise BadData(
                 f"{path} is an ELF file of type {kind} for machine {machine}, "
@@ -109,9 +144,12 @@ def read_core(file: DumpFile) -> ElfCore:
                 "give a dump of the KVM-HV host (a vmlinux goes to --kernel, beside a dump)"
             )
         if phnum == PN_XNUM:
-            phnum = struct.unpack(byte_order + _SHDR, _part(file, shoff, 64))[7]
-        dtype = np.dtype([(name, byte_order + code) for name, code in _PHDR])
-        headers = np.frombuffer(_part(file, phoff, phnum * dtype.itemsize), dtype=dtype)
+            first = _part(file, ehdr["shoff"], SECTION_HEADER.itemsize)
+            phnum = header_of(first, SECTION_HEADER, byte_order)["info"]
+        headers = np.frombuffer(
+            _part(file, ehdr["phoff"], phnum * PROGRAM_HEADER.itemsize),
+            dtype=ordered(PROGRAM_HEADER, byte_order),
+        )
         notes = tuple(
             note
             for entry in headers[headers["type"] == PT_NOTE]
@@ -119,7 +157,7 @@ def read_core(file: DumpFile) -> ElfCore:
                 _part(file, int(entry["offset"]), int(entry["filesz"])), byte_order
             )
         )
-    except (IndexError, KeyError, ValueError, struct.error, MemoryNotReadable) as error:
+    except (IndexError, KeyError, ValueError, MemoryNotReadable) as error:
         raise BadData(
             f"{path} is truncated or damaged: its ELF headers do not fit; {AGAIN}"
         ) from error
@@ -198,31 +236,22 @@ def write_core(memory: SegmentedMemory, notes: Iterable[Note], byte_order: str) 
     segments = memory.starts.size
     phnum = segments + 1
     extended = phnum >= PN_XNUM
-    shoff = 64 if extended else 0
-    phoff = 64 + (64 if extended else 0)
-    note_offset = phoff + phnum * 56
+    sections = np.zeros(1 if extended else 0, ordered(SECTION_HEADER, byte_order))
+    sections["info"] = phnum
+    phoff = FILE_HEADER.itemsize + sections.nbytes
+    note_offset = phoff + phnum * PROGRAM_HEADER.itemsize
     data_offset = (note_offset + len(packed) + 7) & ~7
 
-    ident = ELF_MAGIC + bytes([2, 1 if byte_order == "<" else 2, 1]) + bytes(9)
-    ehdr = ident + struct.pack(
-        byte_order + _EHDR,
-        ET_CORE,
-        EM_PPC64,
-        1,
-        0,
-        phoff,
-        shoff,
-        0,
-        64,
-        56,
-        min(phnum, PN_XNUM),
-        64 if extended else 0,
-        1 if extended else 0,
-        0,
-    )
-    shdr = struct.pack(byte_order + _SHDR, 0, 0, 0, 0, 0, 0, 0, phnum, 0, 0) if extended else b""
+    ehdr = np.zeros(1, ordered(FILE_HEADER, byte_order))
+    ehdr["ident"] = ELF_MAGIC + bytes([2, 1 if byte_order == "<" else 2, 1])
+    ehdr["type"], ehdr["machine"], ehdr["version"] = ET_CORE, EM_PPC64, 1
+    ehdr["ehsize"], ehdr["phentsize"] = FILE_HEADER.itemsize, PROGRAM_HEADER.itemsize
+    ehdr["phoff"], ehdr["phnum"] = phoff, min(phnum, PN_XNUM)
+    if extended:
+        ehdr["shoff"], ehdr["shentsize"] = FILE_HEADER.itemsize, SECTION_HEADER.itemsize
+        ehdr["shnum"] = 1
 
-    headers = np.zeros(phnum, dtype=[(name, byte_order + code) for name, code in _PHDR])
+    headers = np.zeros(phnum, dtype=ordered(PROGRAM_HEADER, byte_order))
     headers[0] = (PT_NOTE, 0, note_offset, 0, 0, len(packed), 0, 4)
     loads = headers[1:]
     loads["type"] = PT_LOAD
@@ -237,7 +266,7 @@ def write_core(memory: SegmentedMemory, notes: Iterable[Note], byte_order: str) 
         for start, size in zip(memory.starts, memory.sizes, strict=True)
     )
     padding = bytes(data_offset - note_offset - len(packed))
-    return ehdr + shdr + headers.tobytes() + packed + padding + body
+    return ehdr.tobytes() + sections.tobytes() + headers.tobytes() + packed + padding + body
 
 
 def _packed(note: Note, byte_order: str) -> bytes:

@@ -10,7 +10,6 @@ dump reads its headers, and a read touches what it needs.
 
 from __future__ import annotations
 
-import struct
 from collections import OrderedDict
 from dataclasses import dataclass
 from functools import cached_property
@@ -25,7 +24,7 @@ from inspector.dumps.elfcore import Note, parse_notes
 from inspector.dumps.file import AGAIN, DumpFile
 from inspector.errors import BadData, MemoryNotReadable, Stage, TargetNotSupported
 from inspector.memory.interface import ABSENT, CUT_OFF, LEFT_OUT, Records
-from inspector.memory.numbers import U64, Bytes, addresses, is_address
+from inspector.memory.numbers import U64, Bytes, addresses, header_of, integer, is_address
 from inspector.memory.ranges import Ranges
 
 __all__ = ["KDUMP_MAGIC", "Kdump", "KdumpMemory", "read_kdump"]
@@ -38,11 +37,55 @@ MACHINES = ("ppc64", "ppc64le", "Unknown", "")
 """QEMU writes Unknown for the bare-metal POWER machines."""
 
 STATUS_INCOMPLETE = 0x8
-HEADER = 464
-MACHINE = slice(12 + 4 * 65, 12 + 5 * 65)
-HEADER_32_BLOCK = 416
+HEADER = np.dtype(
+    [
+        ("signature", "S8"),
+        ("header_version", "u4"),
+        ("sysname", "S65"),
+        ("nodename", "S65"),
+        ("release", "S65"),
+        ("version", "S65"),
+        ("machine", "S65"),
+        ("domainname", "S65"),
+        ("padding", "S6"),
+        ("seconds", "u8"),
+        ("microseconds", "u8"),
+        ("status", "u4"),
+        ("block_size", "u4"),
+        ("sub_hdr_size", "u4"),
+        ("bitmap_blocks", "u4"),
+        ("max_mapnr", "u4"),
+        ("total_ram_blocks", "u4"),
+        ("device_blocks", "u4"),
+        ("written_blocks", "u4"),
+        ("current_cpu", "u4"),
+        ("nr_cpus", "u4"),
+    ]
+)
+"""``struct disk_dump_header`` of a 64-bit machine (makedumpfile's diskdump_mod.h)."""
+SUB_HEADER = np.dtype(
+    [
+        ("phys_base", "u8"),
+        ("dump_level", "u4"),
+        ("split", "u4"),
+        ("start_pfn", "u8"),
+        ("end_pfn", "u8"),
+        ("offset_vmcoreinfo", "u8"),
+        ("size_vmcoreinfo", "u8"),
+        ("offset_note", "u8"),
+        ("size_note", "u8"),
+        ("offset_eraseinfo", "u8"),
+        ("size_eraseinfo", "u8"),
+        ("start_pfn_64", "u8"),
+        ("end_pfn_64", "u8"),
+        ("max_mapnr_64", "u8"),
+    ]
+)
+"""``struct kdump_sub_header``.  Which members are valid depends on the header's version."""
+BLOCK_SIZE_32 = 416
+"""Where a 32-bit machine has ``block_size``."""
 ALIKE = 444
-SUB_HEADER = "QIIQQQQQQQQQQQ"
+"""Bytes of the header that all files of a split dump share."""
 
 RUN = 1 << 12
 """Bytes of bitmap for which one count is kept; a bit is a page."""
@@ -157,25 +200,23 @@ def _part(file: DumpFile, position: int, length: int, what: str, limit: int = 1 
 
 
 def _layout(file: DumpFile) -> Layout:
-    header = _part(file, 0, HEADER, "header")
-    order = _byte_order(file, header)
-    (version,) = struct.unpack_from(order + "I", header, 8)
-    flags, page_size, sub_blocks, bitmap_blocks, pages = struct.unpack_from(
-        order + "5I", header, 424
-    )
-    machine = header[MACHINE].partition(b"\0")[0].decode("ascii", "replace")
+    beginning = _part(file, 0, HEADER.itemsize, "header")
+    order = _byte_order(file, beginning)
+    header = header_of(beginning, HEADER, order)
+    version, page_size = header["header_version"], header["block_size"]
+    sub_blocks, bitmap_blocks = header["sub_hdr_size"], header["bitmap_blocks"]
+    pages = header["max_mapnr"]
+    named = np.frombuffer(beginning, HEADER)[0]["machine"]
+    machine = bytes(named).partition(b"\0")[0].decode("ascii", "replace")
     if machine not in MACHINES:
         raise TargetNotSupported(
             f"{file.path} is a dump of a machine of architecture {machine!r}, not of a POWER host; "
             "give one of the KVM-HV host",
             Stage.POWER,
         )
-    sub = struct.unpack(
-        order + SUB_HEADER,
-        _part(file, page_size, struct.calcsize("<" + SUB_HEADER), "sub header"),
-    )
+    sub = header_of(_part(file, page_size, SUB_HEADER.itemsize, "sub header"), SUB_HEADER, order)
     if version >= 6:
-        pages = sub[13]
+        pages = sub["max_mapnr_64"]
     if sub_blocks < 1 or bitmap_blocks % 2 or pages > bitmap_blocks // 2 * page_size * 8:
         raise BadData(
             f"{file.path} is damaged: bitmaps of {bitmap_blocks} blocks cannot describe "
@@ -186,34 +227,37 @@ def _layout(file: DumpFile) -> Layout:
     descriptors = memory_bits + bitmap_blocks * page_size
     if descriptors > file.size:
         raise BadData(f"{file.path} is truncated: its bitmaps lie beyond its end; {AGAIN}")
-    split = version >= 2 and sub[2] != 0
-    first, end = (sub[11:13] if version >= 6 else sub[3:5]) if split else (0, pages)
+    split = version >= 2 and sub["split"] != 0
+    width = "_64" if version >= 6 else ""
+    first, end = (sub[f"start_pfn{width}"], sub[f"end_pfn{width}"]) if split else (0, pages)
     return Layout(
-        order,
-        version,
-        flags,
-        page_size,
-        pages,
-        min(first, pages),
-        min(end, pages),
-        memory_bits,
-        dumped_bits,
-        descriptors,
-        sub[1] if version >= 1 else None,
-        split,
-        (sub[7], sub[8]) if version >= 4 else (0, 0),
-        (sub[5], sub[6]) if version >= 3 else (0, 0),
+        byte_order=order,
+        version=version,
+        flags=header["status"],
+        page_size=page_size,
+        pages=pages,
+        first=min(first, pages),
+        end=min(end, pages),
+        memory_bits=memory_bits,
+        dumped_bits=dumped_bits,
+        descriptors=descriptors,
+        level=sub["dump_level"] if version >= 1 else None,
+        split=split,
+        notes=(sub["offset_note"], sub["size_note"]) if version >= 4 else (0, 0),
+        vmcoreinfo=(sub["offset_vmcoreinfo"], sub["size_vmcoreinfo"]) if version >= 3 else (0, 0),
     )
 
 
 def _byte_order(file: DumpFile, header: bytes) -> str:
     """Return the order in which the header makes sense; it has no mark for it."""
-    for place in (428, HEADER_32_BLOCK):
+    for wide in (True, False):
         for order in "<>":
-            (version,) = struct.unpack_from(order + "I", header, 8)
-            (size,) = struct.unpack_from(order + "I", header, place)
-            if version <= VERSION_LIMIT and size in BLOCK_SIZES:
-                if place == HEADER_32_BLOCK:
+            given = header_of(header, HEADER, order)
+            size = given["block_size"]
+            if not wide:
+                size = integer(header[BLOCK_SIZE_32 : BLOCK_SIZE_32 + 4], order)
+            if given["header_version"] <= VERSION_LIMIT and size in BLOCK_SIZES:
+                if not wide:
                     raise BadData(f"{file.path} is a dump of a 32-bit machine, not of a POWER host")
                 return order
     raise BadData(

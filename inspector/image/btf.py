@@ -8,16 +8,29 @@ and string offsets go on where those of vmlinux end.
 
 from __future__ import annotations
 
-import struct
 from typing import NamedTuple
 
 import numpy as np
 
 from inspector.errors import BadData
+from inspector.memory.numbers import header_of, integer
 
 __all__ = ["Btf", "Member"]
 
 MAGIC = 0xEB9F
+HEADER = np.dtype(
+    [
+        ("magic", "u2"),
+        ("version", "u1"),
+        ("flags", "u1"),
+        ("hdr_len", "u4"),
+        ("type_off", "u4"),
+        ("type_len", "u4"),
+        ("str_off", "u4"),
+        ("str_len", "u4"),
+    ]
+)
+"""``struct btf_header``; offsets count from the header's end."""
 INT, PTR, ARRAY, STRUCT, UNION, ENUM = 1, 2, 3, 4, 5, 6
 TYPEDEF, VOLATILE, CONST, RESTRICT, FUNC_PROTO, VAR = 8, 9, 10, 11, 13, 14
 DATASEC, FLOAT, DECL_TAG, TYPE_TAG, ENUM64 = 15, 16, 17, 18, 19
@@ -50,14 +63,15 @@ class Btf:
         self._base = base
         self._order = _byte_order(data)
         try:
-            header = struct.unpack_from(self._order + "HBBIIIII", data)
-        except struct.error as error:
+            given = header_of(data, HEADER, self._order)
+        except ValueError as error:
             raise BadData("the BTF header is truncated") from error
-        start = header[3]
-        type_off, type_len, str_off, str_len = (int(value) for value in header[4:8])
-        types = data[start + type_off : start + type_off + type_len]
-        self._strings = data[start + str_off : start + str_off + str_len]
-        if len(types) != type_len or len(self._strings) != str_len or type_len % 4:
+        first_type = given["hdr_len"] + given["type_off"]
+        first_string = given["hdr_len"] + given["str_off"]
+        types = data[first_type : first_type + given["type_len"]]
+        self._strings = data[first_string : first_string + given["str_len"]]
+        whole = len(types) == given["type_len"] and len(self._strings) == given["str_len"]
+        if not whole or len(types) % 4:
             raise BadData("the BTF is truncated: its sections end beyond its end")
         self._first_string = base.string_end if base else 0
         self._first_id = base.type_end if base else 1
@@ -198,6 +212,6 @@ class Btf:
 
 def _byte_order(data: bytes) -> str:
     for order in "<>":
-        if len(data) >= 8 and struct.unpack_from(order + "H", data)[0] == MAGIC:
+        if len(data) >= 8 and integer(data[:2], order) == MAGIC:
             return order
     raise BadData("the data does not begin with the BTF magic number")

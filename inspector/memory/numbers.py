@@ -1,11 +1,11 @@
-"""Addresses and bytes as arrays, and integers out of bytes."""
+"""Addresses and bytes as arrays, and integers and headers out of bytes."""
 
 from __future__ import annotations
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-__all__ = ["U64", "Bytes", "addresses", "integer", "is_address"]
+__all__ = ["U64", "Bytes", "addresses", "header_of", "integer", "is_address", "ordered"]
 
 U64 = NDArray[np.uint64]
 Bytes = NDArray[np.uint8]
@@ -24,3 +24,23 @@ def addresses(values: ArrayLike) -> U64:
 def is_address(value: int) -> bool:
     """Say whether a number can be an address at all; what was computed from a bad word may not."""
     return 0 <= value < (1 << 64)
+
+
+def ordered(layout: np.dtype[np.void], byte_order: str) -> np.dtype[np.void]:
+    """Return a layout with the integers of all members in a byte order, ``"<"`` or ``">"``."""
+    return layout.newbyteorder("<" if byte_order == "<" else ">")
+
+
+def header_of(data: bytes, layout: np.dtype[np.void], byte_order: str) -> dict[str, int]:
+    """Return the integers at the beginning of some bytes by the names that a layout gives them.
+
+    Args:
+        data: the bytes; more may follow the header.
+        layout: its members, of integer types.
+        byte_order: ``"<"`` or ``">"``.
+
+    Raises:
+        ValueError: the bytes end inside the header.
+    """
+    row = np.frombuffer(data, ordered(layout, byte_order), count=1)[0]
+    return {name: int(row[name]) for name in layout.names or () if layout[name].kind in "iu"}
