@@ -14,6 +14,8 @@ import numpy as np
 import pytest
 from click.testing import CliRunner, Result
 
+from fixtures.mutations.damage import Mutation, vm_met_twice
+from fixtures.mutations.mutant import Mutant
 from fixtures.synthetic import FakeVm, MemslotRange, build
 from inspector.capture import Capture, write_capture
 from inspector.checks.verdict import judge
@@ -50,6 +52,8 @@ class Page(HTMLParser):
         self.stale: dict[tuple[int, str], int] = {}
         self.nodes: dict[tuple[int, str], int] = {}
         self.verdict = ""
+        self.findings: list[str] = []
+        self.doubts: list[str] = []
         self.ids: list[str] = []
         self.tags: set[str] = set()
         self.foreign: list[str] = []
@@ -66,6 +70,10 @@ class Page(HTMLParser):
         for kind in ("count", "stale", "nodes", "verdict"):
             if f"data-{kind}" in given:
                 self._into = kind, given[f"data-{kind}"]
+        if "data-finding" in given:
+            self.findings.append(given["data-finding"])
+        if "data-doubt" in given:
+            self.doubts.append(given["data-doubt"])
         if tag == "script":
             self._into = "script", ""
         if "id" in given:
@@ -102,6 +110,9 @@ def report(target: str, output: Path) -> Page:
     text = output.read_text(encoding="utf-8")
     document, page = json.loads(checked.stdout), Page(text)
     assert page.verdict == document["verdict"]
+    parts = (document, *document["vms"])
+    for shown, name in ((page.findings, "findings"), (page.doubts, "doubts")):
+        assert shown == [one["invariant"] for part in parts for one in part[name]]
     for vm in document["vms"]:
         for name in COUNTS:
             assert page.counts[vm["vm_lpid"], name] == vm[name]
@@ -126,10 +137,30 @@ def test_the_page_says_what_check_says(path: Path, tmp_path: Path) -> None:
     assert ("svg" in page.tags) or not nested
 
 
+def left_of_nobody(mutant: Mutant) -> None:
+    """The second doubleword of a partition-table entry that no guest has."""
+    first = mutant.need(mutant.before.host.first_entry).where
+    mutant.write_pte(first + 16 * 900 + 8, 0x1_0000)
+
+
+@pytest.mark.parametrize(
+    ("damage", "findings", "doubts"),
+    [(vm_met_twice, ["vm-list"], []), (left_of_nobody, [], ["partition-owner"])],
+)
+def test_what_is_wrong_with_the_host_is_shown(
+    damage: Mutation, findings: list[str], doubts: list[str], tmp_path: Path
+) -> None:
+    mutant = Mutant(SMALL)
+    damage(mutant)
+    page = report(str(mutant.save(tmp_path / "damaged")), tmp_path / "page.html")
+    assert page.findings == findings
+    assert page.doubts == doubts
+
+
 @pytest.mark.parametrize("path", CAPTURES, ids=lambda path: path.name.split(".core")[0])
 def test_the_figures_add_up_to_the_counts(path: Path) -> None:
     acquired = opened(path)
-    figures = {one.lpid: one for one in figures_of(acquired.snapshot)}
+    figures = {one.lpid: one for one in figures_of(judge(acquired.snapshot))}
     for vm in judge(acquired.snapshot).vms:
         if not vm.vm.radix:
             assert vm.vm.lpid not in figures
@@ -163,7 +194,7 @@ def test_where_a_guest_is_mapped(tmp_path: Path) -> None:
     image = build([FakeVm(state, (MemslotRange(0, 192, 0x7F00_0000_0000),))])
     path = tmp_path / "made"
     write_capture(path, Capture(image.memory, image.profile, {}))
-    (figures,) = figures_of(opened(path).snapshot)
+    (figures,) = figures_of(judge(opened(path).snapshot))
     assert figures.occupancy is not None
     assert (figures.occupancy.first, figures.occupancy.step) == (0, 2)
     assert figures.occupancy.lpids == (1,)

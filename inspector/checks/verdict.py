@@ -5,7 +5,7 @@ from __future__ import annotations
 import enum
 import itertools
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import NamedTuple
 
 import numpy as np
@@ -145,10 +145,12 @@ class Judgement:
     """The verdict on a snapshot.
 
     ``host_findings``, ``host_doubts`` and ``host_basis`` are about what
-    belongs to no VM.
+    belongs to no VM.  ``joins`` holds the joins of entries and leaves that
+    the verdict was made of, for reports that count the same things.
     """
 
     snapshot: Snapshot
+    joins: CheckedHost = field(repr=False, compare=False)
     vms: tuple[VmJudgement, ...]
     host_findings: tuple[Finding, ...] = ()
     host_doubts: tuple[Finding, ...] = ()
@@ -210,7 +212,12 @@ def judge(snapshot: Snapshot) -> Judgement:
             rests += [(invariant, rest) for rest in invariant.rests_host(host)]
     findings, doubts = _sorted_out(found)
     return Judgement(
-        snapshot, tuple(_judge(checked) for checked in host.vms), findings, doubts, _basis(rests)
+        snapshot=snapshot,
+        joins=host,
+        vms=tuple(_judge(checked) for checked in host.vms),
+        host_findings=findings,
+        host_doubts=doubts,
+        host_basis=_basis(rests),
     )
 
 

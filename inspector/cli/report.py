@@ -81,7 +81,7 @@ def command(ctx: click.Context, target: Target, as_json: bool, output: Output, f
         judgement = judge(acquired.snapshot)
         document = check_json(acquired, judgement)
         if form == PAGE:
-            text = page(document, figures_of(acquired.snapshot))
+            text = page(document, figures_of(judgement))
         else:
             text = _by_plugin(form, forms[form], acquired, judgement)
     data = text.encode("utf-8", "backslashreplace")

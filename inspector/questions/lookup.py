@@ -18,7 +18,6 @@ import numpy as np
 from inspector import encoding
 from inspector.checks.base import Finding
 from inspector.checks.verdict import judge
-from inspector.checks.view import CheckedVm
 from inspector.errors import BadData
 from inspector.kvm.snapshot import Memslot, Nested, Snapshot, Vm
 from inspector.questions.pages import Pages
@@ -103,9 +102,9 @@ class _Search:
         self._findings = judgement.findings
         self._notes = list(judgement.notes)
         self._all = [
-            Pages(CheckedVm(vm, self._shift), judged.findings)
-            for vm, judged in zip(snapshot.vms, judgement.vms, strict=True)
-            if vm.radix
+            Pages(checked, judged.findings)
+            for checked, judged in zip(judgement.joins.vms, judgement.vms, strict=True)
+            if checked.vm.radix
         ]
         self._notes += [
             f"VM lpid {vm.lpid}: {gap.text}"

@@ -13,8 +13,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from inspector import pte
+from inspector.checks.verdict import Judgement
 from inspector.checks.view import CheckedVm
-from inspector.kvm.snapshot import Snapshot, Vm
+from inspector.kvm.snapshot import Vm
 from inspector.structures.radix import LeafTable
 
 __all__ = ["Figures", "GuestFigures", "LongList", "Occupancy", "figures_of"]
@@ -80,9 +81,9 @@ class Figures:
     occupancy: Occupancy | None
 
 
-def figures_of(snapshot: Snapshot) -> tuple[Figures, ...]:
-    """Count every radix VM of a snapshot."""
-    return tuple(_figures(CheckedVm(vm, snapshot.page_shift)) for vm in snapshot.vms if vm.radix)
+def figures_of(judgement: Judgement) -> tuple[Figures, ...]:
+    """Count every radix VM of a snapshot that was judged."""
+    return tuple(_figures(checked) for checked in judgement.joins.vms if checked.vm.radix)
 
 
 def _figures(checked: CheckedVm) -> Figures:
