@@ -25,9 +25,9 @@ def disagrees(judgement: Judgement, over: str) -> None:
     assert judgement.verdict is Verdict.INCONCLUSIVE
     assert {finding.invariant for finding in judgement.findings} == {DISAGREEMENT}
     (finding, *_) = judgement.findings
-    assert f"this tool contradicts itself over {over}: " in finding.summary
+    assert f"this tool contradicts itself on {over}: " in finding.summary
     assert finding_json(finding)["severity"] == "tool"
-    assert any("is a fault of the inspector" in line for line in finding_lines(1, finding))
+    assert any("is a bug of the inspector" in line for line in finding_lines(1, finding))
 
 
 def test_the_leaves_of_l0(undisturbed: Judgement, monkeypatch: pytest.MonkeyPatch) -> None:
