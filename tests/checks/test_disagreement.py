@@ -1,4 +1,4 @@
-"""Where the arrays and the model, which state each rule twice, do not say the same."""
+"""The arrays and the model both state each rule; a disagreement between them is reported."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def undisturbed() -> Judgement:
 
 
 def disagrees(judgement: Judgement, over: str) -> None:
-    """See that a judgement says that the tool contradicts itself, and concludes nothing."""
+    """Assert that a judgement says that the tool contradicts itself, and concludes nothing."""
     assert judgement.verdict is Verdict.INCONCLUSIVE
     assert {finding.invariant for finding in judgement.findings} == {DISAGREEMENT}
     (finding, *_) = judgement.findings
