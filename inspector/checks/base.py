@@ -139,7 +139,7 @@ def disagreement(invariant: str, vm_lpid: int, of: str, evidence: Evidence) -> F
     """Return the finding for a place where the model and the arrays give different answers.
 
     Both state the same rule.  The finding is about this tool and not about
-    the target, so nothing can be concluded from it.
+    the target, about which nothing can then be concluded.
 
     Args:
         invariant: the identifier of the rule.

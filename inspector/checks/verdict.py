@@ -255,7 +255,7 @@ def _judge(checked: CheckedVm) -> VmJudgement:
         for invariant in all_invariants()
         if gap.part in invariant.reads
     )
-    # Only a gap in what a memory-safety invariant reads keeps the verdict from consistent.
+    # Of the gaps, only those in parts that a memory-safety invariant reads rule out CONSISTENT.
     complete = not any(
         item.invariant.severity is Severity.MEMORY_SAFETY and item.gap.part not in EXPLAINING
         for item in not_judged

@@ -48,7 +48,7 @@ class Kind(enum.Enum):
 
 
 class Question(NamedTuple):
-    """A number to look up; ``lpid`` belongs to an L2 address, ``vm`` is the LPID of the only VM."""
+    """A number to look up; ``lpid`` belongs to an L2 address, ``vm`` limits the search to a VM."""
 
     kind: Kind
     value: int

@@ -13,7 +13,7 @@ ID = "memory-shared"
 
 
 def find(checked: CheckedVm) -> Iterator[Finding]:
-    """Yield the first overlap for each pair of things' names, with the number of the others."""
+    """Yield the first overlap of each pair of owners, with the number of the others."""
     if checked.whole is None:
         return
     pairs: dict[tuple[str, str], list[tuple[Thing, Thing]]] = {}
