@@ -1,8 +1,7 @@
-"""What an invariant, a finding and a witness are.
+"""The types of an invariant, a finding and a witness.
 
-Each module beside this one in ``invariants/`` states one invariant and finds
-where it does not hold; ``all_invariants`` collects them by looking into that
-folder.
+Each module in ``invariants/`` states one invariant and finds the places where
+it does not hold; ``all_invariants`` imports every module of that folder.
 """
 
 from __future__ import annotations
@@ -39,15 +38,16 @@ __all__ = [
 Subject = TypeVar("Subject")
 
 EXPLAINING = frozenset({Part.L1, Part.PARTITION})
-"""Parts without which a verdict can be given.
+"""Parts that a verdict does not need.
 
-L1's tables say what L1 wants: a leaf that is wrong by them and dangerous is
-not covered either.  The partition table is missing from older captures.
+L1's tables only say what L1 wants: a leaf that contradicts them and is
+dangerous is not covered either, so another invariant reports it.  Older
+captures do not contain the partition table.
 """
 
 
 DISAGREEMENT = "tool-disagrees"
-"""What stands for an invariant in a finding about this tool itself."""
+"""The invariant id of a finding about this tool itself."""
 
 
 class Severity(enum.Enum):
@@ -59,25 +59,25 @@ class Severity(enum.Enum):
 
     @property
     def meaning(self) -> str:
-        """The same in a sentence."""
+        """What the severity means, in a sentence."""
         return _MEANINGS[self]
 
 
 _MEANINGS = {
-    Severity.MEMORY_SAFETY: "A guest may reach memory that is not its own, or the kernel memory "
-    "that it has freed or never had.",
-    Severity.STRUCTURE: "Something is not as the kernel writes it, so what the kernel will make "
-    "of it is not known.",
-    Severity.BOOKKEEPING: "What the kernel knows of a page's use is not what is true of it; "
-    "nothing can be reached that should not be.",
+    Severity.MEMORY_SAFETY: "A guest may reach memory that is not its own, or the kernel may use "
+    "memory that it has freed or never had.",
+    Severity.STRUCTURE: "Something is not in the form that the kernel writes, so it is not known "
+    "what the kernel will do with it.",
+    Severity.BOOKKEEPING: "The kernel's record of a page's use is wrong; no guest can reach memory "
+    "that it should not reach.",
 }
 
 
 class Evidence(NamedTuple):
     """One word that was read, or one address that matters, for checking by hand.
 
-    ``space`` says what ``address`` is in: ``"physical"``, ``"kernel"``,
-    ``"L1"``, ``"L2"``.  ``value`` is the word of ``size`` bytes there, None
+    ``space`` is the address space of ``address``: ``"physical"``,
+    ``"kernel"``, ``"L1"`` or ``"L2"``.  ``value`` is the word of ``size`` bytes there, None
     for a bare address.  Words at physical addresses and in L1 are page-table
     entries, big-endian.
     """
@@ -121,10 +121,10 @@ class Witness(NamedTuple):
 
 
 class Unjudged(NamedTuple):
-    """What an invariant could not look at in this target, and why.
+    """Something that an invariant could not examine in this target, and why.
 
-    It leaves the verdict as it is: an invariant whose missing words are at
-    stake yields a finding with a doubt instead.
+    It does not change the verdict: an invariant that needs the missing words
+    for its verdict yields a finding with a doubt instead.
     """
 
     what: str
@@ -132,27 +132,27 @@ class Unjudged(NamedTuple):
 
 
 Rest = Witness | Unjudged
-"""One thing that a verdict rests on, or that it does not rest on."""
+"""Something that a verdict rests on, or something that could not be examined for it."""
 
 
 def disagreement(invariant: str, vm_lpid: int, of: str, evidence: Evidence) -> Finding:
-    """Return the finding that model and arrays, which state one rule twice, do not say the same.
+    """Return the finding for a place where the model and the arrays give different answers.
 
-    It is one about this tool and not about the target: nothing can then be
-    concluded.
+    Both state the same rule.  The finding is about this tool and not about
+    the target, about which nothing can then be concluded.
 
     Args:
-        invariant: the rule.
+        invariant: the identifier of the rule.
         vm_lpid: the VM.
-        of: what they do not agree about.
-        evidence: where that was read.
+        of: the leaf or entry that they disagree about.
+        evidence: the word of that leaf or entry.
     """
     return Finding(
         DISAGREEMENT,
         vm_lpid,
-        f"this tool contradicts itself over {invariant}: its arrays say that {of} breaks it, its "
-        "model that it does not",
-        "one answer from both; report this with a capture, it is a fault of the inspector",
+        f"this tool contradicts itself on {invariant}: its arrays say that {of} breaks it, its "
+        "model says that it does not",
+        "the same answer from both; this is a bug of the inspector: report it with a capture",
         (evidence,),
     )
 
@@ -167,16 +167,17 @@ class Passing:
 
 @dataclass(frozen=True)
 class Invariant:
-    """Something that must hold whenever ``mmu_lock`` is free.
+    """A statement that must hold whenever ``mmu_lock`` is free.
 
-    ``source`` names the kernel functions the rule comes from, ``commit`` the
-    title of the one that made it a rule, where there is one.  ``reads`` are the parts of
-    the VM it looks at, ``needs`` those of them that must be whole, since what
-    is missing would look like a breach.  What is ``passing`` may be broken
-    legally: places where it is are counted and shown, and are no violation.
-    ``rests`` says what was read and confirmed.  ``find_host`` and
-    ``rests_host`` do the same as ``find`` and ``rests`` for what belongs to
-    no VM; they are called once for a snapshot.
+    ``source`` names the kernel functions that the rule comes from; ``commit``
+    is the title of the kernel commit that made it a rule, if there is one.
+    ``reads`` are the parts of the VM that ``find`` looks at; ``needs`` are
+    those that must be complete, because a missing piece would look like a
+    breach.  An invariant with ``passing`` may legally be broken: its breaches
+    are counted and shown, and are no violations.  ``rests`` yields what was
+    read and how much of it was confirmed.  ``find_host`` and ``rests_host``
+    do the same as ``find`` and ``rests`` for state that belongs to no VM;
+    they are called once per snapshot.
     """
 
     id: str
@@ -196,7 +197,7 @@ class Invariant:
 
 @cache
 def all_invariants() -> tuple[Invariant, ...]:
-    """Return every invariant there is, by identifier, those of plug-ins too."""
+    """Return all invariants, those of plug-ins included, ordered by identifier."""
     from inspector.checks import invariants
 
     found = []
@@ -211,7 +212,7 @@ def _others(own: list[Invariant]) -> list[Invariant]:
     found: list[Invariant] = []
     for name, invariant in plugins(INVARIANTS):
         if not isinstance(invariant, Invariant):
-            passed_over(name, f"it gives {type(invariant).__name__}, not an Invariant")
+            passed_over(name, f"it provides {type(invariant).__name__}, not an Invariant")
         elif invariant.id in {one.id for one in own + found}:
             passed_over(name, f"there is an invariant {invariant.id} already")
         else:
@@ -220,7 +221,7 @@ def _others(own: list[Invariant]) -> list[Invariant]:
 
 
 def _guarded(name: str, invariant: Invariant) -> Invariant:
-    """Return a plug-in's invariant, which then fails by itself and not with everything."""
+    """Return a plug-in's invariant, wrapped so that its exceptions do not end the whole check."""
     passing = invariant.passing
 
     def guarded(
@@ -233,17 +234,17 @@ def _guarded(name: str, invariant: Invariant) -> Invariant:
                     if not isinstance(item, kinds) or of_another:
                         raise TypeError(f"{item!r} is no {_names(kinds)} of {invariant.id}")
                     yield item
-            except (Exception, SystemExit) as error:  # whatever other people's code raises
+            except (Exception, SystemExit) as error:  # a plug-in may raise anything
                 passed_over(f"{name} (invariant {invariant.id})", error)
                 if Finding in kinds:
-                    vm = getattr(subject, "vm", None)  # a host has none
+                    vm = getattr(subject, "vm", None)  # a CheckedHost has no vm
                     yield Finding(
                         invariant.id,
                         None if vm is None else vm.lpid,
                         f"the plug-in {name} failed",
                         "a plug-in that can judge this state",
                         (),
-                        doubt="what a check that failed would have found is not known",
+                        doubt="the check failed, so it is not known what it would have found",
                     )
 
         return called
@@ -251,7 +252,7 @@ def _guarded(name: str, invariant: Invariant) -> Invariant:
     def count(checked: CheckedVm) -> int:
         try:
             return int(passing.count(checked)) if passing else 0
-        except (Exception, SystemExit) as error:  # whatever other people's code raises
+        except (Exception, SystemExit) as error:  # a plug-in may raise anything
             passed_over(f"{name} (invariant {invariant.id})", error)
             return 0
 

@@ -1,8 +1,8 @@
-"""Physical memory that is known to hold something of the host's own.
+"""Physical memory that is known to hold the host's own data.
 
 Page tables, KVM's structures, rmap arrays, list nodes and the kernel's image:
-what the walk went through, each with the word that leads there.  No page of
-it may be mapped to a guest, and no two things may lie in one place.
+everything that the walk has met, each with the word that leads to it.  None of
+these pages may be mapped to a guest, and no two of these things may overlap.
 """
 
 from __future__ import annotations
@@ -27,22 +27,24 @@ from inspector.structures.radix import LeafTable
 __all__ = ["IMAGE", "NODE", "ROOT", "TABLE", "Group", "KnownMemory", "Thing"]
 
 ARRAY, IMAGE, NODE, ROOT, STRUCTURE, TABLE = "array", "image", "node", "root", "structure", "table"
-"""Kinds of things; two nodes and two tables at one place are found by other invariants."""
+"""Kinds of things; other invariants report two nodes or two tables at one place."""
 
 CHUNK = np.uint64(16)
-"""log2 of the pieces of memory of which a bitmap says whether anything is in them."""
+"""log2 of the bytes in a chunk of memory, for which the bitmap has one element."""
 CHUNKS = 1 << 20
 LAST_CHUNK = np.uint64(CHUNKS - 1)
 RPN = np.uint64(pte.RPN_MASK)
-"""The frame of a leaf that is aligned to its size, as all are that a walk returns."""
+"""Mask of a leaf's frame.  A walk returns only leaves whose frame is aligned to their size."""
 PGD_SIZE = 8 << pte.PGD_BITS
 
 
 class Group(NamedTuple):
-    """Ranges of one kind that one owner has; ``led`` shows the word that leads to one of them.
+    """Physical ranges of one kind that belong to one owner.
 
-    ``vm`` is the kernel address of the owner's ``struct kvm``, None for the
-    host itself.
+    ``begin`` and ``end`` are parallel, with one row for each range; ``end`` is
+    the first address after it.  ``led`` returns for a row the word that leads
+    to the range.  ``vm`` is the kernel address of the owner's ``struct kvm``,
+    None for the host itself.
     """
 
     kind: str
@@ -71,10 +73,10 @@ class Thing(NamedTuple):
 
 
 class KnownMemory:
-    """What is known to lie where in the memory of a host.
+    """The memory of a host that is known to hold the host's own data.
 
-    A VM whose ``mmu_lock`` was held is left out: it may just have freed what
-    its tables and lists still lead to.
+    A VM whose ``mmu_lock`` was held is left out: it may just have freed memory
+    that its tables and lists still lead to.
     """
 
     def __init__(self, snapshot: Snapshot) -> None:
@@ -95,7 +97,7 @@ class KnownMemory:
 
     @cached_property
     def _every(self) -> tuple[U64, U64, NDArray[np.int64], NDArray[np.int64]]:
-        """Begin, end, group and row of every range, by address."""
+        """Begin, end, index of the group and row in it, of every range in address order."""
         nothing = addresses([])
         begin = np.concatenate([nothing, *(group.begin for group in self.groups)])
         end = np.concatenate([nothing, *(group.end for group in self.groups)])
@@ -107,24 +109,29 @@ class KnownMemory:
 
     @cached_property
     def _pages(self) -> Ranges:
-        """The pages that anything lies in."""
+        """The pages that hold anything known."""
         begin, end, _, _ = self._every
         return merged(begin, end - begin).widened(1 << self._page_shift)
 
     @cached_property
     def _bitmap(self) -> NDArray[np.bool_]:
-        """Which chunks of memory may have anything in them; chunks far apart share a bit."""
+        """Which chunks of memory may hold anything known.
+
+        Chunks whose numbers are equal modulo ``CHUNKS`` share an element, so
+        True may be wrong, and False is certain.
+        """
         found = np.zeros(CHUNKS, dtype=np.bool_)
         first = self._pages.starts >> CHUNK
         last = (self._pages.starts + self._pages.sizes - np.uint64(1)) >> CHUNK
         count = np.minimum(last - first + np.uint64(1), np.uint64(CHUNKS)).astype(np.int64)
+        # the numbers 0, 1, ... within each range, for all ranges in one array
         step = np.arange(count.sum()) - np.repeat(np.cumsum(count) - count, count)
         chunks = np.repeat(first, count) + step.astype(np.uint64)
         found[chunks & LAST_CHUNK] = True
         return found
 
     def met_by(self, table: LeafTable) -> NDArray[np.int64]:
-        """Return the leaves that map a page in which anything known lies."""
+        """Return the indices of the leaves that map a page that holds anything known."""
         found = [np.zeros(0, dtype=np.int64)]
         if self.groups:
             for part in blocks(len(table)):
@@ -132,12 +139,13 @@ class KnownMemory:
         return np.concatenate(found)
 
     def _met_by(self, table: LeafTable, part: slice) -> NDArray[np.int64]:
-        """Return which leaves of one part do."""
+        """Return the indices of such leaves in one block, counted from its beginning."""
         frame = table.entry[part] & RPN
         near = self._bitmap[(frame >> CHUNK) & LAST_CHUNK]
-        near |= table.shift[part] > CHUNK
+        near |= table.shift[part] > CHUNK  # the bitmap was asked about their first chunk only
         rows = np.flatnonzero(near)
         begin, size = frame[rows], np.uint64(1) << table.shift[part][rows].astype(np.uint64)
+        # The last run of pages that begins before the leaf ends meets it, or none does.
         index = np.searchsorted(self._pages.starts, begin + size) - 1
         reach = self._pages.starts[index] + self._pages.sizes[index]
         return rows[(index >= 0) & (reach > begin)]
@@ -156,6 +164,7 @@ class KnownMemory:
         begin, end, owner, row = self._every
         if begin.size < 2:
             return ()
+        # A range overlaps an earlier one if it begins before the furthest end of all earlier ones.
         reach = np.maximum.accumulate(end)
         found: list[tuple[Thing, Thing]] = []
         for i in np.flatnonzero(begin[1:] < reach[:-1]) + 1:
@@ -169,11 +178,11 @@ class KnownMemory:
 
 
 PAIRS = 4
-"""So many things are named that one overlaps with."""
+"""How many things that overlap with one thing are named."""
 
 
 def _may_share(first: Thing, second: Thing) -> bool:
-    """Tell whether two things may overlap, or another invariant says that they do."""
+    """Tell whether two things may overlap, or another invariant reports that they do."""
     kinds = {first.group.kind, second.group.kind}
     if IMAGE in kinds:
         # the kernel's own page table is part of its image

@@ -1,4 +1,4 @@
-"""The proof of a finding: every word on the way, to be checked by hand."""
+"""The proof of a finding: every word on the way, so that a reader can check it by hand."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from inspector.structures.radix import LeafTable
 __all__ = ["Told", "leaf_findings", "rights_findings"]
 
 Told = Callable[[Leaf, RightsJudgement], tuple[str, str]]
-"""Says what is wrong with a leaf, and what was expected."""
+"""Returns what is wrong with a leaf, and what was expected."""
 
 SHOWN_ENTRIES = 8
 
@@ -27,9 +27,10 @@ SHOWN_ENTRIES = 8
 def leaf_findings(
     checked: CheckedVm, invariant: str, states: tuple[LeafState, ...]
 ) -> Iterator[Finding]:
-    """Yield a finding for every suspected leaf the model puts into one of these states.
+    """Yield a finding for every suspect leaf that the model puts into one of ``states``.
 
-    A leaf that the model does not suspect is said where its coverage is judged.
+    If the model calls a suspect leaf covered, it contradicts the arrays.  Only
+    the call that asks for ``LOST`` reports this.
     """
     for suspect in checked.suspects:
         if suspect.judgement.state is LeafState.COVERED and LeafState.LOST in states:
@@ -51,13 +52,13 @@ def rights_findings(
     rows: Callable[[Rights], NDArray[np.bool_]],
     told: Told,
 ) -> Iterator[Finding]:
-    """Yield a finding for every covered leaf that has more than it should, by the model's word.
+    """Yield a finding for every covered leaf that, by the model, has more than it should.
 
     Args:
         checked: the VM.
-        invariant: the identifier.
+        invariant: the identifier of the invariant.
         rows: chooses the leaves.
-        told: says of each what it has, and what it should have.
+        told: returns what is wrong with such a leaf, and what was expected.
     """
     for nested, rights in zip(checked.vm.nested, checked.rights, strict=True):
         for row in np.flatnonzero(rows(rights)):
@@ -139,7 +140,7 @@ def _gfns(host: Leaf, page_shift: int) -> str:
 
 
 def _consulted_slots(checked: CheckedVm, host: Leaf) -> Iterator[Evidence]:
-    """Show the slots L0 empties together with one of its leaves, or the first if all are empty."""
+    """Yield the slots in use that L0 empties when it clears ``host``, or the first slot if none."""
     first = host.address >> checked.page_shift
     pages = max(1, host.size >> checked.page_shift)
     inside = checked.rmaps.gfn - np.uint64(first) < np.uint64(pages)

@@ -12,7 +12,7 @@ __all__ = ["member", "mismatch_findings", "shown_word"]
 
 
 def member(what: str, owner: Vm | Memslot | Nested, name: str, meaning: str = "") -> Evidence:
-    """Show a member of a structure of the kernel."""
+    """Return a member of a kernel structure as evidence."""
     value = int(getattr(owner, name))
     if name not in owner.places:
         return Evidence(f"{what}, its {name} {value:#x}", "kernel", owner.address, None, meaning)
@@ -36,5 +36,5 @@ def mismatch_findings(
 
 
 def shown_word(word: Word) -> Evidence:
-    """Show a word that a walker read."""
+    """Return a word that a walker read as evidence."""
     return Evidence(word.what, "kernel", word.address, word.value, "", word.size)

@@ -1,4 +1,4 @@
-"""What shadow leaves have beyond the leaves they are made of (``model.rights``), over arrays."""
+"""Compare shadow leaves with the leaves they are made of: ``model.rights`` over arrays."""
 
 from __future__ import annotations
 
@@ -32,10 +32,16 @@ NONE = np.uint64(0)
 
 @dataclass(frozen=True)
 class Rights:
-    """Per shadow leaf of a nested guest, what it has beyond what it is made of.
+    """What each shadow leaf of a nested guest has beyond the leaves it is made of.
 
-    ``covered`` tells which leaves a reachable, live entry leads to.  For the
-    others all the rest is nothing, and ``l1_state`` the code of ``UNKNOWN``.
+    The arrays are parallel, with one row for each leaf of ``nested.shadow``.
+    ``covered`` marks the leaves that a reachable, live entry leads to.  For
+    the other leaves the rest is zero or False, and ``l1_state`` is the code
+    of ``UNKNOWN``.  ``larger`` marks the leaves that are larger than every
+    leaf of L0 that they can be made of, ``attributes`` those that agree with
+    none of these in the attribute bits.  ``permissions`` and ``recorded`` are
+    the bits that none of these leaves has; ``l1_recorded`` are those that
+    L1's leaf does not have.
     """
 
     covered: NDArray[np.bool_]
@@ -60,6 +66,8 @@ def rights_of(checked: CheckedVm, nested: Nested) -> Rights:
     largest = np.zeros(len(shadow), dtype=np.uint8)
     bits = np.zeros(len(shadow), dtype=np.uint64)
     entries = checked.covering(nested)
+    # Several entries can lead to one shadow leaf, through different leaves of L0.  ufunc.at takes
+    # every one of them into account; indexed assignment would keep only the last.
     for part in blocks(entries.size):
         leaf = checked.shadow_leaf(nested, entries[part])
         source = checked.host_leaf(entries[part])
@@ -100,14 +108,16 @@ def _asked(
 ) -> tuple[NDArray[np.int8], U64]:
     """Compare some leaves with L1's table.
 
-    Where a part of L1's table or of L0's could not be read, what it does not
-    map is not known.
+    If a part of L1's table or of L0's could not be read, an address that the
+    table does not map is not known.
     """
     address, entry = shadow.address[rows], shadow.entry[rows]
     of_l1 = l1.find(address)
     unmapped = _UNKNOWN if l1.has_holes else _UNMAPPED
     if not len(l1):
         return np.full(rows.size, unmapped, np.int8), np.zeros(rows.size, np.uint64)
+    # Where find() returns -1 the rows below hold values of the last leaf.  Each assignment to state
+    # overrides the earlier ones, and the last two replace these values.
     l1_real = l1.translate(of_l1, address)
     behind = host.find(l1_real)
     beyond = entry & ~l1.entry[of_l1]

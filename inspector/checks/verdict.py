@@ -46,7 +46,7 @@ NODE_SIZE = 16
 """Bytes of a ``struct rmap_nested``: a link and a word."""
 LONGEST_LISTS = 5
 EXAMPLES = 20
-"""So many places are shown of those where an invariant is broken legally."""
+"""How many of the places where an invariant is legally broken are shown."""
 
 
 class Verdict(enum.Enum):
@@ -61,10 +61,11 @@ class Verdict(enum.Enum):
 class Counts:
     """The numbers of one VM.
 
-    ``stale`` counts entries by the reason they are, ``unknown`` those that
-    may lead to something that could not be read.  ``nodes`` are those of all
-    lists, and ``node_pages`` the pages of kernel memory they keep in use.
-    ``longest_lists`` has gfn and entries of some: an insertion walks them.
+    ``stale`` counts the stale entries by reason, ``unknown`` the entries that
+    may lead to something that could not be read.  ``nodes`` counts the nodes
+    of all lists, ``node_pages`` the pages of kernel memory that hold them.
+    ``longest_lists`` has gfn and number of entries of the longest lists: an
+    insertion walks the whole list.
     """
 
     slots: int
@@ -85,7 +86,7 @@ class Counts:
 
 @dataclass(frozen=True)
 class Pending:
-    """An invariant that does not hold in ``count`` places, legally, and some of them."""
+    """An invariant that is legally broken in ``count`` places, with some of them as examples."""
 
     invariant: Invariant
     count: int
@@ -93,7 +94,7 @@ class Pending:
 
 
 class NotJudged(NamedTuple):
-    """An invariant that could not be judged everywhere; ``at_all`` says whether anywhere."""
+    """An invariant not judged everywhere; ``at_all`` says whether it was judged anywhere."""
 
     invariant: Invariant
     gap: Gap
@@ -104,8 +105,8 @@ class NotJudged(NamedTuple):
 class Basis:
     """What a verdict rests on.
 
-    ``witnesses`` has one row for each kind of word.  ``unjudged`` says what
-    could not be looked at, each with the identifier of its invariant.
+    ``witnesses`` has one row for each kind of word.  ``unjudged`` has
+    what could not be examined, each with the identifier of its invariant.
     """
 
     witnesses: tuple[Witness, ...] = ()
@@ -118,13 +119,13 @@ class Basis:
 
     @property
     def confirmed(self) -> int:
-        """Number of those that a second word confirms."""
+        """Number of words that a second word confirms."""
         return sum(witness.confirmed for witness in self.witnesses)
 
 
 @dataclass(frozen=True)
 class VmJudgement:
-    """The verdict on one VM, with its findings and what stands in the way of judging.
+    """The verdict on one VM, with its findings and what could not be judged.
 
     ``doubts`` are findings that may be legal at this moment.
     """
@@ -144,9 +145,9 @@ class VmJudgement:
 class Judgement:
     """The verdict on a snapshot.
 
-    ``host_findings``, ``host_doubts`` and ``host_basis`` are about what
-    belongs to no VM.  ``joins`` holds the joins of entries and leaves that
-    the verdict was made of, for reports that count the same things.
+    ``host_findings``, ``host_doubts`` and ``host_basis`` are about state
+    that belongs to no VM.  ``joins`` holds the joins of entries and leaves
+    that the verdict was made of, for reports that count the same things.
     """
 
     snapshot: Snapshot
@@ -171,7 +172,7 @@ class Judgement:
 
     @property
     def notes(self) -> tuple[str, ...]:
-        """What stands in the way of judging the host as a whole."""
+        """The gaps that prevent a judgement of the host as a whole."""
         return tuple(f"not read: {gap.text}" for gap in self.snapshot.gaps)
 
     @property
@@ -261,6 +262,7 @@ def _judge(checked: CheckedVm) -> VmJudgement:
         for invariant in all_invariants()
         if gap.part in invariant.reads
     )
+    # Of the gaps, only those in parts that a memory-safety invariant reads rule out CONSISTENT.
     complete = not any(
         item.invariant.severity is Severity.MEMORY_SAFETY and item.gap.part not in EXPLAINING
         for item in not_judged
@@ -270,8 +272,8 @@ def _judge(checked: CheckedVm) -> VmJudgement:
     if not vm.radix:
         notes.append(
             f"hash-MMU guest: its {len(vm.hash_rmaps)} rmap words are of another kind "
-            "(`inspector rmap` shows them); what is checked of it are these words, their rings of "
-            "HPT entries, its memslots, and that it has no nested guests"
+            "(`inspector rmap` shows them); the check covers these words, their rings of HPT "
+            "entries, its memslots, and that it has no nested guests"
         )
     elif not vm.nested and not len(vm.rmaps):
         notes.append("no nested guests" + ("" if vm.nesting else " (nesting is not enabled)"))
@@ -280,6 +282,7 @@ def _judge(checked: CheckedVm) -> VmJudgement:
             f"mmu_lock was held (word {vm.mmu_lock:#x}): lists and tables may be half way "
             "through a change, so nothing is concluded"
         )
+    # A contradiction within this tool is no violation, but nothing can be concluded from it.
     contradictory = [one for one in findings if one.invariant == DISAGREEMENT]
     if half_way:
         verdict = Verdict.INCONCLUSIVE
@@ -315,9 +318,10 @@ def _pending(checked: CheckedVm, invariant: Invariant, passing: Passing) -> Pend
 
 
 def counts_of(checked: CheckedVm) -> Counts:
-    """Count what a VM has."""
+    """Count the slots, entries, nodes and leaves of a VM."""
     rmaps = checked.rmaps
     length = rmaps.length
+    # -1 is the code of no state: entries whose state is not known are counted by themselves.
     state = np.where(checked.unknown, np.int8(-1), checked.state)
     by_state = [np.count_nonzero(state == code) for code in range(len(STATES))]
     single = encoding.is_single(rmaps.head) != 0
@@ -348,6 +352,8 @@ def _longest_lists(checked: CheckedVm) -> tuple[tuple[int, int], ...]:
     lists = np.flatnonzero(encoding.is_single(rmaps.head) == 0)
     length = rmaps.length[lists]
     if length.size > LONGEST_LISTS:
+        # Selects the longest without a full sort: all that are longer than the shortest of them,
+        # then as many of its length as there is room for.
         least = np.partition(length, -LONGEST_LISTS)[-LONGEST_LISTS]
         above = np.flatnonzero(length > least)
         equal = np.flatnonzero(length == least)[: LONGEST_LISTS - above.size]

@@ -1,7 +1,7 @@
 """The joins that the invariants share, computed once per VM.
 
-The rules are the model's (``inspector.model.vm``), evaluated over arrays; a
-leaf or an entry that looks wrong is then put before the model itself, which
+The rules are the model's (``inspector.model.vm``), evaluated over arrays.  A
+leaf or an entry that looks wrong is then judged by the model itself, which
 sees the VM through ``ModelView``.
 """
 
@@ -33,7 +33,7 @@ ONE = np.uint64(1)
 
 
 class Suspect(NamedTuple):
-    """A shadow leaf that L0 would not find again, and the model's word on it."""
+    """A shadow leaf that looks wrong, and the model's judgement of it."""
 
     nested: Nested
     row: int
@@ -42,14 +42,14 @@ class Suspect(NamedTuple):
 
 
 class CheckedHost:
-    """A snapshot, and what invariants that look across VMs share."""
+    """A snapshot, with the data that invariants across VMs share."""
 
     def __init__(self, snapshot: Snapshot) -> None:
         self.snapshot = snapshot
 
     @cached_property
     def known(self) -> KnownMemory:
-        """What is known to lie where in the host's memory."""
+        """The memory that is known to hold the host's own data."""
         return KnownMemory(self.snapshot)
 
     @cached_property
@@ -69,8 +69,8 @@ class CheckedHost:
 class CheckedVm:
     """A VM with every rmap entry joined to L0's leaf and to its shadow leaf.
 
-    ``others`` are the other VMs of the host, and ``whole`` is the host; None
-    where a VM is looked at by itself.
+    ``others`` are the other VMs of the host.  ``whole`` is the host, None if
+    the VM is examined by itself.
     """
 
     def __init__(
@@ -87,7 +87,7 @@ class CheckedVm:
 
     @property
     def tables(self) -> list[tuple[str, LeafTable]]:
-        """The tables that L0 built, each with its name: its own for the VM first."""
+        """The tables that L0 built, each with its name; L0's own table for the VM comes first."""
         return [("L0's table", self.vm.host)] + [
             (f"shadow table of L2 {nested.lpid}", nested.shadow) for nested in self.vm.nested
         ]
@@ -112,7 +112,7 @@ class CheckedVm:
 
     @cached_property
     def slot_of(self) -> NDArray[np.int64]:
-        """Slot of each entry."""
+        """Index of each entry's slot."""
         return self.rmaps.slot
 
     @cached_property
@@ -120,24 +120,25 @@ class CheckedVm:
         """Which entries the kernel's own walk meets (see ``model.slot.kernel_walk``)."""
         zero = np.flatnonzero(self.rmaps.word == 0)
         reachable = np.ones(self.rmaps.word.size, dtype=np.bool_)
+        # The walk ends at a zero word: the rest of the slot is not met.
         for position in zero[::-1]:
             reachable[position : self.rmaps.start[self.slot_of[position] + 1]] = False
         return reachable
 
     @cached_property
     def _leaf_of_slot(self) -> NDArray[np.int64]:
-        """Index of L0's leaf for each slot, -1 where it has none."""
+        """Index of L0's leaf for each slot, -1 if there is none."""
         return self.vm.host.find(self.rmaps.gfn << np.uint64(self.page_shift))
 
     def host_leaf(self, rows: NDArray[np.int64]) -> NDArray[np.int64]:
-        """Return the index of L0's leaf for the slot of some entries, -1 where it has none."""
+        """Return the index of L0's leaf for the slot of each of these entries, -1 if none."""
         return self._leaf_of_slot[self.slot_of[rows]]
 
     @cached_property
     def _by_lpid(self) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        """The entries ordered by LPID, and where among them those of each LPID begin."""
+        """The entries ordered by LPID, and the position at which each LPID begins among them."""
         count = np.bincount(self.lpid, minlength=encoding.MAX_LPID + 1)
-        # numbers of 16 bits are sorted without comparing them
+        # a stable sort of 16-bit numbers is a radix sort in NumPy: linear, without comparisons
         return np.argsort(self.lpid, kind="stable"), np.append(0, np.cumsum(count))
 
     def entries_of(self, nested: Nested) -> NDArray[np.int64]:
@@ -148,7 +149,7 @@ class CheckedVm:
         return order[begin[nested.lpid] : begin[nested.lpid + 1]]
 
     def shadow_leaf(self, nested: Nested, rows: NDArray[np.int64]) -> NDArray[np.int64]:
-        """Return the index of the shadow leaf of some entries of a guest, -1 for none."""
+        """Return the index of the shadow leaf that each of these entries names, -1 for none."""
         return nested.shadow.find(encoding.gpa_of(self.rmaps.word[rows]))
 
     @cached_property
@@ -166,6 +167,7 @@ class CheckedVm:
         leaf, backing = self.shadow_leaf(nested, rows), self.host_leaf(rows)
         state = np.where(leaf < 0, np.int8(_NO_LEAF), np.int8(_NO_HOST_PAGE))
         if len(shadow) and len(host):
+            # An index of -1 reads the last leaf; ``both`` drops these rows again.
             frame = shadow.entry[leaf] & shadow.frame_mask(leaf)
             same = ((frame ^ host.entry[backing]) & host.frame_mask(backing)) == 0
             both = (leaf >= 0) & (backing >= 0)
@@ -174,7 +176,7 @@ class CheckedVm:
 
     @cached_property
     def unknown(self) -> NDArray[np.bool_]:
-        """Which entries may lead to what could not be read, so that their state is not known."""
+        """Which entries may lead to something that could not be read: their state is not known."""
         vm = self.vm
         unknown: NDArray[np.bool_] = (self.state == _NO_HOST_PAGE) & vm.host.has_holes
         no_guest = self.state == _NO_GUEST
@@ -209,13 +211,13 @@ class CheckedVm:
 
     @cached_property
     def in_memslot(self) -> NDArray[np.bool_]:
-        """Which of L0's leaves one memslot holds whole."""
+        """Which of L0's leaves lie entirely in one memslot."""
         host, shift = self.vm.host, self.page_shift
         found = np.zeros(len(host), dtype=np.bool_)
         for slot in self.vm.memslots:
             begin, end = slot.base_gfn << shift, (slot.base_gfn + slot.npages) << shift
             low, high = np.searchsorted(host.address, addresses([begin, end]))
-            # of leaves that lie one behind the other, only the last can reach beyond
+            # leaves are in address order and do not overlap: only the last can reach beyond the end
             if high > low and int(host.address[high - 1]) + (1 << int(host.shift[high - 1])) > end:
                 high -= 1
             found[low:high] = True
@@ -228,25 +230,25 @@ class CheckedVm:
 
     @cached_property
     def rights(self) -> tuple[Rights, ...]:
-        """What the leaves of each nested guest have beyond what they are made of."""
+        """For each nested guest, its leaves compared with the leaves they are made of."""
         return tuple(rights_of(self, nested) for nested in self.vm.nested)
 
     @property
     def pending(self) -> int:
         """Number of covered leaves that are not as L1's table now wants them.
 
-        Legal: L1 has changed its table and not yet invalidated.
+        This is legal: L1 may have changed its table and not yet invalidated.
         """
         return sum(int(np.count_nonzero(rights.l1_differs)) for rights in self.rights)
 
     def suspect(self, nested: Nested, row: int) -> Suspect:
-        """Put a shadow leaf before the model."""
+        """Return a shadow leaf with the model's judgement of it."""
         leaf = leaf_at(nested.shadow, row)
         return Suspect(nested, row, leaf, judge_leaf(self.model, nested.lpid, leaf))
 
     @cached_property
     def suspects(self) -> tuple[Suspect, ...]:
-        """Every shadow leaf that no live entry leads to, with the model's word on it."""
+        """Every shadow leaf that is not covered, with the model's judgement of it."""
         return tuple(
             self.suspect(nested, int(row))
             for nested, rights in zip(self.vm.nested, self.rights, strict=True)
@@ -260,12 +262,12 @@ class CheckedVm:
 
 
 def leaf_at(table: LeafTable, index: int) -> Leaf:
-    """Return one leaf of a table as the model takes it."""
+    """Return one leaf of a table in the model's form."""
     return Leaf(int(table.address[index]), int(table.entry[index]), int(table.shift[index]))
 
 
 class _Asked:
-    """A table of arrays, answering the model's questions."""
+    """A ``LeafTable`` behind the interface that the model uses."""
 
     def __init__(self, table: LeafTable) -> None:
         self._table = table
@@ -277,12 +279,13 @@ class _Asked:
 
     def onto(self, frame: int) -> Sequence[Leaf]:
         """Return the leaves whose host page holds a physical address."""
+        # unsigned: below a leaf the difference wraps round, and is larger than any leaf
         inside = np.uint64(frame) - self._table.frame
         return [leaf_at(self._table, int(i)) for i in np.flatnonzero(inside < self._table.size)]
 
 
 class ModelView:
-    """A snapshot's VM in the form the model asks for."""
+    """A VM of a snapshot behind the interface that the model uses."""
 
     def __init__(self, checked: CheckedVm) -> None:
         self._checked = checked
@@ -303,6 +306,7 @@ class ModelView:
     def entries_for(self, lpid: int, leaf: Leaf) -> list[EntryPlace]:
         """Return every rmap entry whose LPID and L2 address lie in a shadow leaf."""
         checked = self._checked
+        # unsigned: below the leaf the difference wraps round, and is larger than any leaf
         inside = checked.gpa - np.uint64(leaf.address) < np.uint64(leaf.size)
         rows = np.flatnonzero((checked.lpid == lpid) & inside)
         return [

@@ -30,23 +30,23 @@ EXIT_PIPE = 141
 EXIT_SIGNAL = 128
 REPEAT_AFTER = 0.01
 NOT_PRINTED = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EBADF)
-"""What writing to standard output fails with where that is a file, or cannot be written to."""
+"""Errors of a write to standard output: it has no room, or cannot be written to."""
 COMPLETION = "_INSPECTOR_COMPLETE"
-"""Environment variable by which a shell asks what a word can be completed to."""
+"""Environment variable through which a shell asks for the completions of a word."""
 
 COMMANDS = {
     "capture": "Save what an inspection needs as a small core file.",
     "check": "Check the reverse maps against the model.",
     "decode": "Decode rmap words.",
-    "diff": "Show what is different between two targets, or from an expectation.",
-    "doctor": "Say what was found of a target and what stands in the way.",
+    "diff": "Show the differences between two targets, or from an expectation.",
+    "doctor": "Say what was found in a target and what prevents its inspection.",
     "gdb-script": "Say where the script with the GDB commands is.",
-    "history": "Show who wrote an rmap word, on a machine that replays a recording.",
+    "history": "Show which code wrote an rmap word, on a machine that replays a recording.",
     "layout": "Save what the tool knows of the target's kernel.",
     "lookup": "Show how a page, an rmap word or a kernel address is mapped, both ways.",
     "replay": "Follow recorded calls with the model.",
-    "report": "Write one self-contained HTML page of a check.",
-    "resume": "Let a live machine go on that was left standing.",
+    "report": "Write the result of a check as one self-contained HTML page.",
+    "resume": "Let a live machine that was left stopped run again.",
     "rmap": "List the rmap slots with their entries.",
     "schema": "Print the JSON Schema of a document that --json prints.",
     "trace": "Follow a live machine with the model, call by call.",
@@ -98,13 +98,13 @@ def cli() -> None:
 
 
 class _Terminated(BaseException):
-    """A signal that ends a process, as an exception so that the machine is let go on first."""
+    """A signal that ends the process, as an exception, so that the machine first runs again."""
 
     number = signal.SIGTERM
 
 
 class _HungUp(_Terminated):
-    """The same for a terminal that is closed."""
+    """The same for a terminal that was closed."""
 
     number = signal.SIGHUP
 
@@ -114,7 +114,7 @@ def _on_signal(number: int, frame: FrameType | None) -> None:
 
 
 def _catch_signals() -> None:
-    """Turn signals into exceptions, except those that whoever started this has ignored."""
+    """Turn signals into exceptions, except signals that the parent process has set to ignored."""
     for number in (signal.SIGTERM, signal.SIGHUP):
         if signal.getsignal(number) is not signal.SIG_IGN:
             signal.signal(number, _on_signal)
@@ -135,12 +135,12 @@ def _on_unraisable(unraisable: sys.UnraisableHookArgs) -> None:
 
 
 def _on_ignored(error: BaseException | None) -> None:
-    """Say in a line what went wrong where nothing depends on it, as in a thread that shows time."""
+    """Report in one line an error that nothing depends on, as in the thread that shows progress."""
     _say(f"ignored: {error!r}")
 
 
 def _say(message: str) -> None:
-    """Print what is wrong; what a target put into it is shown, and not sent to the terminal."""
+    """Print a message on stderr, with control characters in it escaped."""
     from inspector.cli.common import say
 
     say(f"inspector: {message}", err=True)
@@ -154,7 +154,7 @@ def _show_warning(
     file: TextIO | None = None,
     line: str | None = None,
 ) -> None:
-    """Print a hint as every other message."""
+    """Print a hint in the form of every other message."""
     if issubclass(category, Hint):
         _say(str(message))
     else:
@@ -162,11 +162,11 @@ def _show_warning(
 
 
 class _ForeignExitError(RuntimeError):
-    """Something that is not the command line asked for the process to end."""
+    """Code other than the command line asked for the process to exit."""
 
 
 def _invoke(arguments: Sequence[str]) -> None:
-    """Run a command.  click's own ``main`` has codes of its own for a broken pipe and the like."""
+    """Run a command without click's ``main``, whose exit codes are not the documented ones."""
     try:
         if COMPLETION in os.environ:
             cli.main(list(arguments), PROGRAM, COMPLETION)
@@ -197,19 +197,19 @@ def _outcome(arguments: Sequence[str]) -> int:
         return EXIT_NOT_USABLE
     except (KeyboardInterrupt, click.Abort):
         with contextlib.suppress(OSError):
-            click.echo("inspector: interrupted; the target was let go on", err=True)
+            click.echo("inspector: interrupted; a live target was left as it was found", err=True)
         return EXIT_INTERRUPTED
     except BrokenPipeError:
         _drop_output()
         return EXIT_PIPE
     except OSError as error:
-        # Whatever is opened by its name is seen to where that is done.
+        # Errors of files that are opened by name are handled where they are opened.
         if error.errno not in NOT_PRINTED:
             raise
         _drop_output()
         _say(
             f"cannot print the answer: {error.strerror}; "
-            "see that what standard output goes to can be written to, and has room"
+            "check that standard output can be written to and has room"
         )
         return EXIT_NOT_USABLE
     finally:
@@ -222,7 +222,7 @@ def main() -> None:
     _catch_signals()
     sys.unraisablehook = _on_unraisable
     threading.excepthook = lambda failed: _on_ignored(failed.exc_value)
-    # Each hint once, and as a line, whatever Python was told of warnings.
+    # Print each hint once and as one line, whatever -W or PYTHONWARNINGS say.
     warnings.simplefilter("default", Hint)
     warnings.showwarning = _show_warning
     try:
@@ -233,5 +233,5 @@ def main() -> None:
 
 
 def _drop_output() -> None:
-    """Throw away what is still to be printed, so that it does not fail once more at the end."""
+    """Discard the output that is not yet written, so that its flush at exit does not fail again."""
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

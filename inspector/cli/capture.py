@@ -28,7 +28,7 @@ def _facts(notes: tuple[str, ...]) -> dict[str, str]:
 
 
 def _is_text(argument: str) -> bool:
-    """Say whether an argument is text; Linux passes on any bytes."""
+    """Say whether an argument is valid UTF-8; Linux passes any bytes to a program."""
     try:
         argument.encode()
     except UnicodeEncodeError:
@@ -41,7 +41,11 @@ def _is_text(argument: str) -> bool:
 @json_option
 @output_option
 @click.option(
-    "--note", "notes", multiple=True, metavar="KEY=VALUE", help="a fact of origin to keep with it"
+    "--note",
+    "notes",
+    multiple=True,
+    metavar="KEY=VALUE",
+    help="a fact of origin to keep in it",
 )
 def command(
     target: Target,
@@ -53,12 +57,12 @@ def command(
 
     It holds KVM's structures, the rmap arrays and lists, the page tables of
     L0 and the shadow ones, and L1's own tables for its guests; no other
-    memory of a guest.  It opens with no other file.
+    memory of a guest.  No other file is needed to open it.
     """
     facts = _facts(notes)
     aside = output.is_standard
     if aside and sys.stdout.isatty():
-        raise click.UsageError("a capture is no text for a terminal; redirect standard output")
+        raise click.UsageError("a capture is not text for a terminal; redirect standard output")
     acquired = open_target(target)
     size = save(acquired, output, facts)
     if as_json:

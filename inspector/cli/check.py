@@ -20,9 +20,9 @@ EXIT_CODES = {Verdict.CONSISTENT: 0, Verdict.VIOLATIONS: 1, Verdict.INCONCLUSIVE
 
 
 def _show_list(ctx: click.Context, param: click.Parameter, value: bool) -> bool:
-    """Print the list, once it is known that it is wanted and in which form.
+    """Print the list of invariants, once all options about it are parsed.
 
-    No target is needed for it, so it comes before anything is asked of one.
+    The list needs no target, so it is printed before click asks for TARGET.
     """
     given = {**ctx.params, param.name: value}
     if ctx.resilient_parsing or not given.keys() >= {"listed", "as_json", "markdown"}:

@@ -1,4 +1,4 @@
-"""What the commands that open a target share."""
+"""Functions that the commands that open a target share."""
 
 from __future__ import annotations
 
@@ -36,14 +36,14 @@ def describe_target(target: Target) -> DescribedKernel:
 
 
 def progress() -> contextlib.AbstractContextManager[Progress]:
-    """Return a block whose stages are shown on a terminal where it takes long."""
+    """Return a context whose stages are shown on a terminal if they take long."""
     return _Progress()
 
 
 def say(text: str, *, err: bool = False) -> None:
-    """Print a line; what a target or a file put into it is shown, and not sent to the terminal.
+    """Print a line, with control characters from a target or a file escaped.
 
-    A message that nobody can be told does not change what is concluded.
+    With ``err`` a failed write is ignored: a lost message does not change the result.
     """
     with contextlib.suppress(OSError) if err else contextlib.nullcontext():
         click.echo(printable(text), err=err)
@@ -56,7 +56,7 @@ def print_json(value: dict[str, Any], *, err: bool = False) -> None:
 
 
 class _Progress:
-    """Says on stderr what is being done, if it takes long and somebody is looking."""
+    """Shows on stderr what is being done, if it takes long and stderr is a terminal."""
 
     def __init__(self) -> None:
         self._stage = ""

@@ -39,15 +39,15 @@ def command(
     expected: Path | None,
     everything: bool,
 ) -> None:
-    """Show what is different between TARGET and AFTER, two captures or machines.
+    """Show the differences between TARGET and AFTER, two captures or machines.
 
     Entries added and gone, lists that grew, leaves of L0's, L1's and the
     shadow tables that appeared, moved, vanished or changed, entries that
     turned stale, memslots, nested guests and VMs that came and went.  The
-    options that describe a kernel hold for both.
+    options that describe a kernel apply to both.
 
     Exit code 0: no difference; 1: different; 3: a target is not usable, or
-    nothing differs but not all could be compared.
+    nothing differs but not everything could be compared.
     """
     if (after is None) == (expected is None):
         raise click.UsageError("give a second target, or --expected FILE")

@@ -19,7 +19,7 @@ NOT_USABLE = 3
 @json_option
 @click.pass_context
 def command(ctx: click.Context, target: Target, as_json: bool) -> None:
-    """Say step by step what was found of a target, and what stands in the way.
+    """Say step by step what was found in a target and what prevents its inspection.
 
     Exit code 0: it can be inspected; 3: it cannot.
     """

@@ -38,14 +38,14 @@ EXIT_CODES = {None: 0, Stop.TIME: 3, Stop.INTERRUPTED: 130}
     default=0,
     show_default=True,
     metavar="COUNT",
-    help="look only behind this instruction of the recording",
+    help="look only after this instruction of the recording",
 )
 @click.option(
     "--seconds",
     type=click.FloatRange(min=0, min_open=True),
     default=300.0,
     show_default=True,
-    help="how long to look; what was found by then is shown",
+    help="how long to look; the writes found by then are shown",
 )
 @click.pass_context
 def command(
@@ -60,7 +60,7 @@ def command(
     since: int,
     seconds: float,
 ) -> None:
-    """Show who wrote an rmap word, on a machine that replays a recording.
+    """Show which code wrote an rmap word, on a machine that replays a recording.
 
     Every store to the word is shown, the newest first: its function and
     callers, the instruction, the word before and after it, and how many

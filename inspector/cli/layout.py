@@ -17,7 +17,7 @@ __all__ = ["command"]
 @json_option
 @output_option
 def command(target: Target, as_json: bool, output: Output) -> None:
-    """Save a layout profile: all that is needed of the target's kernel.
+    """Save a layout profile: all that the tool needs to know of the target's kernel.
 
     With it (--layout FILE) any target that runs the same build opens with
     no search and no other file.

@@ -57,7 +57,7 @@ class WordParam(click.ParamType):  # type: ignore[type-arg, unused-ignore]
 
 
 class TargetName(click.ParamType):  # type: ignore[type-arg, unused-ignore]
-    """What TARGET names; a shell completes it as a file."""
+    """The TARGET argument, which a shell completes as the name of a file."""
 
     name = "target"
 
@@ -76,7 +76,7 @@ def target_options(command: Command) -> Command:
         options = Options(**{field.name: given.pop(field.name) for field in fields(Options)})
         if options.layout and (options.kernel or options.modules or options.debug_file):
             raise click.UsageError(
-                "--layout stands in place of --kernel, --modules and --debug-file"
+                "--layout replaces --kernel, --modules and --debug-file: give only one of the two"
             )
         return command(*args, target=Target(name, options), **given)
 
@@ -95,7 +95,7 @@ def target_options(command: Command) -> Command:
         click.option(
             "--layout",
             type=click.Path(path_type=Path, dir_okay=False, exists=True),
-            help="layout profile of the host kernel, in place of its files",
+            help="layout profile of the host kernel, instead of its files",
         ),
         click.option(
             "--debug-file",
@@ -129,7 +129,7 @@ def json_option(command: Command) -> Command:
 def output_option(command: Command) -> Command:
     """Add ``--output``, which must be given, and ``--no-clobber``, as one ``Output``.
 
-    What can be seen to be in its way is said before a target is opened.
+    If it is clear that the file cannot be written, this is said before a target is opened.
     """
 
     @functools.wraps(command)
@@ -147,7 +147,7 @@ def output_option(command: Command) -> Command:
             type=click.Path(dir_okay=False, allow_dash=True),
             help="the file to write, or - for standard output",
         ),
-        click.option("--no-clobber", is_flag=True, help="do not replace a file that is there"),
+        click.option("--no-clobber", is_flag=True, help="do not replace an existing file"),
     )
     for decorator in reversed(decorators):
         gathered = decorator(gathered)

@@ -21,16 +21,16 @@ __all__ = ["command"]
 @json_option
 @click.pass_context
 def command(ctx: click.Context, recording: Path, target: Target, as_json: bool) -> None:
-    """Feed recorded calls to the model and compare where it ends with TARGET.
+    """Feed recorded calls to the model and compare its final state with TARGET.
 
-    RECORDING is what 'lab up --record' wrote; TARGET is the machine it was
-    written of, or a capture taken at the end.  Replay stops at the first
-    call at which kernel and model part, and shows both.
+    RECORDING is a file that 'lab up --record' wrote; TARGET is the machine
+    that was recorded, or a capture taken at the end.  Replay stops at the
+    first call after which kernel and model differ, and shows both.
 
-    Exit code 0: the same throughout; 1: they part; 3: not usable.
+    Exit code 0: the same throughout; 1: they differ; 3: not usable.
     """
     acquired = open_target(target)
-    # after the target: a machine that runs goes on with its recording
+    # read after the target: while a machine runs, its recording grows
     calls = read_calls(recording)
     with progress() as stage:
         outcome = replay(calls, acquired.snapshot, stage)

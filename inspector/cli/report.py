@@ -24,7 +24,7 @@ from inspector.storage import Output, contents_of
 __all__ = ["command"]
 
 DOCUMENT_LIMIT = 1 << 30
-"""Bytes of a document; a hundred thousand findings have a quarter of it."""
+"""Limit of a document in bytes; one of a hundred thousand findings has a quarter of it."""
 JSON_BEGINS = b"{"
 PAGE = "page"
 
@@ -32,7 +32,7 @@ PAGE = "page"
 def _is_document(name: str) -> bool:
     if not os.path.isfile(name):
         return False
-    # Whatever is in the way of reading it is said when it is opened as a target.
+    # An error here is reported when the file is opened as a target.
     with contextlib.suppress(OSError), open(name, "rb") as file:
         return file.read(64).lstrip()[:1] == JSON_BEGINS
     return False
@@ -43,9 +43,9 @@ def _by_plugin(name: str, form: Any, acquired: Acquired, judgement: Judgement) -
         text = form(acquired, judgement)
         if not isinstance(text, str):
             raise TypeError(f"it returned {type(text).__name__}, not text")
-    except (Exception, SystemExit) as error:  # whatever other people's code raises
+    except (Exception, SystemExit) as error:  # a plug-in may raise anything
         raise InspectorError(
-            f"the plug-in {name} could not make its report: {error!r}; ask who wrote it, "
+            f"the plug-in {name} could not make its report: {error!r}; ask its author, "
             f"or use --form {PAGE}"
         ) from error
     return text
@@ -60,11 +60,11 @@ def _by_plugin(name: str, form: Any, acquired: Acquired, judgement: Judgement) -
 )
 @click.pass_context
 def command(ctx: click.Context, target: Target, as_json: bool, output: Output, form: str) -> None:
-    """Write one self-contained HTML page of a check.
+    """Write the result of a check as one self-contained HTML page.
 
-    TARGET may also be what 'inspector check --json' has written to a file;
-    the page then has what is in there, and no charts.  Exit codes are those
-    of 'inspector check'.
+    TARGET may also be a file that 'inspector check --json' has written; the
+    page then shows the contents of that file, and no charts.  Exit codes are
+    those of 'inspector check'.
     """
     if _is_document(target.name):
         if form != PAGE:

@@ -16,12 +16,12 @@ __all__ = ["command"]
 @click.argument("target", type=TargetName())
 @json_option
 def command(target: str, as_json: bool) -> None:
-    """Let a live machine go on that was left standing, in virtual mode and without breakpoints.
+    """Let a live machine that was left stopped run again, in virtual mode and without breakpoints.
 
-    It does so whoever has stopped the machine.
+    It does so whichever program has stopped the machine.
     """
     found = resumed(*address_of(target))
     if as_json:
         print_json({"schema": "inspector.resume/1", "target": target, "found": found})
     else:
-        say(f"{target} goes on; QEMU said of it when it was stopped for this: {found}")
+        say(f"{target} runs again; its state before that, as QEMU reported it: {found}")

@@ -14,9 +14,9 @@ __all__ = ["command"]
 def command(document: str | None) -> None:
     """Print the JSON Schema of a document, or list the documents.
 
-    DOCUMENT is what stands in a document's member 'schema' between
-    'inspector.' and the version, for instance 'check', or with a version
-    'check.1'.
+    DOCUMENT is the part of a document's member 'schema' after
+    'inspector.', without its version for the newest one: 'check', or
+    'check.1' for version 1.
     """
     if document is None:
         for name in names():

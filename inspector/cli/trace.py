@@ -27,17 +27,17 @@ __all__ = ["command"]
     type=click.FloatRange(min=0, min_open=True),
     default=30.0,
     show_default=True,
-    help="end after so long",
+    help="end after so many seconds",
 )
 @click.pass_context
 def command(ctx: click.Context, target: Target, as_json: bool, calls: int, seconds: float) -> None:
     """Follow a live machine with the model, call by call.
 
     Reads every slot before and after each insertion and removal, and stops
-    at the first that is not what the model says. The machine stands still at
-    each call, and is let go on at the end.
+    at the first call that differs from the model. The machine is stopped at
+    each call, and runs again at the end.
 
-    Ctrl-C ends it, and what was followed until then is shown.
+    Ctrl-C ends it, and the calls followed until then are shown.
 
     Exit code 0: no divergence; 1: diverged; 3: the target is not usable; 130:
     no divergence until Ctrl-C.

@@ -45,8 +45,8 @@ def command(
 
     In a terminal the latest sample is shown in place; elsewhere there is a
     line per VM and sample, or with --jsonl a JSON object per sample.  The
-    machine stands still for each sample and runs in between; how long is
-    shown.  Ctrl-C ends it, and the machine runs on.
+    machine is stopped for each sample and runs in between; the time it is
+    stopped is shown.  Ctrl-C ends it, and the machine continues to run.
 
     Exit code 0: ended by Ctrl-C, --count or --seconds; 3: the target is not
     usable, or has ended.
@@ -66,7 +66,7 @@ def command(
 
 
 def _shown(stack: contextlib.ExitStack, *, jsonl: bool) -> Show:
-    """Return what shows a sample."""
+    """Return the function that shows a sample."""
     if jsonl:
         return _print_json
     if not sys.stdout.isatty():

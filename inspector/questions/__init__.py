@@ -1,1 +1,1 @@
-"""What people ask of snapshots: how a page is mapped, and what has changed."""
+"""Questions about snapshots: how a page is mapped, and what has changed."""

@@ -1,4 +1,4 @@
-"""What a difference is made of."""
+"""The parts of a difference between two snapshots."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ __all__ = [
 
 
 class Change(enum.Enum):
-    """What became of a VM, a memslot or a nested guest."""
+    """Whether a VM, a memslot or a nested guest came, went or was kept."""
 
     CAME = "came"
     GONE = "gone"
@@ -54,8 +54,8 @@ class LeafKind(enum.Enum):
 class FieldChange(NamedTuple):
     """A member of a structure before and after.
 
-    ``owner`` is ``"VM"``, ``"memslot N"`` or ``"nested guest N"``.  Where the
-    owner came or went ``name`` is empty.
+    ``owner`` is ``"VM"``, ``"memslot N"`` or ``"nested guest N"``.  If the
+    owner came or went, ``name`` is empty.
     """
 
     owner: str
@@ -80,7 +80,7 @@ class SlotChange(NamedTuple):
 
 
 class Turned(NamedTuple):
-    """An entry that stands as before and leads elsewhere now."""
+    """An entry that stayed in its slot and whose state has changed."""
 
     gfn: int
     word: int
@@ -135,7 +135,7 @@ class VmDifference:
 
     @property
     def vm(self) -> Vm:
-        """The VM as it is last known."""
+        """The VM in its last known state."""
         found = self.after or self.before
         assert found is not None
         return found
@@ -165,7 +165,7 @@ V = TypeVar("V", bound=ComparedVm, covariant=True)
 
 @dataclass(frozen=True)
 class Compared(Generic[V]):
-    """What came of a comparison, VM by VM; ``notes`` concern the host as a whole."""
+    """The result of a comparison, VM by VM; ``notes`` concern the host as a whole."""
 
     vms: tuple[V, ...]
     notes: tuple[str, ...] = ()
@@ -177,7 +177,7 @@ class Compared(Generic[V]):
 
     @property
     def whole(self) -> bool:
-        """Whether all could be compared."""
+        """Whether everything could be compared."""
         return not self.notes and not any(vm.unknown for vm in self.vms)
 
 

@@ -1,7 +1,7 @@
-"""Tell two snapshots apart.
+"""Compare two snapshots.
 
-What could not be read on one side is not taken for gone: it is left out of
-the comparison and named.
+State that could not be read on one side is not taken for gone: it is left out
+of the comparison and named.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ from inspector.structures.radix import LeafTable
 __all__ = ["difference", "leaves_made", "paired", "slot_changes"]
 
 KEPT_BITS = np.uint64(~encoding.SINGLE_ENTRY & ((1 << 64) - 1))
-"""All bits of an entry but the one that says where it stands."""
+"""All bits of an entry except bit 0, which only says whether the entry is in a list node."""
 
 ALL_BITS = (1 << 64) - 1
 
@@ -47,8 +47,8 @@ Owner = TypeVar("Owner", Memslot, Nested)
 def difference(before: Snapshot, after: Snapshot) -> Difference:
     """Compare two snapshots.
 
-    VMs are the same where address and process are, and among the rest where
-    LPID and memslots are.
+    Two VMs are taken for the same one if their address and process are equal
+    or, among the remaining VMs, if their LPID and memslots are.
     """
     notes = []
     for name in ("release", "build_id", "page_shift"):
@@ -64,7 +64,7 @@ def difference(before: Snapshot, after: Snapshot) -> Difference:
 
 
 def paired(before: Sequence[Vm], after: Sequence[Vm]) -> Iterator[tuple[Vm | None, Vm | None]]:
-    """Yield VMs of both sides that are the same, those of the first side in their order."""
+    """Yield pairs of VMs that are the same, in the order of the first side, None for no VM."""
     keys: tuple[Callable[[Vm], object], ...] = (
         lambda vm: (vm.address, vm.pid),
         lambda vm: (vm.lpid, frozenset((slot.base_gfn, slot.npages) for slot in vm.memslots)),
@@ -119,7 +119,7 @@ def _fields(old: Vm, new: Vm, *, same_boot: bool) -> Iterator[FieldChange]:
         MEMSLOT_FIELDS,
         lambda key: memslots_whole,
     )
-    # a guest that ended and was made again stands elsewhere
+    # a guest that was released and made again has other addresses
     names = (*NESTED_FIELDS, "address", "shadow_pgtable") if same_boot else NESTED_FIELDS
     yield from _owners(
         "nested guest",
@@ -131,7 +131,7 @@ def _fields(old: Vm, new: Vm, *, same_boot: bool) -> Iterator[FieldChange]:
 
 
 def _guest_known(vm: Vm, lpid: int) -> bool:
-    """Say whether it is known if a VM has a nested guest."""
+    """Say whether it is known that a VM has a nested guest, or that it has none."""
     if any(nested.lpid == lpid for nested in vm.nested):
         return True
     return vm.unread_guests is not None and lpid not in vm.unread_guests
@@ -163,6 +163,8 @@ def slot_changes(old: Rmaps, new: Rmaps) -> Iterator[SlotChange]:
     """Yield every slot whose entries are not the same, in order of their gfns."""
     if _alike(old, new):
         return
+    # One row is one entry of either side.  Each group of equal (gfn, word) is summed up, with -1
+    # for an entry of the old side and 1 for one of the new: what is left of it has gone or come.
     gfn = np.concatenate((old.gfn[old.slot], new.gfn[new.slot]))
     word = np.concatenate((old.word, new.word)) & KEPT_BITS
     sign = np.concatenate((np.full(old.word.size, -1), np.full(new.word.size, 1)))
@@ -191,7 +193,7 @@ def slot_changes(old: Rmaps, new: Rmaps) -> Iterator[SlotChange]:
 
 
 def _alike(old: Rmaps, new: Rmaps) -> bool:
-    """Tell whether all slots are the same ones with the same entries, as they mostly are."""
+    """Tell whether both sides have equal slots with equal entries, which is the usual case."""
     return (
         np.array_equal(old.gfn, new.gfn)
         and np.array_equal(old.start, new.start)
@@ -216,7 +218,8 @@ def _reordered(
     for rmaps in (old, new):
         gfn = rmaps.gfn[rmaps.slot]
         inside = np.flatnonzero(np.isin(gfn, kept))
-        # memslots need not stand in the same order on both sides
+        # Sorted, because the order of memslots may differ between the sides; the sort is stable,
+        # so the entries of a slot stay in list order.
         rows.append(
             (gfn[inside], rmaps.word[inside] & KEPT_BITS, np.argsort(gfn[inside], kind="stable"))
         )
@@ -226,9 +229,10 @@ def _reordered(
 
 
 def _turned(old: CheckedVm, new: CheckedVm) -> Iterator[Turned]:
-    """Yield entries on both sides that lead elsewhere now, where both are known."""
+    """Yield the entries on both sides whose state has changed, if it is known on both."""
     sides = []
     for checked in (old, new):
+        # one row for each (gfn, word), so that duplicates within a side are no pair below
         gfn = checked.rmaps.gfn[checked.slot_of]
         word = checked.rmaps.word & KEPT_BITS
         order = np.lexsort((word, gfn))
@@ -242,6 +246,7 @@ def _turned(old: CheckedVm, new: CheckedVm) -> Iterator[Turned]:
     order = np.lexsort((word, gfn))
     same = (gfn[order][1:] == gfn[order][:-1]) & (word[order][1:] == word[order][:-1])
     at = np.flatnonzero(same)
+    # Of two equal neighbours one is from each side; rows of the new side follow those of the old.
     one, two = np.minimum(order[at], order[at + 1]), np.maximum(order[at], order[at + 1])
     two = two - gfn_a.size
     differ = (state_a[one] != state_b[two]) & ~unknown_a[one] & ~unknown_b[two]
@@ -278,7 +283,7 @@ def _leaves(old: Vm, new: Vm) -> Iterator[LeafChange]:
 def _table(
     name: TableName, lpid: int | None, old: LeafTable, new: LeafTable
 ) -> Iterator[LeafChange]:
-    """Yield the leaves that differ; what one side may hold unread is not taken for different."""
+    """Yield the leaves that differ; a leaf that the other side may hold unread is left out."""
     i, j, differ = _common(old, new)
     found = [(int(a), int(b)) for a, b in zip(i[differ], j[differ], strict=True)]
     if not new.has_holes:
@@ -297,7 +302,7 @@ def _table(
 def _common(
     old: LeafTable, new: LeafTable, bits: int = ALL_BITS
 ) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.bool_]]:
-    """Return the rows of leaves for the same addresses, and which differ in size or these bits."""
+    """Return the rows of both tables with equal addresses, and which differ in size or ``bits``."""
     _, i, j = np.intersect1d(old.address, new.address, return_indices=True)
     return (
         i,
@@ -307,9 +312,10 @@ def _common(
 
 
 def leaves_made(old: Vm, new: Vm) -> int:
-    """Return how many shadow leaves of the later state were not there or other in the earlier.
+    """Return how many shadow leaves of the later state are new, or changed since the earlier.
 
-    R and C alone make no other leaf: hardware sets them, and ageing clears them.
+    A change of R and C alone does not count: hardware sets them, and ageing
+    clears them.
     """
     empty = LeafTable.empty()
     before = {nested.lpid: nested.shadow for nested in old.nested}

@@ -1,16 +1,16 @@
-"""Hold a snapshot against what somebody expects of it, read from a JSON file.
+"""Compare a snapshot with an expectation, which is read from a JSON file.
 
 The file is an object with ``vms``, or one that has such an object under
-``expected``, as the lab writes beside its captures::
+``expected``, like the files that the lab writes next to its captures::
 
     {"vms": [{"memslots": [{"base_gfn": 0, "npages": 7424, "hva": 70367578161152}],
               "slots": {"0x20": ["0x20000000010000", "0x10000000010001"]},
               "leaves": ["1:0x10000", "2:0x10000"]}]}
 
-``memslots`` tell which VM is meant, by ``hva`` where it is given.  ``slots``
+``memslots`` identify the VM, by ``hva`` too if it is given.  ``slots``
 has the words of every slot that is not empty, newest first; ``leaves`` the
-present shadow leaves as LPID and L2 address.  What is not there is not
-compared; numbers are numbers or strings in hexadecimal.
+present shadow leaves as LPID and L2 address.  A member that is missing
+is not compared.  Numbers are JSON numbers, or strings such as ``"0x20"``.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ __all__ = ["Departures", "Expected", "ExpectedVm", "Unexpected", "departures", "
 COMPARED = (Part.RMAPS, Part.MEMSLOTS, Part.NESTED, Part.SHADOW)
 
 EXPECTED_LIMIT = 1 << 28
-"""Bytes of an expectation; a list of a million entries has a tenth of it."""
+"""Limit of an expectation in bytes; a list of a million entries has a tenth of it."""
 
 L2Place = tuple[int, int]
 """LPID and L2 address of a shadow leaf."""
@@ -42,7 +42,7 @@ L2Place = tuple[int, int]
 
 @dataclass(frozen=True)
 class ExpectedVm:
-    """What is expected of one VM; None of what nothing is said."""
+    """What is expected of one VM; None for members that are not in the file."""
 
     memslots: tuple[tuple[int, int, int | None], ...]
     slots: Mapping[int, tuple[int, ...]] | None
@@ -59,7 +59,7 @@ class Expected:
 
 @dataclass(frozen=True)
 class Unexpected:
-    """Where one VM is not as expected; ``vm`` is None where there is no such VM.
+    """Where one VM is not as expected; ``vm`` is None if there is no such VM.
 
     In ``slots`` *before* is what was expected, and *after* what was found.
     """
@@ -89,26 +89,26 @@ def read_expected(path: Path) -> Expected:
     """Read an expectation.
 
     Raises:
-        BadData: the file is not one.
+        BadData: the file is not an expectation.
     """
     try:
         raw = parsed_json(contents_of(path, EXPECTED_LIMIT))
         if "vms" not in raw:
             raw = raw["expected"]
         if not isinstance(raw["vms"], list):
-            raise TypeError("its vms are no list")
+            raise TypeError("its vms are not a list")
         return Expected(str(path), tuple(_expected_vm(vm) for vm in raw["vms"]))
     except KeyError as error:
-        raise BadData(f"{path} is no expectation: it has no {error}") from error
+        raise BadData(f"{path} is not an expectation: it has no {error}") from error
     except DAMAGE as error:
-        raise BadData(f"{path} is no expectation: {error}") from error
+        raise BadData(f"{path} is not an expectation: {error}") from error
 
 
 def _expected_vm(raw: Mapping[str, Any]) -> ExpectedVm:
     slots = raw.get("slots")
     leaves = raw.get("leaves")
     if leaves is not None:
-        # leaves whose page is gone are present too
+        # orphans, the leaves whose page is gone, are present in the shadow table too
         leaves = frozenset(_place(text) for text in [*leaves, *raw.get("orphans", ())])
     return ExpectedVm(
         tuple(
@@ -139,7 +139,7 @@ def _place(text: str) -> L2Place:
 
 
 def departures(expected: Expected, snapshot: Snapshot) -> Departures:
-    """Say where a snapshot is not as expected."""
+    """Return where a snapshot is not as expected."""
     left = list(snapshot.vms)
     found = []
     for wanted in expected.vms:
@@ -199,7 +199,7 @@ def _unknown(vm: Vm) -> list[str]:
 
 
 def _rmaps(slots: Mapping[int, tuple[int, ...]]) -> Rmaps:
-    """Return slots as they are read; where they would stand is not known."""
+    """Return expected slots in the form of slots that were read, with 0 for their addresses."""
     gfns = sorted(gfn for gfn, words in slots.items() if words)
     words = [word for gfn in gfns for word in slots[gfn]]
     lengths = [len(slots[gfn]) for gfn in gfns]

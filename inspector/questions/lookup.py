@@ -1,6 +1,6 @@
 """Look a page up by any of its addresses, and show the way from L2 to the host and back.
 
-Whatever is asked for, the answer has the same parts: the L2 pages on the
+Whatever the question is, the answer has the same parts: the L2 pages on the
 way, the pages of L1 with their rmap slots, and the host pages with
 everything that maps them.  So an L2 page, its L1 page and its host page give
 the same chain.
@@ -27,7 +27,7 @@ from inspector.regions import LINEAR_MAP, LINEAR_SIZE, linear_to_physical
 __all__ = ["LIMIT", "Kind", "Question", "lookup"]
 
 LIMIT = 64
-"""So many L2 pages an answer shows."""
+"""How many L2 pages an answer shows."""
 
 NODE_SIZE = 16
 """Bytes of a ``struct rmap_nested``: a link and a word."""
@@ -36,7 +36,7 @@ WORD = 8
 
 
 class Kind(enum.Enum):
-    """What a question gives."""
+    """The kind of number that a question is about."""
 
     GFN = "gfn"
     GPA = "L1 address"
@@ -47,7 +47,7 @@ class Kind(enum.Enum):
 
 
 class Question(NamedTuple):
-    """What is asked for; ``lpid`` goes with an L2 address, ``vm`` is the LPID of one VM of many."""
+    """A number to look up; ``lpid`` belongs to an L2 address, ``vm`` limits the search to a VM."""
 
     kind: Kind
     value: int
@@ -64,19 +64,19 @@ def lookup(snapshot: Snapshot, question: Question, limit: int | None = LIMIT) ->
     """Answer a question of a snapshot.
 
     Args:
-        snapshot: where to look.
-        question: what for.
+        snapshot: the snapshot to search.
+        question: the number to look up.
         limit: how many L2 pages to show, None for all.
 
     Raises:
-        BadData: there is no such VM as the question names.
+        BadData: the question names a VM that is not in the snapshot.
     """
     return _Search(snapshot, question, limit).answer()
 
 
 @dataclass
 class _Found:
-    """What is to be shown, by what tells one thing from another, in the order it was met."""
+    """The parts of the answer by their keys, in the order in which they were found."""
 
     meanings: dict[str, None] = field(default_factory=dict)
     l2: dict[tuple[int, int, int], L2Page] = field(default_factory=dict)
@@ -95,7 +95,7 @@ class _Search:
         known = [vm.lpid for vm in snapshot.vms]
         if question.vm is not None and question.vm not in known:
             raise BadData(
-                f"there is no VM with LPID {question.vm}; those read are "
+                f"there is no VM with LPID {question.vm}; LPIDs of the VMs that were read: "
                 + (", ".join(str(lpid) for lpid in known) or "none")
             )
         judgement = judge(snapshot)
@@ -113,7 +113,7 @@ class _Search:
             if question.vm in (None, vm.lpid)
         ]
         self._notes += [
-            f"VM lpid {vm.lpid} has the hash MMU and so no tables to look into"
+            f"VM lpid {vm.lpid} has the hash MMU, so it has no tables to look into"
             for vm in snapshot.vms
             if not vm.radix and question.vm in (None, vm.lpid)
         ]
@@ -159,7 +159,7 @@ class _Search:
     # --- what is shown of one page of each kind, and what it leads to ---------------------
 
     def _l2(self, pages: Pages, lpid: int, address: int) -> None:
-        """Show an L2 page, the page of L1 behind it, and the host pages behind that."""
+        """Show an L2 page, the L1 page it is mapped to, and the host pages both lead to."""
         page = self._l2_shown(pages, lpid, address)
         if page is None:
             return
@@ -177,7 +177,7 @@ class _Search:
                 self._host_shown(self._page(frame))
 
     def _l1(self, pages: Pages, gfn: int) -> None:
-        """Show a page of L1, the host page behind it, and the L2 pages that lead to it."""
+        """Show a page of L1, the host page it is mapped to, and the L2 pages that lead to it."""
         if pages.memslot(gfn) is None:
             self._says(pages.vm, f"no memslot holds gfn {gfn:#x}")
             return
@@ -193,7 +193,7 @@ class _Search:
             self._l2_shown(pages, lpid, address)
 
     def _leads_to(self, chain: L2Page, page: L1Page) -> bool:
-        """Say whether an L2 page that maps a page's host page does so by way of that page."""
+        """Say whether an L2 page mapped to the host page of ``page`` is so through ``page``."""
         by_table = chain.l1_address is not None and (chain.l1_address >> self._shift) == page.gfn
         return by_table or any(chain.slot == slot.gfn for slot in page.slots)
 
@@ -226,7 +226,7 @@ class _Search:
         return self._found.l1[key]
 
     def _host_shown(self, frame: int) -> tuple[Mapping, ...]:
-        """Show a host page with what maps it in every VM, whichever was chosen."""
+        """Show a host page with everything that maps it in any VM, chosen or not."""
         if frame not in self._found.host:
             self._found.host[frame] = tuple(
                 mapping for pages in self._all for mapping in pages.mappings(frame)
@@ -257,7 +257,7 @@ class _Search:
                 self._l2(pages, lpid, address)
 
     def _link(self, pages: Pages, word: int) -> None:
-        """Show what a word leads to as a link."""
+        """Show the list nodes that a word points to, if it is a link."""
         if encoding.form_of(word) is not encoding.SlotForm.LIST:
             return
         rmaps = pages.vm.rmaps
@@ -277,6 +277,7 @@ class _Search:
     def _address(self, address: int) -> None:
         for pages in self._chosen:
             rmaps = pages.vm.rmaps
+            # unsigned: below a node the difference wraps round, and is larger than a node
             inside = np.uint64(address) - rmaps.node < np.uint64(NODE_SIZE)
             for row in np.flatnonzero((rmaps.node != 0) & inside):
                 self._node(pages, int(row))
@@ -298,7 +299,7 @@ class _Search:
             self._entries_at(physical)
 
     def _structures(self, vm: Vm, address: int) -> None:
-        """Say which structure of a VM an address lies in, as far as it is known to."""
+        """Say which structure of a VM an address is known to lie in."""
         owners: list[tuple[str, Vm | Memslot | Nested]] = [("its struct kvm", vm)]
         owners += [(f"{_named(memslot)}, {_of(memslot)}", memslot) for memslot in vm.memslots]
         owners += [
@@ -317,13 +318,13 @@ class _Search:
                 self._says(vm, f"the root of the shadow table of L2 {nested.lpid}")
 
     def _entries_at(self, physical: int) -> None:
-        """Say which entry of a table stands at a physical address."""
+        """Say which entry of a table is stored at a physical address."""
         for pages in self._chosen:
             tables = [("L0's entry for L1", pages.vm.host)]
             tables += [(f"the shadow entry of L2 {n.lpid}:", n.shadow) for n in pages.vm.nested]
             for what, table in tables:
                 for row in np.flatnonzero(table.where == np.uint64(physical)):
-                    self._says(pages.vm, f"{what} {int(table.address[row]):#x} stands there")
+                    self._says(pages.vm, f"{what} {int(table.address[row]):#x} is stored there")
 
     def _says(self, vm: Vm, text: str) -> None:
         self._found.meanings[f"VM lpid {vm.lpid}: {text}"] = None

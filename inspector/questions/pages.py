@@ -1,4 +1,4 @@
-"""One VM's pages, asked for by any of their addresses."""
+"""The pages of one VM, found by any of their addresses."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from inspector.structures.radix import LeafTable
 __all__ = ["Pages"]
 
 SMALLEST_SHIFT = 12
-"""An rmap entry names an L2 page of 4 KiB."""
+"""log2 of the smallest L2 page in bytes, which is what an rmap entry names."""
 
 WORD = 8
 UNKNOWN = "what it may lead to could not be read"
@@ -27,11 +27,11 @@ BEHIND_ZERO = "not met by the kernel's walk, which ends at a zero word before it
 
 
 class Pages:
-    """A VM and what is said of its pages.
+    """A VM, and the findings about its pages.
 
     Args:
         checked: the VM.
-        findings: what was found wrong with it.
+        findings: the findings of ``inspector check`` about it.
     """
 
     def __init__(self, checked: CheckedVm, findings: tuple[Finding, ...]) -> None:
@@ -81,12 +81,13 @@ class Pages:
 
     def entries_of(self, lpid: int, address: int, size: int) -> Iterator[RmapEntry]:
         """Yield every entry that names a part of an L2 page."""
+        # unsigned: below the page the difference wraps round, and is larger than any page
         inside = self.checked.gpa - np.uint64(address) < np.uint64(size)
         for row in np.flatnonzero((self.checked.lpid == lpid) & inside):
             yield self.entry(int(row))
 
     def slot(self, gfn: int) -> SlotView | None:
-        """Return the slot of a gfn, empty or not; None where no memslot has one."""
+        """Return the slot of a gfn, empty or not; None if no memslot has it or it was not read."""
         rmaps = self.vm.rmaps
         found = np.flatnonzero(rmaps.gfn == np.uint64(gfn))
         if found.size:
@@ -117,6 +118,7 @@ class Pages:
         host = _at(self.vm.host, address)
         gfns = [gfn]
         if host is not None and host.leaf.address < address:
+            # entries for a page of a huge leaf belong to the slot of the leaf's first page
             gfns.insert(0, host.leaf.address >> self.shift)
         slots = [self.slot(one) for one in gfns]
         kept = tuple(
@@ -185,7 +187,7 @@ class Pages:
                 yield Mapping(self.vm.lpid, lpid, found.leaf.address + inside, found)
 
     def l1_leaves(self, address: int) -> Iterator[tuple[int, int]]:
-        """Yield LPID and address of every L2 page that L1's tables lead to a page of L1."""
+        """Yield LPID and address of every L2 page that L1's tables map to a page of L1."""
         for nested in self.vm.nested:
             if nested.l1 is None:
                 continue
@@ -207,7 +209,7 @@ def _at(table: LeafTable, address: int) -> TableEntry | None:
 def _overlapping(
     begin: NDArray[np.uint64], size: NDArray[np.uint64], first: int, length: int
 ) -> NDArray[np.int64]:
-    """Return which of some ranges hold a part of another one."""
-    # the last page ends at 2 ** 64, which is no number of 64 bits
+    """Return the indices of the ranges that overlap the one of ``length`` bytes at ``first``."""
+    # compared by its last byte: the last page ends at 2 ** 64, which does not fit in 64 bits
     start, last = np.uint64(first), np.uint64(min(first + length, 1 << 64) - 1)
     return np.flatnonzero((begin <= last) & (start < begin + size))

@@ -1,4 +1,4 @@
-"""What an answer is made of: pages, the entries of the tables on their way, rmap entries."""
+"""The parts of an answer: pages, the entries of the tables on their way, rmap entries."""
 
 from __future__ import annotations
 
@@ -24,10 +24,10 @@ __all__ = [
 
 
 class Mark(enum.Enum):
-    """What is said of an rmap entry.
+    """The mark of an rmap entry.
 
-    Suspicious is one that a finding of ``inspector check`` names, whatever it
-    leads to.
+    An entry that a finding of ``inspector check`` names is suspicious,
+    whatever it leads to.
     """
 
     LIVE = "live"
@@ -47,10 +47,10 @@ class TableEntry(NamedTuple):
 
 
 class RmapEntry(NamedTuple):
-    """An rmap entry: its slot and position, its word and where that stands, and its mark.
+    """An rmap entry: its slot and position, its word and the address of that, and its mark.
 
-    ``node`` is 0 where the word stands in the slot itself or in the last
-    ``next``; ``why`` is empty where the mark says all.
+    ``node`` is 0 if the word is in the slot itself or in the last ``next``;
+    ``why`` is empty if the mark needs no reason.
     """
 
     gfn: int
@@ -103,9 +103,10 @@ class L2Page:
 
 @dataclass(frozen=True)
 class L1Page:
-    """A page of L1, of L0's page size, with the slots that entries for it stand in.
+    """A page of L1, of L0's page size, with the slots that can hold entries for it.
 
-    Inside a huge page of L0 the first of them is the slot of its first page.
+    Inside a huge page of L0 the first of them is the slot of the huge page's
+    first page.
     """
 
     vm: int
@@ -141,9 +142,10 @@ class HostPage(NamedTuple):
 class Answer:
     """The answer to one question.
 
-    ``meanings`` say what was found under what was asked for, ``findings``
-    are those that name something in the answer, ``notes`` what could not be
-    read, and ``left_out`` counts the L2 pages beyond the limit.
+    ``meanings`` say what the number in the question was found to be,
+    ``findings`` are those that name something in the answer, ``notes`` say
+    what could not be read, and ``left_out`` counts the L2 pages beyond the
+    limit.
     """
 
     asked: str

@@ -1,7 +1,7 @@
 """The pictures of a report, as SVG that takes its colours from the page.
 
-Matplotlib draws; every colour it is given stands for a CSS variable, so a
-picture is readable on a light and on a dark page.
+Matplotlib draws with colours that stand for CSS variables, which take their
+place afterwards: so a picture is readable on a light and on a dark page.
 """
 
 from __future__ import annotations
@@ -19,9 +19,9 @@ from inspector.reports.figures import GuestFigures, Occupancy
 
 __all__ = ["guests_chart", "lengths_chart", "occupancy_chart", "page_sizes_chart"]
 
-# Nothing is drawn by the user's backend, and matplotlib cannot be imported with the name of none.
+# The user's backend is not used, and matplotlib cannot be imported if MPLBACKEND names none.
 _BACKEND = os.environ.pop("MPLBACKEND", None)
-# It warns of a folder for its cache that cannot be used, and does without.
+# Matplotlib warns if its cache folder cannot be used, and works without one.
 logging.getLogger("matplotlib").setLevel(logging.ERROR)
 try:
     import matplotlib
@@ -46,7 +46,7 @@ COLOURS = {
     "unknown": "#050505",
     "third": "#060606",
 }
-"""What is drawn with, and the CSS variable it stands for."""
+"""The colours to draw with, by the names of the CSS variables that they stand for."""
 
 STYLE: dict[Any, Any] = {
     "svg.fonttype": "none",
@@ -70,7 +70,7 @@ LENGTHS_SHOWN = 24
 FAINTEST = 0.35
 TICKS = 8
 FEW = 8
-"""Bars there is room for at least, so that a single one is no wall."""
+"""A chart has room for at least so many bars, so that a single bar does not fill it."""
 
 _numbers = itertools.count(1)
 
@@ -88,7 +88,7 @@ def lengths_chart(lengths: Mapping[int, int]) -> str:
 
 
 def guests_chart(guests: Sequence[GuestFigures]) -> str:
-    """Draw the entries of every L1 LPID, live, stale and not known; the largest where many."""
+    """Draw the live, stale and not known entries of each L1 LPID; if many, of the largest."""
     chosen = sorted(guests, key=lambda one: -(one.live + one.stale + one.not_known))
     chosen = sorted(chosen[:GUESTS_SHOWN])
     figure, axes = _axes(0.9 + 0.22 * len(chosen))
@@ -186,12 +186,12 @@ def occupancy_chart(occupancy: Occupancy, page_shift: int) -> str:
 
 
 def _power_of_two(value: int) -> int:
-    """Return the smallest power of two that is no less."""
+    """Return the smallest power of two that is not less than ``value``."""
     return 1 << max(0, value - 1).bit_length()
 
 
 def _address(value: int) -> str:
-    """Return an address or a size in bytes, short."""
+    """Return the short form of an address or of a size in bytes."""
     for unit, shift in (("G", 30), ("M", 20), ("K", 10)):
         if value >= (1 << shift):
             return f"{value / (1 << shift):.4g}{unit}"
@@ -235,6 +235,7 @@ def _svg(figure: Figure, axes: Axes | None = None) -> str:
     text = re.sub(r'(<svg[^>]*?) height="[^"]*"', r"\1", text, count=1)
     text = re.sub(r'(<svg[^>]*?) width="[^"]*"', r"\1", text, count=1)
     text = re.sub(r"<metadata>.*?</metadata>", "", text, flags=re.DOTALL)
+    # a page holds several pictures, and matplotlib uses the same ids in each
     own = f"p{next(_numbers)}-"
     text = re.sub(r'\bid="', f'id="{own}', text)
     text = re.sub(r'(href="|url\()#', rf"\g<1>#{own}", text)

@@ -1,4 +1,4 @@
-"""What ``inspector doctor`` says, for people and for programs."""
+"""The report of ``inspector doctor``, for people and for programs."""
 
 from __future__ import annotations
 

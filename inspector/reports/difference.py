@@ -26,7 +26,7 @@ from inspector.session import Acquired
 __all__ = ["departures_json", "departures_report", "diff_json", "diff_report"]
 
 SHOWN = 40
-"""So many lines of one kind are shown."""
+"""How many lines of one kind are shown."""
 
 LARGE_MEMBERS = frozenset({"npages", "lpid", "refcnt", "shadow_lpid", "l1_lpid"})
 """Members that people read as decimal numbers."""

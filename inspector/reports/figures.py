@@ -1,7 +1,7 @@
 """The numbers behind the pictures of a report, counted from a snapshot.
 
 All are of one VM.  Counts of entries add up to those of ``inspector check``:
-a test holds the two against each other.
+a test compares the two.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from inspector.structures.radix import LeafTable
 __all__ = ["Figures", "GuestFigures", "LongList", "Occupancy", "figures_of"]
 
 BINS = 96
-"""Columns at most; each has a power of two of pages."""
+"""Largest number of columns; the number of pages in a column is a power of two."""
 LONGEST = 10
 SLOT_SIZE = 8
 """Bytes of an element of ``kvm_memory_slot.arch.rmap``."""
@@ -67,9 +67,9 @@ class Occupancy:
 class Figures:
     """What is drawn of one VM.
 
-    ``lengths`` maps a number of entries to the number of slots that have so
+    ``lengths`` maps a number of entries to the number of slots that have that
     many.  ``page_sizes`` gives for each table the number of leaves by size.
-    ``array_bytes`` is what the rmap arrays occupy.
+    ``array_bytes`` is the size of the rmap arrays.
     """
 
     lpid: int
@@ -157,11 +157,13 @@ def _occupancy(checked: CheckedVm) -> Occupancy | None:
     first, end = _extent(vm)
     step = 1 << max(0, -(-(end - first) // BINS) - 1).bit_length()
     gfn = checked.rmaps.gfn[checked.slot_of[rows]]
+    # the pairs (LPID, gfn) of live entries, each once
     pairs = np.unique(np.stack((checked.lpid[rows], gfn)), axis=1)
     lpids, row = np.unique(pairs[0], return_inverse=True)
     columns = (pairs[1].astype(np.int64) - first) // step
     pages = np.zeros((lpids.size, -(-(end - first) // step)), dtype=np.int64)
     inside = (columns >= 0) & (columns < pages.shape[1])
+    # many pairs fall into one cell: add.at counts each of them, ``+=`` would count one
     np.add.at(pages, (row.reshape(-1)[inside], columns[inside]), 1)
     return Occupancy(
         first,
@@ -173,7 +175,7 @@ def _occupancy(checked: CheckedVm) -> Occupancy | None:
 
 
 def _extent(vm: Vm) -> tuple[int, int]:
-    """Return the first gfn and the one behind the last of all memslots."""
+    """Return the first gfn of all memslots, and the gfn after the last one."""
     return (
         min(slot.base_gfn for slot in vm.memslots),
         max(slot.base_gfn + slot.npages for slot in vm.memslots),

@@ -59,7 +59,7 @@ def replay_report(acquired: Acquired, recording: CallRecording, outcome: Replaye
         f"{outcome.entries} entries, {outcome.leaves} shadow leaves"
     )
     if outcome.beyond:
-        yield f"the {outcome.beyond} calls after that were made when the target had been read"
+        yield f"the {outcome.beyond} calls after that were made after the target had been read"
     yield ""
     yield "verdict: same"
 

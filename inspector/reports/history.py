@@ -52,7 +52,7 @@ def history_report(history: History) -> Iterator[str]:
     if history.stopped_by is not None:
         yield (
             f"stopped by {history.stopped_by.value} at instruction {history.until} "
-            f"of {history.end}: writers behind it were not seen"
+            f"of {history.end}: writers after it were not seen"
         )
 
 

@@ -55,9 +55,9 @@ def invariants_page(invariants: Sequence[Invariant]) -> Iterator[str]:
     yield "# Invariants"
     yield ""
     yield from _wrapped(
-        "What `inspector check` holds every VM against. Each must hold whenever the VM's "
+        "The statements that `inspector check` tests on every VM. Each must hold whenever the VM's "
         "`mmu_lock` is free. This page is what `inspector check --list --markdown` prints; "
-        "a test sees to that."
+        "a test checks that."
     )
     yield ""
     yield "| identifier | severity | breach |"
@@ -77,13 +77,14 @@ def invariants_page(invariants: Sequence[Invariant]) -> Iterator[str]:
     )
     yield ""
     yield from _wrapped(
-        "What an invariant looks at may be missing from a dump. It is then judged on what is "
-        "there, or, where a missing part would look like a breach (*needed whole*), not at all; "
-        "the report names both. The verdict is inconclusive if that happens to an invariant of "
-        "memory safety. Two parts are not needed for a verdict: "
+        "A part that an invariant looks at may be missing from a dump. The invariant is then "
+        "judged on the rest or, if a missing part would look like a breach (*needed whole*), not "
+        "at all; the report names both. The verdict is inconclusive if that happens to an "
+        "invariant of memory safety. Two parts are not needed for a verdict: "
         + " and the ".join(part.value for part in Part if part in EXPLAINING)
-        + ". The first lie in the guest's memory, which dumps leave out, and a leaf that is wrong "
-        "by them and dangerous is found without them. Captures of older versions lack the second."
+        + ". The first lie in the guest's memory, which dumps leave out; a leaf that contradicts "
+        "them and is dangerous is found without them. Captures of older versions do not have the "
+        "second."
     )
     for invariant in invariants:
         yield ""
@@ -104,8 +105,8 @@ def invariants_page(invariants: Sequence[Invariant]) -> Iterator[str]:
     yield "## Stale entries"
     yield ""
     yield from _wrapped(
-        "An rmap entry that leads nowhere is legal: KVM never removes a single entry. It is no "
-        "breach of anything, and counted by the reason:"
+        "An rmap entry that leads nowhere is legal: KVM never removes a single entry. It breaks no "
+        "invariant, and is counted by the reason:"
     )
     yield ""
     for state in EntryState:

@@ -1,6 +1,7 @@
 """Reports for programs; the schemas are described in ``manual/json.md``.
 
-Addresses and words are strings in hexadecimal: JSON numbers lose bits.
+Addresses and words are strings in hexadecimal, because many JSON parsers lose
+bits of large numbers.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ __all__ = ["check_json", "finding_json", "rmap_json", "rmap_lines", "target_json
 
 
 def target_json(acquired: Acquired) -> dict[str, Any]:
-    """Return what is known of the target itself."""
+    """Return what is known of the target itself, in JSON form."""
     origin, snapshot = acquired.origin, acquired.snapshot
     return {
         "target": origin.target,
@@ -120,7 +121,7 @@ def _severities() -> dict[str, str]:
 
 
 def finding_json(finding: Finding) -> dict[str, Any]:
-    """Return one finding."""
+    """Return one finding in JSON form."""
     return {
         "invariant": finding.invariant,
         "severity": _severities()[finding.invariant],

@@ -1,7 +1,7 @@
 """One self-contained page of a check: opens offline, readable in light and dark.
 
-The page is made from the document of ``inspector check --json``, and where
-there is a snapshot from what is counted of it.  Everything is escaped: text
+The page is made from the document of ``inspector check --json`` and, if there
+is a snapshot, from the figures counted in it.  Everything is escaped: text
 in a target is not trusted.
 """
 
@@ -27,8 +27,8 @@ def page_of_document(text: bytes, name: str) -> tuple[dict[str, Any], str]:
     """Return the document that ``inspector check --json`` has written to a file, and its page.
 
     Raises:
-        BadData: it is none.
-        TargetNotSupported: the packages for it are not installed.
+        BadData: the file holds no such document.
+        TargetNotSupported: the packages that reports need are not installed.
     """
     try:
         document = strict_json(text)
@@ -40,9 +40,9 @@ def page_of_document(text: bytes, name: str) -> tuple[dict[str, Any], str]:
         return document, page(document)
     except InspectorError:
         raise
-    except Exception as error:  # whatever the template stumbles over in a damaged document
+    except Exception as error:  # a damaged document can make the template raise anything
         raise BadData(
-            f"{name} is no whole document of 'inspector check --json' ({error!r}); make it again"
+            f"{name} is no complete document of 'inspector check --json' ({error!r}); make it again"
         ) from error
 
 
@@ -50,11 +50,11 @@ def page(document: dict[str, Any], figures: Sequence[Figures] = ()) -> str:
     """Return the page of a check.
 
     Args:
-        document: that of ``inspector check --json``.
-        figures: what is drawn of the VMs, where there is a snapshot.
+        document: the document of ``inspector check --json``.
+        figures: the figures to draw for each VM, if there is a snapshot.
 
     Raises:
-        TargetNotSupported: the packages for it are not installed.
+        TargetNotSupported: the packages that reports need are not installed.
     """
     from inspector.reports import charts
 

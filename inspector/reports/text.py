@@ -53,7 +53,7 @@ def opened(snapshot: Snapshot, origin: Origin) -> Iterator[str]:
     if origin.layout:
         yield f"kernel described by {origin.layout}"
     if origin.found_stopped:
-        yield "the machine stood still when it was found, and was left so"
+        yield "the machine was stopped when it was found, and was left so"
     elif origin.stopped_seconds is not None:
         tries = f", {origin.attempts} tries for a whole copy" if origin.attempts > 1 else ""
         yield (
@@ -156,7 +156,7 @@ def _check_details(vm: VmJudgement) -> Iterator[str]:
 
 
 def _findings(findings: Sequence[Finding], doubts: Sequence[Finding]) -> Iterator[str]:
-    """Yield the first of the findings, and of those that may be legal, with their words."""
+    """Yield the first findings and the first doubts, each with the words that show it."""
     for kind, found in (("finding", findings), ("doubt", doubts)):
         for number, finding in enumerate(_first_of(found), 1):
             yield from finding_lines(number, finding, kind)
@@ -177,7 +177,7 @@ def _lists(vm: VmJudgement) -> Iterator[str]:
 
 
 def _not_judged(vm: VmJudgement) -> Iterator[str]:
-    """Yield what could not be read, and which invariants could not be judged for that."""
+    """Yield what could not be read, and which invariants could not be judged because of that."""
     for gap in dict.fromkeys(item.gap for item in vm.not_judged):
         for at_all, how in ((False, "not judged"), (True, "judged in part")):
             names = [
@@ -190,9 +190,10 @@ def _not_judged(vm: VmJudgement) -> Iterator[str]:
 
 
 def _first_of(found: Sequence[Finding]) -> list[Finding]:
-    """Return as many findings as are shown, at first one of each invariant.
+    """Return as many findings as are shown, beginning with one of each invariant.
 
-    One cause can break an invariant in many places, and another invariant names the cause.
+    One cause can break an invariant in many places, while only the finding of
+    another invariant names the cause.
     """
     first: dict[str, Finding] = {}
     for finding in found:
@@ -224,7 +225,7 @@ def _place(item: Evidence) -> str:
 
 
 def vms_report(acquired: Acquired, *, memslots: bool = True) -> Iterator[str]:
-    """Yield the lines of ``inspector vms``, those of memslots if they are wanted."""
+    """Yield the lines of ``inspector vms``, with the memslots if ``memslots`` is set."""
     snapshot = acquired.snapshot
     yield from opened(snapshot, acquired.origin)
     if not snapshot.vms:
@@ -312,7 +313,7 @@ def rmap_report(
     Args:
         snapshot: what was read.
         everything: show long lists whole.
-        gfns: show the slots of these L1 pages only, and say why one has none.
+        gfns: show the slots of these L1 pages only, and say why a page has none.
     """
     for vm in snapshot.vms:
         if not vm.radix:
@@ -343,7 +344,7 @@ def rmap_report(
 
 
 def _without_slot(vm: Vm, rmaps: Rmaps | HashRmaps, gfns: Collection[int]) -> Iterator[str]:
-    """Yield what is known of those L1 pages that have no slot with a word in it."""
+    """Yield what is known of the L1 pages in ``gfns`` whose slot holds no word."""
     whole = all(gap.part is not Part.MEMSLOTS for gap in vm.gaps)
     for gfn in sorted(set(gfns) - set(rmaps.gfn.tolist())):
         if not any(slot.base_gfn <= gfn < slot.base_gfn + slot.npages for slot in vm.memslots):
@@ -398,6 +399,6 @@ def _ring_problem(problem: RingProblem) -> str:
     text = {
         "range": "is no entry of the HPT",
         "unreadable": "has links that are not readable",
-        "back": "is led back to by an entry that was not reached from it",
+        "back": "is named by the back link of an entry that was not reached from it",
     }[problem.kind]
     return f"the ring is broken: HPT index {problem.index:#x} at {problem.place:#x} {text}"

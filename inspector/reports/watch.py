@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 __all__ = ["HEADING", "Picture", "sample_json", "sample_line"]
 
 KEPT = 60
-"""So many samples a curve goes back."""
+"""How many samples back a curve goes."""
 
 BARS = "▁▂▃▄▅▆▇█"
 LISTS_SHOWN = 3
@@ -145,7 +145,7 @@ class Picture:
         if not sample.vms:
             parts.append(Text("no VMs"))
         parts += [Text(f"note: {printable(note)}", "yellow") for note in sample.notes]
-        parts.append(Text("Ctrl-C ends; the machine runs on", "dim"))
+        parts.append(Text("Ctrl-C ends; the machine continues to run", "dim"))
         return Group(*parts)
 
     def _details(self, sample: Sample) -> list[str]:
@@ -166,7 +166,7 @@ class Picture:
 
 
 def curve(values: Sequence[int]) -> str:
-    """Draw values as bars between the least and the most of them."""
+    """Draw values as bars, scaled between the smallest and the largest."""
     low, high = min(values), max(values)
     steps = len(BARS) - 1
     bars = "".join(BARS[(value - low) * steps // (high - low or 1)] for value in values)

@@ -25,7 +25,7 @@ def words_text(words: Iterable[int], *, of_hash: bool) -> Iterator[str]:
 
     Args:
         words: unsigned 64-bit rmap words, in host order.
-        of_hash: they are of a guest with the hash MMU.
+        of_hash: the words are of a guest with the hash MMU.
     """
     for row in _rows(words, of_hash):
         yield f"{row['word']}  {_hash_text(row) if of_hash else _text(row)}"

@@ -1,4 +1,4 @@
-"""Where the arrays and the model, which state each rule twice, do not say the same."""
+"""The arrays and the model both state each rule; a disagreement between them is reported."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ def undisturbed() -> Judgement:
 
 
 def disagrees(judgement: Judgement, over: str) -> None:
-    """See that a judgement says that the tool contradicts itself, and concludes nothing."""
+    """Assert that a judgement says that the tool contradicts itself, and concludes nothing."""
     assert judgement.verdict is Verdict.INCONCLUSIVE
     assert {finding.invariant for finding in judgement.findings} == {DISAGREEMENT}
     (finding, *_) = judgement.findings
-    assert f"this tool contradicts itself over {over}: " in finding.summary
+    assert f"this tool contradicts itself on {over}: " in finding.summary
     assert finding_json(finding)["severity"] == "tool"
-    assert any("is a fault of the inspector" in line for line in finding_lines(1, finding))
+    assert any("is a bug of the inspector" in line for line in finding_lines(1, finding))
 
 
 def test_the_leaves_of_l0(undisturbed: Judgement, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,4 +1,4 @@
-"""What the host is known to keep where, and leaves that map it."""
+"""Memory that is known to hold the host's own data, and leaves that map it."""
 
 from __future__ import annotations
 
@@ -104,7 +104,7 @@ def test_what_another_vm_keeps_is_the_hosts_too() -> None:
     found = judged(first, owner).vms[0].findings
     assert [f.invariant for f in found if f.invariant != "table-shared"] == ["leaf-kernel-page"]
     assert "the rmap array of memslot 0 of VM 9" in found[0].summary
-    # what a VM leads to whose lock is held may have been freed
+    # the tables of a VM whose lock is held may lead to freed memory
     held = judged(first, replace(owner, locked=True)).vms[0].findings
     assert held == ()
 
@@ -190,7 +190,7 @@ def test_tables_and_nodes_do_not_overlap() -> None:
 
 
 def test_one_array_serves_no_two_vms() -> None:
-    """Each page is said once, with the number of the others."""
+    """An overlap is reported once, with the number of the other pages."""
     pages = ArrayPages(
         0, addresses([0xC008_0000_0000_0000, 0xC008_0000_0000_1000]), addresses([0x7000, 0x9000])
     )

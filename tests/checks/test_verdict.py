@@ -1,4 +1,4 @@
-"""Verdicts: what is concluded, and when nothing is."""
+"""Verdicts: what is concluded, and when nothing can be concluded."""
 
 from __future__ import annotations
 
@@ -195,7 +195,7 @@ def test_what_two_vms_share_is_told_of_both() -> None:
             "shadow-lpid",
             "table-shared",
         ]
-    # What another VM has half way through a change says nothing.
+    # The state of another VM that is half way through a change proves nothing.
     held = judged(first, replace(shared, locked=True, lpid=second.lpid))
     assert held.vms[0].verdict is Verdict.CONSISTENT
 

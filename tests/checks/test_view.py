@@ -1,4 +1,4 @@
-"""The checks over arrays say what the model says one by one."""
+"""The checks over arrays agree with the model, entry by entry and leaf by leaf."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ from tests.fixtures import SPREAD, opened
 from tests.profiles import examples
 
 VIEWED = 500
-"""Leaves of a table for which the model is also asked through the snapshot's own view."""
+"""About how many leaves of a table are also judged through the snapshot's own ``ModelView``."""
 
 
 Met = EntryState | LeafState | L1State | str
@@ -74,7 +74,7 @@ def compare(vm: Vm, state: VmState) -> Counter[Met]:
 
 
 def compare_rights(checked: CheckedVm, state: VmState) -> Counter[Met]:
-    """Compare what every leaf has beyond what it is made of; return how often each was met."""
+    """Compare the rights of every leaf with the model's; return how often each state was met."""
     met: Counter[Met] = Counter()
     pending = 0
     for nested, rights in zip(checked.vm.nested, checked.rights, strict=True):
@@ -104,7 +104,7 @@ def compare_rights(checked: CheckedVm, state: VmState) -> Counter[Met]:
 
 
 def compare_places(checked: CheckedVm, state: VmState) -> Counter[str]:
-    """Compare where live entries stand, and which of L0's leaves a memslot holds."""
+    """Compare the slots of live entries, and which of L0's leaves a memslot holds."""
     met: Counter[str] = Counter()
     entries = [(gfn, word) for gfn, words in sorted(state.slots.items()) for word in words]
     for row, (gfn, word) in enumerate(entries):
@@ -119,7 +119,7 @@ def compare_places(checked: CheckedVm, state: VmState) -> Counter[str]:
 
 
 def as_sets(judgement: LeafJudgement) -> tuple[object, ...]:
-    """Return a judgement without the order of what was found, which says nothing."""
+    """Return a judgement as sets, because the order of its parts has no meaning."""
     return (
         judgement.state,
         set(judgement.entries),

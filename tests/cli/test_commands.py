@@ -50,7 +50,7 @@ def run(*arguments: str) -> Result:
 
 
 def process(*arguments: str) -> subprocess.CompletedProcess[str]:
-    """Run a command as a user does, with main() and its exit codes."""
+    """Run a command as a user does, through main(), with its exit codes."""
     return subprocess.run(
         [sys.executable, "-m", "inspector", *arguments],
         capture_output=True,

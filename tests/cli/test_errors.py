@@ -1,4 +1,4 @@
-"""Every error of the command line names the next step; shells complete."""
+"""Every error of the command line names the next step; shells complete words."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Strings out of a target: never sent to a terminal, run, or taken for a path."""
+"""Strings from a target are never sent to a terminal, run, or taken for a path."""
 
 from __future__ import annotations
 
@@ -135,7 +135,7 @@ def test_a_build_id_is_no_path(build_id: str, tmp_path: Path) -> None:
     ],
 )
 def test_no_monitor_command_names_a_file(command: str) -> None:
-    """Whatever QEMU's monitor is asked passes one door, and no name of a file fits through."""
+    """Every monitor command has to match one pattern, which admits no file name."""
     assert relay.COMMANDS.fullmatch(command) is None
     assert relay.COMMANDS.fullmatch("info mtree -f")
 

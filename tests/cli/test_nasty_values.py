@@ -1,4 +1,4 @@
-"""Every option of every command, given what nobody would give it."""
+"""Every option of every command, with values that no user would give."""
 
 from __future__ import annotations
 
@@ -40,21 +40,21 @@ NEEDED = {
     "gdb-script": [],
 }
 LIVE = ("history", "resume", "trace", "watch")
-"""Commands that refuse a file before they look at what was asked of it."""
+"""Commands that refuse a file before they look at their options."""
 
 
 OPENED = functools.cache(acquire)
 
 
 def opened_once(target: str, options: Options, progress: object) -> Acquired:
-    """Open a target; most values are refused before, and the others ask of the same one."""
+    """Open a target once: most values are refused before, and the others use the same target."""
     return OPENED(target, options)
 
 
 def trials() -> Iterator[tuple[str, list[str]]]:
-    """Yield the name of an option or argument with everything that stands before its value.
+    """Yield the name of an option or argument with the words that precede its value.
 
-    One that several commands share is tried with the first of them.
+    An option that several commands share is tried with the first of them.
     """
     shared: set[tuple[str, str]] = set()
     for name in COMMANDS:

@@ -1,4 +1,4 @@
-"""Captures against what their maker expected, and against what was changed in that."""
+"""Captures compared with their expectations, and with changed expectations."""
 
 from __future__ import annotations
 
@@ -74,5 +74,5 @@ def test_a_vm_that_is_not_there_and_one_that_is_not_expected(tmp_path: Path) -> 
 def test_what_is_no_expectation(tmp_path: Path, text: str) -> None:
     path = tmp_path / "expected.json"
     path.write_text(text)
-    with pytest.raises(BadData, match="is no expectation"):
+    with pytest.raises(BadData, match="is not an expectation"):
         read_expected(path)

@@ -1,4 +1,4 @@
-"""A page gives the same chain by whichever of its addresses it is looked up."""
+"""A page gives the same chain whichever of its addresses is looked up."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Holds documents against the published schemas, and notes which members were seen."""
+"""Checks documents against the published schemas, and notes which members were seen."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ __all__ = ["closed", "described", "document_schema", "hold", "seen"]
 Schema = Mapping[str, Any]
 REFERENCE = "#/$defs/"
 KEPT = 15
-"""Of a longer list so many items are looked at, evenly spread."""
+"""How many items of a longer list are checked, evenly spread."""
 
 
 @functools.cache
@@ -52,7 +52,7 @@ def _validators(name: str) -> tuple[Any, Any]:
 
 
 def hold(name: str, document: Any) -> set[str]:
-    """Assert that a document is as its schema says; return the paths that were seen in it."""
+    """Assert that a document matches its schema; return the paths that were seen in it."""
     thin = _thinned(document)
     for validator in _validators(name):
         problems = [f"{error.json_path}: {error.message}" for error in validator.iter_errors(thin)]

@@ -1,4 +1,4 @@
-"""Every document of every command is as its published schema says, and says all of it."""
+"""Every document of every command matches its schema, and every described member occurs."""
 
 from __future__ import annotations
 
@@ -43,15 +43,15 @@ from tests.test_replay import INSERT, RECORDING, first, flipped, rows, write
 from tests.test_watch import sample_of
 
 SEEN: set[str] = set()
-"""What the tests of this module have met; the last one asks whether that was all."""
+"""The paths that the tests of this module have seen; the last test compares them with all."""
 
 RAN: set[str] = set()
 MADE: dict[str, Acquired] = {}
-"""Targets that are no files, by the names that commands are given."""
+"""Targets that are not files, by the names that are given to commands."""
 
 
 def told(name: str, *arguments: str) -> Any:
-    """Run a command, hold what it printed against a schema, and return that."""
+    """Run a command, check the document that it printed against a schema, and return it."""
     text = printed(*arguments)
     document = json.loads(text)
     SEEN.update(hold(name, document))
@@ -75,7 +75,7 @@ def lines(name: str, *arguments: str) -> None:
 
 @pytest.fixture(autouse=True)
 def _opened_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Open each capture once for all commands, and those that are made by a test."""
+    """Open each capture once for all commands, and the snapshots that a test has made."""
 
     def acquire(target: str, options: Options, progress: object) -> Acquired:
         return MADE[target] if target in MADE else opened(Path(target))
@@ -84,7 +84,7 @@ def _opened_once(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def made(name: str, snapshot: Snapshot, **origin: Any) -> str:
-    """Return the name of a target with that snapshot."""
+    """Return the name of a target with this snapshot."""
     acquired = opened(SMALL)
     MADE[name] = replace(
         acquired, snapshot=snapshot, origin=replace(acquired.origin, target=name, **origin)
@@ -414,9 +414,9 @@ def test_every_name_of_a_document_in_the_sources_is_described() -> None:
     assert found - files == {document.label for document in DOCUMENTS if document.has_schema}
 
 
-@pytest.mark.slow  # because it needs the tests over all captures
+@pytest.mark.slow  # it needs the tests over all captures
 def test_everything_that_is_described_was_seen() -> None:
-    """This is the last test of the module, for it asks what the others have seen."""
+    """This is the last test of the module, because it needs what the others have seen."""
     every = {document.name for document in DOCUMENTS}
     if every != RAN:
         pytest.skip(f"needs all tests of this module; not run: {', '.join(sorted(every - RAN))}")

@@ -1,4 +1,4 @@
-"""What is published is what is described, and a version keeps what it has promised."""
+"""Published schemas match the descriptions, and a version keeps its promises."""
 
 from __future__ import annotations
 

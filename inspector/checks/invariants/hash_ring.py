@@ -1,4 +1,4 @@
-"""The rmap words of a hash guest are of its kind, and every ring of HPT entries closes."""
+"""The rmap words of a hash guest are well-formed, and every ring of HPT entries closes."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ WRONG = {
 
 
 def find(checked: CheckedVm) -> Iterator[Finding]:
-    """Yield the rings that lead out of the HPT, or do not lead back."""
+    """Yield the rings that lead out of the HPT or do not lead back, and the malformed words."""
     vm = checked.vm
     rmaps = vm.hash_rmaps
     for problem in rmaps.problems:
@@ -50,7 +50,8 @@ def find(checked: CheckedVm) -> Iterator[Finding]:
                     WORD if in_array else INDEX_SIZE,
                 ),
             ),
-            # kvmppc_add_revmap_chain and remove_revmap_chain change a ring under its word's lock.
+            # kvmppc_add_revmap_chain and remove_revmap_chain hold the word's lock bit while they
+            # change a ring.
             doubt="the word's lock bit is set: the ring is being changed"
             if word & hash_encoding.LOCKED
             else "",
@@ -59,9 +60,10 @@ def find(checked: CheckedVm) -> Iterator[Finding]:
 
 
 def _words(checked: CheckedVm) -> Iterator[Finding]:
-    """Yield the words with bits that the kernel does not write."""
+    """Yield the words with combinations of bits that the kernel does not write."""
     rmaps = checked.vm.hash_rmaps
     word = rmaps.word
+    # reserved bits; bits besides the lock in a word of another type; an index without PRESENT
     odd = (word & np.uint64(hash_encoding.RESERVED_MASK)) != 0
     odd |= ((word & np.uint64(hash_encoding.TYPE_MASK)) != hash_encoding.TYPE_HPT) & (
         (word & np.uint64(~hash_encoding.LOCKED & ((1 << 64) - 1))) != 0
@@ -81,7 +83,7 @@ def _words(checked: CheckedVm) -> Iterator[Finding]:
 
 
 def rests(checked: CheckedVm) -> Iterator[Rest]:
-    """Say how many HPT entries were reached in both directions."""
+    """Yield how many HPT entries were reached in both directions."""
     rmaps = checked.vm.hash_rmaps
     if not checked.vm.radix:
         torn = len({problem.slot for problem in rmaps.problems})
@@ -92,10 +94,10 @@ def rests(checked: CheckedVm) -> Iterator[Rest]:
 
 INVARIANT = Invariant(
     ID,
-    "The rmap words of a hash guest have only bits of such words, and the HPT entries that map a "
-    "page form a ring, which leads back at each.",
-    "When a host page goes away L0 takes the entries on its ring from the HPT: one that is on no "
-    "ring keeps the page mapped.",
+    "The rmap words of a hash guest have only bits that such words can have, and the HPT entries "
+    "that map a page form a ring in both directions.",
+    "When a host page goes away, L0 removes the entries on its ring from the HPT: an entry that is "
+    "on no ring keeps the page mapped.",
     "kvmppc_add_revmap_chain, remove_revmap_chain, kvm_unmap_rmapp",
     Severity.MEMORY_SAFETY,
     find,

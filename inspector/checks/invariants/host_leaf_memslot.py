@@ -1,4 +1,4 @@
-"""L0 maps nothing to a guest that is not in a memslot."""
+"""L0 maps only pages that are in a memslot."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ ID = "host-leaf-memslot"
 
 
 def find(checked: CheckedVm) -> Iterator[Finding]:
-    """Yield L0's leaves that no memslot holds whole."""
+    """Yield L0's leaves that no memslot holds whole, and writable ones in read-only memslots."""
     host, shift = checked.vm.host, checked.page_shift
     for row in np.flatnonzero(~checked.in_memslot):
         leaf = leaf_at(host, int(row))
@@ -89,7 +89,7 @@ def find(checked: CheckedVm) -> Iterator[Finding]:
 
 
 def rests(checked: CheckedVm) -> Iterator[Rest]:
-    """Yield how many leaves of L0's a shadow leaf is made of, by an entry that leads to it."""
+    """Yield the number of L0's leaves, and how many of them a live entry joins to a shadow leaf."""
     made = np.zeros(len(checked.vm.host), dtype=np.bool_)
     made[checked.host_leaf(np.flatnonzero(checked.live))] = True
     yield Witness("leaves of L0's tables", made.size, int(np.count_nonzero(made)), "a shadow leaf")
@@ -97,11 +97,11 @@ def rests(checked: CheckedVm) -> Iterator[Rest]:
 
 INVARIANT = Invariant(
     ID,
-    "Every leaf of L0's table for the guest lies in one memslot, whole, and permits no writing if "
-    "that is read-only.",
-    "When the leaf goes away the kernel empties the rmap slots of all its pages: those of pages "
-    "before or behind the memslot are no part of the array. A leaf in no memslot is never "
-    "taken away.",
+    "Every leaf of L0's table for the guest lies entirely in one memslot, and permits no writing "
+    "if the memslot is read-only.",
+    "When the leaf goes away, the kernel empties the rmap slots of all its pages: the slots of "
+    "pages before or after the memslot are no part of the array. A leaf in no memslot is never "
+    "removed.",
     "kvmppc_book3s_instantiate_page, kvmhv_remove_nest_rmap_range, kvmppc_radix_flush_memslot",
     Severity.MEMORY_SAFETY,
     find,

@@ -1,4 +1,4 @@
-"""L0 remembers a partition table of L1's that it has room to read."""
+"""The partition table of L1 that L0 remembers is no larger than KVM accepts."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ ID = "l1-ptcr"
 
 
 def find(checked: CheckedVm) -> Iterator[Finding]:
-    """Yield the VM if L1's partition table is larger than KVM takes."""
+    """Yield the VM if L1's partition table is larger than KVM accepts."""
     size = checked.vm.l1_ptcr & PTCR_SIZE_MASK
     if size > MAX_SIZE_FIELD:
         yield Finding(
             ID,
             checked.vm.lpid,
             f"L1's partition table has a size field of {size}",
-            f"at most {MAX_SIZE_FIELD}, which is 4096 LPIDs: L1 is refused more",
+            f"at most {MAX_SIZE_FIELD}, which is 4096 LPIDs: L0 refuses a larger table",
             (member("struct kvm", checked.vm, "l1_ptcr"),),
         )
 
@@ -30,7 +30,7 @@ INVARIANT = Invariant(
     ID,
     "L1's partition table, as L0 remembers it, has no more than 4096 entries.",
     "Its size bounds the LPIDs for which L0 makes nested guests, and an rmap word has 12 bits for "
-    "one: a larger LPID would be taken for another guest's.",
+    "an LPID: a larger LPID would be mistaken for another guest's.",
     "kvmhv_set_partition_table, kvmhv_get_nested",
     Severity.STRUCTURE,
     find,

@@ -1,4 +1,4 @@
-"""No guest has a page of the host's own."""
+"""No guest can reach a page that holds the host's own data."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ SHOWN = 3
 
 
 def find(checked: CheckedVm) -> Iterator[Finding]:
-    """Yield the leaves, L0's and shadow ones, that map a page in which the host has something."""
+    """Yield the leaves of L0's and shadow tables that map a page with the host's own data."""
     host = checked.whole
     if host is None:
         return
@@ -47,7 +47,7 @@ def _judge(
 
 
 def rests(checked: CheckedHost) -> Iterator[Unjudged]:
-    """Yield what of the host's own memory is not known in this target."""
+    """Yield what is not known of the host's own memory in this target."""
     host = checked.snapshot.host
     names = {region.symbol for region in host.regions}
     if checked.snapshot.vms and (host.zero_page is None or not {"_stext", "__init_end"} <= names):
@@ -62,10 +62,10 @@ INVARIANT = Invariant(
     ID,
     "No leaf, of L0's table or of a shadow table, maps a page that holds a page table, the "
     "partition table, struct kvm, a memslot, a nested guest, an rmap array, a list node, or a part "
-    "of the kernel's image that is never given away. The kernel's page of zeros may be mapped "
+    "of the kernel's image that is never freed. The kernel's page of zeros may be mapped "
     "without permission to write. Two VMs may map one page of memory: processes share pages (KSM, "
     "shared memory, the page of zeros), so that is no breach.",
-    "A guest that has such a page reads or changes what the host itself works with, and with it "
+    "A guest that has such a page can read or change the host's own data, and through it "
     "any memory of the host.",
     "kvmppc_book3s_instantiate_page, __kvmhv_nested_page_fault, free_initmem",
     Severity.MEMORY_SAFETY,

@@ -1,4 +1,4 @@
-"""What a leaf maps is there."""
+"""A leaf maps memory that the machine has."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ ID = "leaf-memory"
 
 
 def find(checked: CheckedVm) -> Iterator[Finding]:
-    """Yield the leaves, L0's and shadow ones, that map no memory and do not say so."""
+    """Yield the leaves that map no memory and do not have the cache attribute of a device."""
     ram = checked.whole and checked.whole.snapshot.host.ram
     if not ram or not ram.starts.size:
         return
@@ -45,12 +45,12 @@ def find(checked: CheckedVm) -> Iterator[Finding]:
 
 
 def _outside(table: LeafTable, ram: Ranges) -> NDArray[np.int64]:
-    """Return which leaves reach outside of the machine's memory, and are no device's."""
+    """Return the leaves that reach outside the machine's memory, except those of devices."""
     found = [np.zeros(0, dtype=np.int64)]
     largest = 1 << int(table.shift.max(initial=0))
     ends = ram.starts + ram.sizes
     one = ram.starts.size == 1 and not ram.starts[0]
-    # of memory in one piece, only leaves that begin near its end can reach beyond
+    # If the memory is one piece from 0 on, only leaves that begin near its end can reach beyond.
     near = np.uint64(max(0, int(ends[0]) - largest)) if one else np.uint64(0)
     for part in blocks(len(table)):
         frame = table.entry[part] & np.uint64(pte.RPN_MASK)
@@ -64,7 +64,7 @@ def _outside(table: LeafTable, ram: Ranges) -> NDArray[np.int64]:
 
 
 def rests(checked: CheckedHost) -> Iterator[Unjudged]:
-    """Say where the target does not tell what memory the machine has."""
+    """Yield the leaves as unjudged if the target does not say where the machine has memory."""
     if checked.snapshot.vms and checked.snapshot.host.ram is None:
         yield Unjudged(
             "leaves that map no memory", "the target does not say where the machine has memory"
@@ -73,8 +73,8 @@ def rests(checked: CheckedHost) -> Iterator[Unjudged]:
 
 INVARIANT = Invariant(
     ID,
-    "A leaf of L0's table or of a shadow table maps memory that the machine has, all of it, or has "
-    "the cache attribute of a device.",
+    "All of what a leaf of L0's table or of a shadow table maps is memory that the machine has, or "
+    "the leaf has the cache attribute of a device.",
     "KVM takes the frame and the attribute from the page table of the VM's process. A device's "
     "registers are mapped there with caching inhibited; nothing else lies outside of memory.",
     "kvmppc_book3s_instantiate_page, pgprot_noncached",

@@ -1,4 +1,4 @@
-"""No memory holds two things."""
+"""No two things lie in the same memory."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ ID = "memory-shared"
 
 
 def find(checked: CheckedVm) -> Iterator[Finding]:
-    """Yield, for each two owners, the first place where things of both overlap."""
+    """Yield the first overlap of each pair of owners, with the number of the others."""
     if checked.whole is None:
         return
     pairs: dict[tuple[str, str], list[tuple[Thing, Thing]]] = {}
@@ -34,10 +34,11 @@ def find(checked: CheckedVm) -> Iterator[Finding]:
 
 INVARIANT = Invariant(
     ID,
-    "No two of these overlap in physical memory, of whichever VM: page tables, the partition "
-    "table, struct kvm, memslots, nested guests, rmap arrays, list nodes, the kernel's image.",
-    "What is written to one changes the other: an entry of one VM's rmap becomes another's, a "
-    "list node becomes a translation. The first to be freed takes the other along.",
+    "No two of these overlap in physical memory, whichever VM they belong to: page tables, the "
+    "partition table, struct kvm, memslots, nested guests, rmap arrays, list nodes, the kernel's "
+    "image.",
+    "A write to one changes the other: an entry of one VM's rmap becomes another's, a "
+    "list node becomes a translation. When one is freed, the other is freed with it.",
     "kvmppc_core_prepare_memory_region_hv, kvmppc_create_pte, kvmhv_alloc_nested, "
     "kvmhv_insert_nest_rmap",
     Severity.MEMORY_SAFETY,

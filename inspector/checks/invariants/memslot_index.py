@@ -1,4 +1,4 @@
-"""Every way to a memslot leads to the same memslots."""
+"""All containers of memslots hold the same memslots."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from inspector.kvm.snapshot import Memslot, Part
 ID = "memslot-index"
 
 KNOWN_FLAGS = 0x3_0007
-"""LOG_DIRTY_PAGES, READONLY and GUEST_MEMFD, and those that KVM keeps for itself: INVALID and
+"""LOG_DIRTY_PAGES, READONLY and GUEST_MEMFD, and the flags that KVM uses internally: INVALID and
 GMEM_ONLY (include/uapi/linux/kvm.h, include/linux/kvm_host.h)."""
 
 
 def find(checked: CheckedVm) -> Iterator[Finding]:
-    """Yield ways to memslots that disagree, and memslots that no container can hold."""
+    """Yield the disagreements between containers, and the memslots that KVM cannot have made."""
     vm = checked.vm
     yield from mismatch_findings(ID, vm.lpid, vm.memslot_words.mismatches)
     by_id: dict[int, Memslot] = {}
@@ -53,7 +53,7 @@ def _slot(lpid: int, slot: Memslot) -> Iterator[Finding]:
             ID,
             lpid,
             f"memslot {slot.id} says that it belongs to address space {slot.as_id}",
-            "0, in which it was found, and which is the only one of this architecture",
+            "0, in which it was found; this architecture has no other",
             (Evidence(f"memslot {slot.id}, its as_id {slot.as_id}", "kernel", slot.address),),
         )
     unknown = slot.flags & ~KNOWN_FLAGS
@@ -77,7 +77,7 @@ def _pages(checked: CheckedVm) -> Iterator[Finding]:
         return
     lock = vm.member("slots_lock.owner")
     if lock:
-        # A new set is in use before kvm_commit_memory_region counts its pages.
+        # The new memslots are in use before kvm_commit_memory_region counts their pages.
         return
     yield Finding(
         ID,
@@ -88,12 +88,12 @@ def _pages(checked: CheckedVm) -> Iterator[Finding]:
             shown_word(total),
             *(member(f"memslot {slot.id}", slot, "npages") for slot in vm.memslots),
         ),
-        doubt="" if lock == 0 else "a memslot may just be added or removed",
+        doubt="" if lock == 0 else "a memslot may be being added or removed",
     )
 
 
 def rests(checked: CheckedVm) -> Iterator[Rest]:
-    """Say how many words of the containers have a second one."""
+    """Yield how many words of the containers a second word confirms."""
     words = checked.vm.memslot_words
     yield Witness(
         "ways to memslots", words.words, words.confirmed, "parents, pprev, and the other ways"
@@ -116,10 +116,10 @@ def rests(checked: CheckedVm) -> Iterator[Rest]:
 INVARIANT = Invariant(
     ID,
     "The tree of memslots by gfn, the tree by address and the hash by id, or the array and its "
-    "index, are in the order in which the kernel searches, and have the same memslots; each has "
-    "an id of its own, pages, and known flags.",
-    "The kernel finds a memslot by one of these ways only: what the others do not have is "
-    "unmapped in one place and stays mapped in another.",
+    "index, are in the order in which the kernel searches, and have the same memslots. Each "
+    "memslot has an id of its own, pages, and known flags.",
+    "Each search of the kernel uses only one of these containers: a memslot that another does not "
+    "have is unmapped in one place and stays mapped in another.",
     "search_memslots, kvm_replace_memslot, kvm_insert_gfn_node, id_to_memslot, "
     "kvm_commit_memory_region",
     Severity.MEMORY_SAFETY,

@@ -1,4 +1,4 @@
-"""Memslots do not overlap, and have their arrays."""
+"""Memslots do not overlap, and each has an rmap array."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from inspector.regions import VMALLOC, VMALLOC_END
 ID = "memslots"
 WORD = 8
 USER_END = 1 << pte.TREE_BITS
-"""No process has memory above (TASK_SIZE_USER64)."""
+"""The end of a process's address space (TASK_SIZE_USER64)."""
 
 
 def find(checked: CheckedVm) -> Iterator[Finding]:
-    """Yield memslots that overlap the one before them, and those without an rmap array."""
+    """Yield memslots and rmap arrays that overlap, and wrong addresses of either."""
     slots = sorted(checked.vm.memslots, key=lambda slot: slot.base_gfn)
     for before, slot in itertools.pairwise(slots):
         if before.base_gfn + before.npages > slot.base_gfn:
@@ -40,7 +40,7 @@ def find(checked: CheckedVm) -> Iterator[Finding]:
                 ID,
                 checked.vm.lpid,
                 f"{_named(slot)} has {'no' if not slot.rmap else 'a misplaced'} rmap array",
-                "an array of a word for each page, at the beginning of a page in vmalloc space, "
+                "an array with a word for each page, at the beginning of a page in vmalloc space, "
                 "made together with the memslot",
                 (member(f"memslot {slot.id}", slot, "rmap"),),
             )
@@ -79,11 +79,11 @@ def _named(slot: Memslot) -> str:
 
 INVARIANT = Invariant(
     ID,
-    "No gfn is in two memslots of a VM, and every memslot has pages of the VM's process and an "
-    "rmap array of its own.",
+    "No gfn is in two memslots of a VM, and every memslot has pages of the VM's process and its "
+    "own rmap array.",
     "The kernel looks a gfn up in one memslot: entries in another one's array are never found. "
-    "An array that is not there is written to all the same, and what stands in one for two "
-    "memslots belongs to neither.",
+    "The kernel writes to an array even if it is not there, and the words of an array that two "
+    "memslots share belong to neither.",
     "kvm_set_memslot, kvmppc_core_prepare_memory_region_hv",
     Severity.STRUCTURE,
     find,

@@ -38,7 +38,7 @@ def find(checked: CheckedVm) -> Iterator[Finding]:
 
 
 def rests(checked: CheckedVm) -> Iterator[Rest]:
-    """Say how many entries of the container have a second word."""
+    """Yield how many entries of the container a second word confirms."""
     words = checked.vm.nested_words
     yield Witness(
         "entries of the container of nested guests",
@@ -59,10 +59,10 @@ def rests(checked: CheckedVm) -> Iterator[Rest]:
 INVARIANT = Invariant(
     ID,
     "The idr of nested guests holds pointers to nested guests of this VM, one for each LPID that "
-    "it marks as taken, in nodes that agree on where they are; of an array, max_nested_lpid is "
+    "it marks as taken, in nodes that agree on their places; in an array, max_nested_lpid is "
     "the last entry in use.",
-    "L0 finds a nested guest in no other way: the leaves of one that is not found stay when the "
-    "host page goes away.",
+    "L0 finds a nested guest in no other way: if it does not find one, the leaves of that guest "
+    "stay when the host page goes away.",
     "kvmhv_get_nested, __find_nested, kvmhv_remove_nested, idr_find, idr_alloc, radix_tree_extend",
     Severity.MEMORY_SAFETY,
     find,

@@ -14,7 +14,7 @@ ID = "nested-lpid"
 
 
 def find(checked: CheckedVm) -> Iterator[Finding]:
-    """Yield nested guests under another LPID, and those whose LPID no entry can hold."""
+    """Yield nested guests found under another LPID, and those whose LPID no entry can hold."""
     for nested in checked.vm.nested:
         if nested.l1_lpid != nested.lpid or nested.lpid > encoding.MAX_LPID:
             yield Finding(
@@ -35,9 +35,9 @@ def find(checked: CheckedVm) -> Iterator[Finding]:
 
 INVARIANT = Invariant(
     ID,
-    "A nested guest says of itself the LPID it is found under, and an rmap word can hold it.",
-    "Insertion writes l1_lpid into the word, and removal looks the guest up by what it reads "
-    "there: it would clear another guest's leaf, and leave this one's.",
+    "The l1_lpid of a nested guest is the LPID it is found under, and fits into an rmap word.",
+    "Insertion writes l1_lpid into the word, and removal looks the guest up by the LPID in the "
+    "word: it would clear another guest's leaf, and leave this one's.",
     "kvmhv_alloc_nested, __kvmhv_nested_page_fault, kvmhv_remove_nest_rmap",
     Severity.MEMORY_SAFETY,
     find,

@@ -1,4 +1,4 @@
-"""A nested guest that can be found is held."""
+"""A nested guest that can be found has a plausible number of references."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from inspector.kvm.snapshot import Part
 ID = "nested-refcount"
 SIGN = 1 << 63
 USERS = 1 << 16
-"""More than there can be vCPUs, each of which holds one, and readers of debugfs."""
+"""More references than vCPUs, which hold one each, and readers of debugfs can hold."""
 
 
 def find(checked: CheckedVm) -> Iterator[Finding]:
-    """Yield the nested guests whose count of references is not positive, or too large."""
+    """Yield the nested guests whose reference count is not positive, or too large."""
     vcpus = checked.vm.member("created_vcpus")
     for nested in checked.vm.nested:
         if not 0 < nested.refcnt < USERS:
@@ -25,7 +25,7 @@ def find(checked: CheckedVm) -> Iterator[Finding]:
                 ID,
                 checked.vm.lpid,
                 f"nested guest {nested.lpid} has {count} references",
-                "1 for being found under its LPID, and 1 for each user",
+                "1 for being in the container, and 1 for each user",
                 (member("struct kvm_nested_guest", nested, "refcnt"),),
             )
         elif vcpus is not None and nested.refcnt > 1 + vcpus:
@@ -34,7 +34,7 @@ def find(checked: CheckedVm) -> Iterator[Finding]:
                 checked.vm.lpid,
                 f"nested guest {nested.lpid} has {nested.refcnt} references, and the VM "
                 f"{vcpus} vCPUs",
-                "1 for being found under its LPID, and at most 1 for each vCPU",
+                "1 for being in the container, and at most 1 for each vCPU",
                 (
                     member("struct kvm_nested_guest", nested, "refcnt"),
                     shown_word(checked.vm.members["created_vcpus"]),
@@ -47,8 +47,9 @@ INVARIANT = Invariant(
     ID,
     "A nested guest that is found under an LPID has at least one reference, and no more than one "
     "for each vCPU besides.",
-    "The last reference frees it: one that has none is freed, or will be while it is in use. One "
-    "with more than there can be users is never freed, or was counted down below zero.",
+    "Dropping the last reference frees the guest: a guest without references is freed, or will be "
+    "while it is in use. A guest with more references than it can have users is never freed, or "
+    "its count went below zero.",
     "kvmhv_get_nested, kvmhv_put_nested, kvmhv_remove_nested",
     Severity.MEMORY_SAFETY,
     find,

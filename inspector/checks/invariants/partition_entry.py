@@ -17,7 +17,7 @@ DWORD = 8
 
 
 def find(checked: CheckedVm) -> Iterator[Finding]:
-    """Yield the entries that lead to another table than the one L0 keeps under the LPID."""
+    """Yield the entries that do not lead to the table that L0 keeps for the LPID's guest."""
     vm = checked.vm
     if not vm.radix:
         if vm.partition is not None:
@@ -58,7 +58,7 @@ def _root(
         f"the partition-table entry of {name} leads to {where}",
         f"host radix, a tree of {pte.TREE_BITS} bits with its root at physical {wanted:#x}",
         (*_words(entry), member("L0's table", owner, table)),
-        # a guest that turns from the hash MMU to radix has its table before it has the entry
+        # a guest that changes from the hash MMU to radix gets its table before its entry
         "" if leaves or entry.dword & pte.HOST_RADIX else "the guest may be changing its MMU",
     )
 
@@ -66,7 +66,7 @@ def _root(
 def _process(
     vm: Vm, owner: Vm | Nested, name: str, entry: PartitionEntry, flag: int
 ) -> Iterator[Finding]:
-    """Yield the entry if dword 1 is not the process table that the owner has."""
+    """Yield the entry if its dword 1 is not the owner's process table."""
     if entry.second is None or owner.process_table is None or not entry.dword:
         return
     if entry.second == (owner.process_table | flag):
@@ -77,7 +77,7 @@ def _process(
         f"dword 1 of the partition-table entry of {name} is {entry.second:#x}",
         f"{owner.process_table | flag:#x}, the process table that the guest has registered",
         (*_words(entry), member("process table", owner, "process_table")),
-        "the kernel writes both words one after the other, without mmu_lock",
+        "the kernel writes the two words one after the other, without mmu_lock",
     )
 
 
@@ -105,9 +105,9 @@ def rests(checked: CheckedVm) -> Iterator[Rest]:
 INVARIANT = Invariant(
     ID,
     "The entry of the partition table for a nested guest's shadow LPID leads to its shadow table, "
-    "or is still zero while that is empty; the entry for a VM leads to its table. Dword 1 is the "
-    "process table that the guest has registered.",
-    "The hardware walks what the entry names, whatever L0 keeps in its own tables.",
+    "or is still zero while the table is empty; the entry for a VM leads to its table. Dword 1 is "
+    "the process table that the guest has registered.",
+    "The hardware walks the table that the entry names, whatever table L0 maintains.",
     "kvmhv_set_nested_ptbl, kvmppc_setup_partition_table, kvmhv_set_ptbl_entry",
     Severity.MEMORY_SAFETY,
     find,

@@ -1,4 +1,4 @@
-"""Every guest that the hardware can run is one that L0 knows."""
+"""L0 knows every guest that the hardware can run."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ ID = "partition-owner"
 DWORD = 8
 PAGE = 1 << 12
 RESERVED = 0x7000_0000_0000_0FE0
-"""Bits of dword 1 that say nothing (Power ISA 3.0B Book III 5.7.6.1)."""
+"""Reserved bits of dword 1 (Power ISA 3.0B Book III 5.7.6.1)."""
 SHOWN = 3
 
 BETWEEN = (
     "a VM that is being made or released, and a nested guest that is being released, have an "
     "entry and are in no list"
 )
-HALF = "the kernel clears both words one after the other, without mmu_lock"
+HALF = "the kernel clears the two words one after the other, without mmu_lock"
 SWITCHING = "a VM that changes to the hash MMU releases all its nested guests"
 
 
@@ -37,7 +37,7 @@ def find(checked: CheckedVm) -> Iterator[Finding]:
 
 
 def _processes(entry: PartitionEntry, dword: int, ram: Ranges | None) -> Iterator[Finding]:
-    """Yield dword 1 of the host's own entry if no table of processes can be where it says."""
+    """Yield dword 1 of the host's own entry if it cannot lead to a process table."""
     table = dword & pte.NEXT_TABLE_MASK & ~(PAGE - 1)
     if dword & pte.GUEST_RADIX and not dword & RESERVED and (ram is None or ram.hold(table)):
         return
@@ -51,7 +51,10 @@ def _processes(entry: PartitionEntry, dword: int, ram: Ranges | None) -> Iterato
 
 
 class _Claim(NamedTuple):
-    """A VM whose rmap entries for one LPID lead into a table without an owner."""
+    """A VM whose rmap entries for one LPID lead into a table without an owner.
+
+    ``rows`` (indices of entries) and ``leaves`` (of the table's leaves) are parallel.
+    """
 
     vm: Vm
     lpid: int
@@ -84,8 +87,8 @@ def find_host(checked: CheckedHost) -> Iterator[Finding]:
 def _claim(checked: CheckedVm, table: LeafTable | None) -> _Claim | None:
     """Return the LPID of a VM that has the most entries for leaves of a table, if any has.
 
-    An entry is for a leaf if it names the leaf's address, and stands in the
-    slot of a page that L0 maps where the leaf does.
+    An entry is for a leaf if it names the leaf's address, and is in the slot
+    of a page that L0 maps to the leaf's host page.
     """
     vm = checked.vm
     if table is None or not len(table) or not len(vm.host) or vm.locked:
@@ -109,7 +112,7 @@ def _claim(checked: CheckedVm, table: LeafTable | None) -> _Claim | None:
 
 
 def _lost(unowned: Unowned, claim: _Claim) -> Finding:
-    """Return the finding for a table whose leaves a VM's rmap tells of, under an unknown LPID."""
+    """Return the finding for a table whose leaves a VM's rmap names under an unknown LPID."""
     vm, table = claim.vm, unowned.table
     assert table is not None
     entries = [
@@ -141,13 +144,13 @@ def _lost(unowned: Unowned, claim: _Claim) -> Finding:
         f"{claim.lpid}; the VM has no such nested guest",
         f"nested guest {claim.lpid} of VM {vm.lpid} with shadow LPID {unowned.lpid}, or no leaves",
         (*_words(unowned.entry), *entries, *leaves),
-        # what is released one by one has been emptied under mmu_lock before it leaves the list
+        # A nested guest released alone loses its leaves under mmu_lock before it leaves the list.
         "" if vm.nested else SWITCHING,
     )
 
 
 def _nobody(checked: CheckedHost, unowned: Unowned) -> Finding:
-    """Return the finding for an entry that no VM's rmap tells of."""
+    """Return the finding for an entry whose leaves no VM's rmap names."""
     table = unowned.table
     if not unowned.entry.dword:
         return Finding(
@@ -181,7 +184,7 @@ def _words(entry: PartitionEntry) -> Iterator[Evidence]:
 
 
 def rests_host(checked: CheckedHost) -> Iterator[Rest]:
-    """Yield how many LPIDs the partition table was asked about, and what of it is missing."""
+    """Yield how many used entries of the partition table have a guest, and what was not read."""
     host = checked.snapshot.host
     if host.used:
         owned = {vm.lpid for vm in checked.snapshot.vms}
@@ -200,10 +203,10 @@ INVARIANT = Invariant(
     "that can be found, or to the host itself, whose entry leads to the kernel's own page table "
     "and to a table of processes. "
     "A guest that is being made or released has an entry and is in no list: where that may be the "
-    "reason, the verdict is inconclusive. An entry whose table has leaves that a VM's rmap tells "
-    "of, under an LPID of which the VM has no nested guest while it has others, is a violation.",
+    "reason, the verdict is inconclusive. An entry whose table has leaves that a VM's rmap "
+    "names under an LPID of which the VM has no nested guest, while it has others, is a violation.",
     "The hardware runs a guest by its entry. A guest that L0 does not find keeps its leaves when "
-    "host pages go away: its rmap entries are taken for stale.",
+    "host pages go away: L0 takes its rmap entries for stale.",
     "kvmppc_core_init_vm_hv, kvmppc_core_destroy_vm_hv, kvmhv_release_nested, "
     "kvmhv_release_all_nested, mmu_partition_table_set_entry",
     Severity.MEMORY_SAFETY,

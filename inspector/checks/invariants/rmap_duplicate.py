@@ -1,4 +1,4 @@
-"""No entry stands twice in a slot."""
+"""No entry is in a slot twice."""
 
 from __future__ import annotations
 
@@ -20,6 +20,7 @@ def find(checked: CheckedVm) -> Iterator[Finding]:
     rows = np.flatnonzero(checked.reachable & np.repeat(rmaps.length > 1, rmaps.length))
     key = encoding.identity(rmaps.word[rows])
     slot = checked.slot_of[rows]
+    # sorted by slot, then by entry: duplicates are neighbours
     order = np.lexsort((key, slot))
     same = (key[order][1:] == key[order][:-1]) & (slot[order][1:] == slot[order][:-1])
     for position in np.flatnonzero(same):
@@ -29,7 +30,7 @@ def find(checked: CheckedVm) -> Iterator[Finding]:
         yield Finding(
             ID,
             checked.vm.lpid,
-            f"the entry for L2 {entry.lpid}:{entry.gpa:#x} stands twice in the slot of gfn "
+            f"the entry for L2 {entry.lpid}:{entry.gpa:#x} is twice in the slot of gfn "
             f"{holder.gfn:#x}",
             "each entry once: an insertion looks for it first",
             (
@@ -50,7 +51,7 @@ def find(checked: CheckedVm) -> Iterator[Finding]:
 
 INVARIANT = Invariant(
     ID,
-    "No slot holds the same LPID and L2 page twice among the entries the kernel's walk meets.",
+    "No slot holds the same LPID and L2 page twice among the entries that the kernel's walk meets.",
     "An insertion looks for the entry first, so a second one was not inserted by the kernel.",
     "kvmhv_insert_nest_rmap, kvmhv_n_rmap_is_equal",
     Severity.STRUCTURE,

@@ -18,7 +18,7 @@ _TEXTS = {
         "the address of a struct rmap_nested, or an entry with the single-entry bit",
     ),
     "nowhere": (
-        "the link {link:#018x} leads to where the machine has no memory",
+        "the link {link:#018x} leads to a place where the machine has no memory",
         "the address of a struct rmap_nested",
     ),
     "cycle": (
@@ -33,7 +33,7 @@ _TEXTS = {
 
 
 def find(checked: CheckedVm) -> Iterator[Finding]:
-    """Yield lists that are broken; what is only missing of them is a gap."""
+    """Yield the broken lists; a part of a list that could not be read is a gap, not a finding."""
     rmaps = checked.rmaps
     for problem in rmaps.problems:
         if problem.missing:
@@ -54,15 +54,15 @@ def find(checked: CheckedVm) -> Iterator[Finding]:
 
 
 def rests(checked: CheckedVm) -> Iterator[Rest]:
-    """Yield the links of lists: a list has no links back."""
+    """Yield the links of lists; nothing confirms them, because a list has no back links."""
     yield Witness("links of lists", int(np.count_nonzero(checked.rmaps.node)), 0, "none")
 
 
 INVARIANT = Invariant(
     ID,
-    "A slot is zero, one entry, or the address of a list whose nodes lie in the linear map and are "
-    "met once, and which ends in the oldest entry.",
-    "The kernel follows and frees these links without looking; a bad one is lost entries, a "
+    "A slot is zero, one entry, or the address of a list. The nodes of a list lie in the linear "
+    "map, none is met twice, and the last link is the oldest entry.",
+    "The kernel follows and frees these links without checks; a bad link means lost entries, a "
     "use after free or an endless loop under mmu_lock.",
     "kvmhv_insert_nest_rmap, kvmhv_remove_nest_rmap_list",
     Severity.MEMORY_SAFETY,

@@ -1,4 +1,4 @@
-"""No list node is in two places."""
+"""No list node is in two lists."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ ID = "rmap-node"
 
 
 def find(checked: CheckedVm) -> Iterator[Finding]:
-    """Yield the nodes that are in more than one list of this VM, or also in one of another."""
+    """Yield the nodes that are in more than one list of this VM, or also in a list of another."""
     vms = [checked.vm, *(vm for vm in checked.others if not vm.locked)]
     nodes = [vm.rmaps.node[vm.rmaps.node != 0] for vm in vms]
     values = np.sort(np.concatenate(nodes))
@@ -39,8 +39,8 @@ def _slots(vm: Vm, node: np.uint64) -> list[Slot]:
 INVARIANT = Invariant(
     ID,
     "No list node is in two lists, nor in lists of two VMs.",
-    "Whichever list is emptied first frees the node; the other one is then followed into freed "
-    "memory, and frees it again.",
+    "The first list that is emptied frees the node; the kernel then follows the other list into "
+    "freed memory, and frees the node again.",
     "kvmhv_insert_nest_rmap, kvmhv_remove_nest_rmap_list, kvmhv_free_memslot_nest_rmap",
     Severity.MEMORY_SAFETY,
     find,

@@ -1,4 +1,4 @@
-"""Live entries stand where ageing and dirty logging look for them."""
+"""Live entries are in the slots where ageing and dirty logging look for them."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def find(checked: CheckedVm) -> Iterator[Finding]:
         yield Finding(
             ID,
             checked.vm.lpid,
-            f"the live entry for L2 {entry.lpid}:{entry.gpa:#x} stands in the slot of gfn "
+            f"the live entry for L2 {entry.lpid}:{entry.gpa:#x} is in the slot of gfn "
             f"{slot.gfn:#x}, inside a huge page of L0",
             f"the entry in the slot of gfn {first:#x}, the first page of L0's leaf",
             (
@@ -50,9 +50,9 @@ def find(checked: CheckedVm) -> Iterator[Finding]:
 
 INVARIANT = Invariant(
     ID,
-    "A live entry stands in the slot of the first page of L0's leaf for its host page.",
-    "Removal empties the slots of all pages in the leaf, but ageing and dirty logging look into "
-    "the first only: elsewhere, an L2 guest's use of the page goes unnoticed.",
+    "A live entry is in the slot of the first page of L0's leaf for its host page.",
+    "Removal empties the slots of all pages in the leaf, but ageing and dirty logging look only "
+    "into the first: if the entry is elsewhere, they do not notice that an L2 guest uses the page.",
     "__kvmhv_nested_page_fault (the gfn is aligned), kvm_age_radix, kvm_radix_test_clear_dirty",
     Severity.BOOKKEEPING,
     find,

@@ -1,4 +1,4 @@
-"""Every word is one the kernel can have written."""
+"""Every word has a form that the kernel writes."""
 
 from __future__ import annotations
 
@@ -23,6 +23,7 @@ def find(checked: CheckedVm) -> Iterator[Finding]:
     for part in blocks(wrong.size):
         words = rmaps.word[part]
         single = encoding.is_single(words) != 0
+        # wrong if the single-entry bit is set in a node, or clear outside of one
         wrong[part] = ((words & zero) != 0) | (single == (rmaps.node[part] != 0))
     for row in np.flatnonzero(wrong):
         word, node = int(rmaps.word[row]), int(rmaps.node[row])
@@ -57,10 +58,10 @@ def rests(checked: CheckedVm) -> Iterator[Rest]:
 INVARIANT = Invariant(
     ID,
     "Bits 11 to 1 of an entry are zero, 15 to 12 too where L0 has pages of 64 KiB, and bit 0 is "
-    "set exactly where the entry does not stand in a list node.",
+    "set if and only if the entry is not in a list node.",
     "An insertion aligns the L2 address to the shadow leaf, which is no smaller than a page. The "
-    "kernel takes bit 0 for the end of a list; a wrong one cuts the list or makes an entry a "
-    "pointer.",
+    "kernel takes bit 0 for the end of a list; if it is wrong, the list is cut or an entry is "
+    "taken for a pointer.",
     "RMAP_NESTED_* in kvm_book3s_64.h, __kvmhv_nested_page_fault, kvmhv_insert_nest_rmap",
     Severity.STRUCTURE,
     find,

@@ -1,4 +1,4 @@
-"""Every shadow leaf can be found again."""
+"""L0 finds every shadow leaf again through an rmap entry."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ ID = "shadow-leaf-covered"
 
 
 def find(checked: CheckedVm) -> Iterator[Finding]:
-    """Yield the leaves that no entry in a consulted slot leads to."""
+    """Yield the leaves to which no entry leads from a slot that L0 consults."""
     yield from leaf_findings(checked, ID, (LeafState.LOST, LeafState.HIDDEN))
 
 
@@ -32,7 +32,7 @@ INVARIANT = Invariant(
     "Every present shadow leaf has an entry, met by the kernel's own walk, in a slot that L0 "
     "empties when it takes the leaf's host page away.",
     "Without it the shadow leaf outlives the page: an L2 guest keeps access to memory that the "
-    "host has given to somebody else.",
+    "host has given to another user.",
     "kvmppc_unmap_pte, kvmhv_remove_nest_rmap_range, for_each_nest_rmap_safe",
     Severity.MEMORY_SAFETY,
     find,

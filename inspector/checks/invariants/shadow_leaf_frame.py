@@ -14,14 +14,14 @@ ID = "shadow-leaf-frame"
 
 
 def find(checked: CheckedVm) -> Iterator[Finding]:
-    """Yield the leaves whose entry stands where L1 and L0 say, but whose frame is another."""
+    """Yield the leaves whose entry is in the slot that L1 and L0 imply, but whose frame is not."""
     yield from leaf_findings(checked, ID, (LeafState.MOVED,))
 
 
 INVARIANT = Invariant(
     ID,
     "The frame of a shadow leaf is L0(L1(L2 address)), unless L1 has changed its table and not "
-    "yet invalidated, in which case the leaf is still covered where it leads.",
+    "yet invalidated; then the leaf is still covered at the page it leads to.",
     "A wrong frame gives an L2 guest memory that is not its own.",
     "__kvmhv_nested_page_fault (steps 1 to 3)",
     Severity.MEMORY_SAFETY,

@@ -1,4 +1,4 @@
-"""Shadow leaves are as L1's table wants them."""
+"""Shadow leaves agree with L1's table."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ ID = "shadow-leaf-l1"
 
 
 def find(checked: CheckedVm) -> Iterator[Finding]:
-    """Yield the covered leaves that L1's table does not lead to, or permits less for."""
+    """Yield the covered leaves that lead elsewhere, or permit more, than L1's table."""
     yield from rights_findings(checked, ID, _rows, _told)
 
 
@@ -44,9 +44,9 @@ def _told(leaf: Leaf, judgement: RightsJudgement) -> tuple[str, str]:
 
 INVARIANT = Invariant(
     ID,
-    "A shadow leaf leads where L1's table leads by L0's, is no larger than L1's leaf, and permits "
-    "no more.",
-    "What L1 has taken from its guest, the guest still has, until L1 invalidates.",
+    "A shadow leaf leads where L1's table and then L0's lead, is no larger than L1's leaf, and "
+    "permits no more.",
+    "Until L1 invalidates, the nested guest keeps the access that L1 has taken from it.",
     "__kvmhv_nested_page_fault (steps 1 to 3), kvmhv_invalidate_shadow_pte",
     Severity.MEMORY_SAFETY,
     find,

@@ -14,14 +14,14 @@ ID = "shadow-leaf-mapped"
 
 
 def find(checked: CheckedVm) -> Iterator[Finding]:
-    """Yield the leaves to a host page that L0 maps for no guest page."""
+    """Yield the shadow leaves whose host page no leaf of L0's table maps."""
     yield from leaf_findings(checked, ID, (LeafState.UNMAPPED,))
 
 
 INVARIANT = Invariant(
     ID,
     "The host page of a shadow leaf is mapped by L0's own table for the L1 guest.",
-    "L0 clears its own leaf and the shadow leaves together; a shadow leaf without it has "
+    "L0 clears its own leaf and the shadow leaves together; a shadow leaf without a leaf of L0 has "
     "outlived the page.",
     "kvmppc_unmap_pte, kvm_unmap_radix",
     Severity.MEMORY_SAFETY,

@@ -1,4 +1,4 @@
-"""No shadow leaf permits what L0's leaf does not."""
+"""No shadow leaf permits an access that L0's leaf does not permit."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ ID = "shadow-leaf-permission"
 
 
 def find(checked: CheckedVm) -> Iterator[Finding]:
-    """Yield the leaves that permit more than every leaf of L0 they can be made of."""
+    """Yield the leaves with a permission that no leaf of L0 they can be made of has."""
     yield from rights_findings(checked, ID, _rows, _told)
 
 
@@ -41,9 +41,9 @@ def _told(leaf: Leaf, judgement: RightsJudgement) -> tuple[str, str]:
 INVARIANT = Invariant(
     ID,
     "A shadow leaf permits no reading, writing or executing that L0's leaf for its host page does "
-    "not permit, and has its cache attribute and PRIV bit.",
-    "L0 maps a page read-only where others share it: an L2 guest that may write to it changes "
-    "the memory of others. L0's leaf never loses a permission while it stands.",
+    "not permit, and has the same cache attribute and PRIV bit.",
+    "L0 maps a page read-only if others share it: an L2 guest that may write to it changes "
+    "the memory of others. L0's leaf never loses a permission while it exists.",
     "__kvmhv_nested_page_fault (step 3), kvmppc_create_pte (PTE_BITS_MUST_MATCH)",
     Severity.MEMORY_SAFETY,
     find,

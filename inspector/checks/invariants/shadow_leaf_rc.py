@@ -48,8 +48,8 @@ def _told(leaf: Leaf, judgement: RightsJudgement) -> tuple[str, str]:
 
 INVARIANT = Invariant(
     ID,
-    "A shadow leaf has R and C set only where both L0's leaf and L1's leaf have.",
-    "A use of the page by the L2 guest is then not noticed: ageing takes a page in use for "
+    "A shadow leaf has R or C set only if both L0's leaf and L1's leaf have it set.",
+    "Otherwise a use of the page by the L2 guest is not noticed: ageing takes a page in use for "
     "unused, and dirty logging misses a write.",
     "__kvmhv_nested_page_fault (step 3), kvmhv_handle_nested_set_rc, kvmhv_update_nest_rmap_rc",
     Severity.BOOKKEEPING,

@@ -30,14 +30,14 @@ def _rows(rights: Rights) -> NDArray[np.bool_]:
 
 def _told(leaf: Leaf, judgement: RightsJudgement) -> tuple[str, str]:
     largest = pte.size_name(max(source.shift for source in judgement.sources))
-    return f"L0's leaf is of {largest} only", f"a leaf of {largest} or less"
+    return f"L0's leaf has only {largest}", f"a leaf of {largest} or less"
 
 
 INVARIANT = Invariant(
     ID,
     "A shadow leaf is no larger than L0's leaf for its host page.",
-    "The rest of it maps memory of the host that L0 has not mapped to the L1 guest, and that no "
-    "rmap entry tells of.",
+    "The part beyond L0's leaf maps memory of the host that L0 has not mapped to the L1 guest, and "
+    "that no rmap entry names.",
     "__kvmhv_nested_page_fault (step 3)",
     Severity.MEMORY_SAFETY,
     find,

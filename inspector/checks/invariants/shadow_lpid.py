@@ -14,7 +14,7 @@ ID = "shadow-lpid"
 
 
 def find(checked: CheckedVm) -> Iterator[Finding]:
-    """Yield the LPIDs of this VM and its nested guests that somebody else has, or that are 0."""
+    """Yield the LPIDs of this VM and its nested guests that are invalid or not theirs alone."""
     every = [user for vm in (checked.vm, *checked.others) for user in _users(vm)]
     for lpid, name, evidence in _users(checked.vm):
         same = [user for user in every if user[0] == lpid]
@@ -36,7 +36,7 @@ def _nobody(lpid: int) -> str:
 
 
 def _users(vm: Vm) -> list[tuple[int, str, Evidence]]:
-    """Return every LPID a VM and its nested guests run under, whose it is, and where it stands."""
+    """Return every LPID that a VM and its nested guests run under, its owner, and its word."""
     return [(vm.lpid, f"the VM at {vm.address:#x}", member("struct kvm", vm, "lpid"))] + [
         (
             nested.shadow_lpid,
@@ -49,8 +49,8 @@ def _users(vm: Vm) -> list[tuple[int, str, Evidence]]:
 
 INVARIANT = Invariant(
     ID,
-    "Every VM and every nested guest of the host runs under an LPID of its own, of 12 bits and not "
-    "0.",
+    "Every VM and every nested guest of the host runs under its own LPID, which has 12 bits and is "
+    "not 0.",
     "The hardware keeps translations by LPID: guests that share one use each other's memory. The "
     "partition table has 4096 entries.",
     "kvmppc_alloc_lpid, kvmhv_alloc_nested, kvmhv_release_nested",

@@ -1,4 +1,4 @@
-"""The tables L0 builds are tables."""
+"""The tables that L0 builds are well-formed radix trees."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def find(checked: CheckedVm) -> Iterator[Finding]:
 
 
 def rests(checked: CheckedVm) -> Iterator[Rest]:
-    """Yield the entries that lead from table to table."""
+    """Yield the entries that lead from table to table; nothing confirms them."""
     count = sum(int(np.count_nonzero(table.tables.above)) for _, table in checked.tables)
     yield Witness("entries that lead to tables", count, 0, "none")
 
@@ -46,10 +46,10 @@ INVARIANT = Invariant(
     "L0's table for the guest and the shadow tables are well-formed radix trees of the sizes "
     "that this kernel uses: 13, 9, 9 and 9 bits, or 5 at the last level where it has pages of "
     "64 KiB. An entry that is not valid is zero.",
-    "A table reached twice or of a wrong form is walked by the hardware all the same. The hardware "
-    "takes the width of a table from the entry above it, the kernel takes it for granted: where "
-    "they differ, one maps what the other does not know of. The kernel takes an entry that is not "
-    "zero for one that maps a page.",
+    "The hardware also walks a table that is reached twice or has a wrong form. The hardware "
+    "takes the width of a table from the entry above it, and the kernel assumes it: where they "
+    "differ, the hardware and the kernel see different mappings. The kernel takes an entry that is "
+    "not zero for one that maps a page.",
     "kvmppc_create_pte, kvmppc_unmap_pte, kvmppc_unmap_free_pte, Power ISA 3.0B Book III 5.7.10",
     Severity.MEMORY_SAFETY,
     find,

@@ -15,13 +15,13 @@ from inspector.structures.radix import LeafTable
 
 ID = "table-shared"
 TABLE_SHIFT = np.uint64(8)
-"""log2 of the smallest table's size: no two tables are in one piece of so many bytes."""
+"""log2 of the smallest table's size in bytes: no two tables are in one piece of this size."""
 
 
 def find(checked: CheckedVm) -> Iterator[Finding]:
-    """Yield, for each two trees that share a table, the first entry that is in both.
+    """Yield, for each pair of trees that share a table, the first place that is in both.
 
-    Of a table without leaves it is the entry that leads to it.
+    It is the address of a leaf, or of a table.
     """
     own = _tables(checked.vm)
     tables = [*own, *(table for vm in checked.others if not vm.locked for table in _tables(vm))]
@@ -52,22 +52,23 @@ def find(checked: CheckedVm) -> Iterator[Finding]:
 
 
 def _places(table: LeafTable, suspect: U64) -> U64:
-    """Return where a tree has a leaf, or a table begins, in some pieces of memory."""
+    """Return the addresses of the leaves and tables of a tree that lie in ``suspect`` pieces."""
     every = np.concatenate((table.where, table.tables.table))
     return every[is_in(every >> TABLE_SHIFT, suspect)]
 
 
 def _entry_at(table: LeafTable, where: np.uint64) -> int | None:
-    """Return the leaf at an address, None where a table begins there with another entry."""
+    """Return the leaf at an address, None if there is only the beginning of a table."""
     rows = np.flatnonzero(table.where == where)
     return int(table.entry[rows[0]]) if rows.size else None
 
 
 def _pages(table: LeafTable) -> U64:
-    """Return the pieces of memory that leaves and beginnings of tables are in, each once."""
+    """Return the pieces of memory with a leaf or the beginning of a table, each once."""
     found = [table.tables.table >> TABLE_SHIFT]
     for part in blocks(len(table)):
         pieces = table.where[part] >> TABLE_SHIFT
+        # neighbouring leaves are mostly in the same piece: keep the first of each run
         first = np.ones(pieces.size, dtype=np.bool_)
         np.not_equal(pieces[1:], pieces[:-1], out=first[1:])
         found.append(pieces[first])
@@ -90,7 +91,8 @@ def _tables(vm: Vm) -> list[tuple[str, LeafTable]]:
 INVARIANT = Invariant(
     ID,
     "No page-table page is part of two tables: L0's for a VM, or shadow tables.",
-    "What is mapped for one guest is mapped for the other, and the page is freed with the first.",
+    "A page mapped for one guest is mapped for the other too, and the table page is freed with the "
+    "first of the two tables.",
     "kvmppc_create_pte, kvmppc_free_pgtable_radix, kvmhv_alloc_nested",
     Severity.MEMORY_SAFETY,
     find,

@@ -11,7 +11,7 @@ from inspector.kvm.snapshot import Part
 
 ID = "vm-list"
 BASE = 1
-"""What ``module.refcnt`` of a loaded module counts that nobody uses (kernel/module/main.c)."""
+"""The value of ``module.refcnt`` while a loaded module has no user (kernel/module/main.c)."""
 
 
 def find(checked: CheckedVm) -> Iterator[Finding]:
@@ -20,7 +20,7 @@ def find(checked: CheckedVm) -> Iterator[Finding]:
 
 
 def find_host(host: CheckedHost) -> Iterator[Finding]:
-    """Yield links of the list that disagree, and a number of VMs that the module denies."""
+    """Yield links of the list that disagree, and a number of VMs that is not the module's."""
     vms = host.snapshot.vm_list
     yield from mismatch_findings(ID, None, vms.words.mismatches)
     users = vms.users
@@ -37,17 +37,17 @@ def find_host(host: CheckedHost) -> Iterator[Finding]:
             *(Evidence("VM on the list", "kernel", vm.address) for vm in host.snapshot.vms),
         ),
         # kvm_create_vm takes its reference before the VM is on the list, and
-        # kvm_destroy_vm gives it back after: there can be more, never less.
-        doubt="a VM that is just made or destroyed has a reference and is not on the list, and so "
-        "has an open file of KVM-HV in debugfs; a VM that is on no list would look the same, and "
-        "was not checked"
+        # kvm_destroy_vm drops it after the VM has left the list: there can be more, never fewer.
+        doubt="a VM that is being made or destroyed has a reference and is not on the list, and an "
+        "open file of KVM-HV in debugfs has one too; a VM that is on no list would look the same, "
+        "and was not checked"
         if count > vms.listed
         else "",
     )
 
 
 def rests_host(host: CheckedHost) -> Iterator[Rest]:
-    """Say how many links of the list were read in both directions."""
+    """Yield how many links of the list were read in both directions."""
     vms = host.snapshot.vm_list
     yield Witness("links of the list of VMs", vms.words.words, vms.words.confirmed, "prev links")
     for why in vms.words.missing:
@@ -65,7 +65,7 @@ INVARIANT = Invariant(
     ID,
     "The list of VMs is a ring in both directions, and has as many VMs as hold a reference on the "
     "module kvm_hv.",
-    "A VM that is not on the list is not checked, and a wrong link hides all VMs beyond it.",
+    "A VM that is not on the list is not checked, and a wrong link hides all VMs after it.",
     "kvm_create_vm, kvm_destroy_vm, kvm_arch_init_vm, kvm_arch_destroy_vm",
     Severity.STRUCTURE,
     find,

@@ -1,4 +1,4 @@
-"""What a VM says of its MMU and of nesting fits what it has."""
+"""A VM's MMU mode and nesting flag fit the tables and nested guests that it has."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from inspector.kvm.snapshot import Part, Vm
 ID = "vm-mode"
 TRUTHS = ("arch.radix", "arch.nested_enable", "arch.mmu_ready")
 SHOWN = 8
-"""So many nested guests are named."""
+"""How many nested guests are named."""
 
 
 def find(checked: CheckedVm) -> Iterator[Finding]:
-    """Yield what a VM has that its mode does not allow."""
+    """Yield everything that a VM has and that its mode does not allow."""
     vm = checked.vm
     for name in TRUTHS:
         word = vm.members.get(name)
@@ -41,7 +41,7 @@ def _radix(vm: Vm) -> Iterator[Finding]:
             ID,
             vm.lpid,
             f"nesting is not enabled, and the VM has {len(vm.nested)} nested guests",
-            "nesting enabled: only then does L1 get a nested guest, and it is never disabled",
+            "nesting enabled: only then can L1 get a nested guest, and nesting is never disabled",
             (
                 member("struct kvm", vm, "nesting"),
                 *(
@@ -69,7 +69,7 @@ def _hash(vm: Vm) -> Iterator[Finding]:
         )
     ready = vm.members.get("arch.mmu_ready")
     # kvmppc_switch_mmu_to_hpt clears arch.radix first, then frees the table, and then writes the
-    # entry; no vCPU runs meanwhile, and mmu_ready says so.
+    # entry; no vCPU runs meanwhile, and mmu_ready is 0.
     doubt = (
         ""
         if ready is not None and ready.value
@@ -96,7 +96,7 @@ def _hash(vm: Vm) -> Iterator[Finding]:
             vm.lpid,
             "the VM is a hash guest, and the partition-table entry of its LPID leads to a radix "
             "tree",
-            "an entry with its hash table: the hardware walks what the entry names",
+            "an entry with its hash table: the hardware walks the table that the entry names",
             (member("struct kvm", vm, "radix"), *_entry(vm), *shown),
             doubt,
         )
@@ -111,9 +111,9 @@ def _entry(vm: Vm) -> tuple[Evidence, ...]:
 INVARIANT = Invariant(
     ID,
     "A hash guest has no radix table, no partition-table entry that leads to one and no nested "
-    "guests; and only a VM with nesting enabled has nested guests. What says so is 0 or 1.",
-    "Whether a VM is a radix guest decides how its reverse maps are read: a wrong word there has "
-    "L0 look at none of its nested guests when a host page goes away.",
+    "guests; and only a VM with nesting enabled has nested guests. The flags are 0 or 1.",
+    "The flag arch.radix decides how L0 reads the reverse maps: if it is wrong, L0 looks at none "
+    "of the VM's nested guests when a host page goes away.",
     "kvmppc_switch_mmu_to_hpt, kvmppc_setup_partition_table, kvmhv_enable_nested, "
     "kvmhv_release_all_nested",
     Severity.MEMORY_SAFETY,

@@ -1,4 +1,4 @@
-"""A VM on the list is alive: it has a process, users, and as many vCPUs as were made."""
+"""A VM on the list is alive: it has a process, users, and plausible numbers of vCPUs."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from inspector.regions import LINEAR_MAP, LINEAR_SIZE
 
 ID = "vm-object"
 USERS = 1 << 24
-"""More than there can be open files of one VM."""
+"""More users than one VM can have open files."""
 VCPUS = 1 << 16
 """More than KVM_MAX_VCPUS of any kernel, which is CONFIG_NR_CPUS."""
 PIDS = 1 << 22
@@ -21,7 +21,7 @@ WORD = 8
 
 
 def find(checked: CheckedVm) -> Iterator[Finding]:
-    """Yield members of ``struct kvm`` that no VM on the list has."""
+    """Yield values of members of ``struct kvm`` that no VM on the list can have."""
     vm = checked.vm
     mm = vm.member("mm")
     if mm is not None and (not 0 <= mm - LINEAR_MAP < LINEAR_SIZE or mm % WORD):
@@ -29,7 +29,7 @@ def find(checked: CheckedVm) -> Iterator[Finding]:
             ID,
             vm.lpid,
             f"the VM's process memory is said to be at {mm:#x}",
-            "a struct mm_struct: it is held until the VM is gone from the list",
+            "a struct mm_struct: the VM holds it until it has left the list",
             _shown(vm, "mm"),
         )
     users = vm.member("users_count")
@@ -40,11 +40,11 @@ def find(checked: CheckedVm) -> Iterator[Finding]:
             f"the VM has {users} users",
             f"1 for its file descriptor and one for each vCPU and device, below {USERS}",
             _shown(vm, "users_count"),
-            # kvm_put_kvm counts down before kvm_destroy_vm takes the VM from the list.
-            doubt="" if users else "the VM may be on its way out",
+            # kvm_put_kvm drops the count to 0 before kvm_destroy_vm removes the VM from the list.
+            doubt="" if users else "the VM may be being destroyed",
         )
     made, online = vm.member("created_vcpus"), vm.member("online_vcpus")
-    # kvm_vm_ioctl_create_vcpu counts a vCPU as created first, and as online last.
+    # kvm_vm_ioctl_create_vcpu increments created_vcpus first, and online_vcpus last.
     if made is not None and online is not None and online > made:
         yield Finding(
             ID,
@@ -68,7 +68,7 @@ def find(checked: CheckedVm) -> Iterator[Finding]:
             vm.lpid,
             f"no vCPU is online, and the VM has {len(vm.nested)} nested guests, and {pages} pages "
             "are mapped",
-            "a vCPU: only what one does makes nested guests and maps pages, and none goes before "
+            "a vCPU: only a vCPU makes nested guests and maps pages, and none is removed before "
             "the VM has left the list",
             _shown(vm, "online_vcpus"),
         )
@@ -77,7 +77,7 @@ def find(checked: CheckedVm) -> Iterator[Finding]:
             ID,
             vm.lpid,
             f"the VM belongs to process {vm.pid}",
-            f"a number up to {PIDS}; 0 where the kernel had no memory to tell of the VM",
+            f"a number up to {PIDS}; 0 if the kernel had no memory to announce the VM",
             (member("struct kvm", vm, "pid"),),
         )
 
@@ -87,7 +87,7 @@ def _shown(vm: Vm, *names: str) -> tuple[Evidence, ...]:
 
 
 def rests(checked: CheckedVm) -> Iterator[Rest]:
-    """Say which of the members are missing."""
+    """Yield the members that could not be read."""
     names = ("mm", "users_count", "created_vcpus", "online_vcpus")
     missing = [name for name in names if checked.vm.member(name) is None]
     if missing:
@@ -98,7 +98,7 @@ INVARIANT = Invariant(
     ID,
     "A VM on the list has a process, at least one user, and no more vCPUs online than were made. "
     "If it has nested guests or maps a page, it has a vCPU.",
-    "What is freed is no VM: nothing that is found in it means anything.",
+    "Memory that is freed is no VM: nothing that is found in it means anything.",
     "kvm_create_vm, kvm_uevent_notify_change, kvm_put_kvm, kvm_destroy_vm, "
     "kvm_vm_ioctl_create_vcpu",
     Severity.STRUCTURE,
