@@ -84,7 +84,7 @@ def flipped(word: str) -> str:
 
 
 def first(function: str, wanted: Callable[[Row], bool], *, back: bool = False) -> int:
-    """Return the number of the first ``wanted`` call of a function, or return from it (``back``)."""
+    """Return the number of the first ``wanted`` call of a function, or of its return (``back``)."""
     for index, row in enumerate(rows()[1:], 1):
         if ("ret" in row) is back and call_of(row["n"])["f"] == function and wanted(row):
             return index

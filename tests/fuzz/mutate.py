@@ -31,7 +31,7 @@ MOST_CHANGES = 6
 LONGEST = 64
 """The most bytes that one change adds or removes."""
 WEIGHT = 24
-"""Many fields of one kind are chosen as often as so many."""
+"""The largest weight of one kind of fields; smaller kinds weigh as much as they have fields."""
 
 
 class Fields(NamedTuple):
