@@ -11,7 +11,7 @@ __all__ = ["assert_alike"]
 
 
 def assert_alike(one: object, other: object, path: str = "") -> None:
-    """Compare two values with all that is in them, and say where they differ."""
+    """Compare two values and everything in them; the assertion names the place that differs."""
     assert type(one) is type(other), path
     if isinstance(one, np.ndarray):
         assert np.array_equal(one, other), path  # type: ignore[arg-type]

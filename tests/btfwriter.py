@@ -18,8 +18,8 @@ MemberOf = tuple[str, int, int]
 class BtfWriter:
     """Collects types; each ``add`` returns the identifier of the new type.
 
-    ``first_id`` and ``first_string`` are those of a split blob: where the
-    base ends.
+    ``first_id`` and ``first_string`` are the first numbers of a split blob:
+    the ends of its base.
     """
 
     order: str = "<"
@@ -51,7 +51,7 @@ class BtfWriter:
         vlen: int = 0,
         flag: int = 0,
     ) -> int:
-        """Add a record: its kind, its size or the type it refers to, and what follows."""
+        """Add a record: its kind, its size or the type it refers to, and the data that follows."""
         head = (self.string(name), (flag << 31) | (kind << 24) | vlen, value)
         self.types += struct.pack(f"{self.order}{3 + len(rest)}I", *head, *rest)
         self.count += 1

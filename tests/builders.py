@@ -86,6 +86,7 @@ def rmaps_of(slots: Mapping[int, Sequence[int]], base: int = 0xC000_0000_1000_00
     places: list[int] = []
     heads: list[int] = []
     start = [0]
+    # nodes, places and found have one row per entry; heads one per slot, whose rows begin at start
     for gfn in gfns:
         first = base + 16 * len(found)
         count = len(slots[gfn])
@@ -150,7 +151,7 @@ def snapshot_vm(state: VmState, memslots: tuple[Memslot, ...] = MEMSLOTS, number
 
 
 def state_of(vm: Vm, page_shift: int) -> VmState:
-    """Return a VM of a snapshot as the model keeps it."""
+    """Return a VM of a snapshot in the form of the model."""
     return VmState(
         page_shift,
         Table(leaves_of(vm.host)),
@@ -187,7 +188,7 @@ def _table_of(rows: Sequence[tuple[int, int, int, int, int, int]]) -> Table:
 def _slots(
     draw: st.DrawFn, page_shift: int, known: Sequence[tuple[int, int]], *, odd_bits: bool
 ) -> dict[int, tuple[int, ...]]:
-    """Return slots of entries that mostly are ``known`` ones."""
+    """Return slots whose entries are mostly ``known`` ones."""
     gfns = st.tuples(st.sampled_from(GFN_REGIONS), PAGES).map(
         lambda place: (place[0] << (HUGE - page_shift)) + place[1]
     )
@@ -215,7 +216,7 @@ def vm_states(
     """Return a small VM in which entries of every state and leaves of every state are common.
 
     Slots hold any words: stale ones, duplicates, a zero word in the middle
-    of a list, and reserved bits too where ``odd_bits`` is set.
+    of a list, and reserved bits too if ``odd_bits`` is set.
     """
     if page_shift is None:
         page_shift = draw(st.sampled_from((12, 16)))
@@ -232,7 +233,7 @@ def vm_states(
 
 
 class _Row(NamedTuple):
-    """How one shadow leaf of a made state comes about."""
+    """The draw from which one shadow leaf of a made state is built."""
 
     lpid: int
     region: int
@@ -247,7 +248,7 @@ class _Row(NamedTuple):
 def made_states(draw: st.DrawFn) -> VmState:
     """Return a small VM whose shadow leaves are made of L1's and L0's, as the kernel would.
 
-    But sizes and bits are any, so leaves have more than they should.
+    Sizes and bits are random, though, so leaves may map more or permit more than they should.
     """
     page_shift = draw(st.sampled_from((12, 16)))
     state = VmState(page_shift, draw(_tables(GFN_REGIONS, (page_shift,))))

@@ -1,19 +1,19 @@
 """Settings that all tests share, and the tiers they are run in.
 
-    pytest -m quick    what takes little: no live machine, nothing that is marked slow
-    pytest             everything that boots no machine; needs Python alone
-    pytest -m live     what boots machines of the lab (tests/live)
+    pytest -m quick    the short tests: no live machine, none that is marked slow
+    pytest             every test that boots no machine; needs nothing but Python
+    pytest -m live     the tests that boot machines of the lab (tests/live)
     pytest --full      everything, with searches and property tests in their thorough profile
 
 ``pytest --full -m "not live"`` is the thorough profile without machines. A
 test is quick unless it is live, runs on a shipped capture that is not one of
 ``QUICK_CAPTURES``, or carries the marker ``slow``, which belongs to a test that
-takes more than half a second in all its cases. A test for which
-something is missing is skipped, and the last line says what and how to get
-it. Where CI is set and live tests were asked for, it fails instead.
+takes more than half a second in all its cases. A test that needs something
+that is missing is skipped, and the last line says what is missing and how to
+get it. If CI is set and live tests were asked for, the test fails instead.
 
 With pytest-xdist, a run of the whole directory uses every processor. The live
-tests of one module share machines, so that they go to one worker.
+tests of one module share machines, so they go to one worker.
 """
 
 from __future__ import annotations
@@ -35,20 +35,20 @@ from tests.fixtures import CAPTURES
 TESTS = Path(__file__).parent
 LIVE = TESTS / "live"
 LIVE_SECONDS = 6
-"""What a live test takes on two processors, on average over all of them."""
+"""Seconds that a live test takes on two processors, on average over all of them."""
 
 MOST_WORKERS = 8
 QUICK_CAPTURES = ("powernv9-mixed", "powernv9-stale-5.10-64k", "powernv9-two-vms")
-"""Of the tests that run over every shipped capture, the quick tier has these."""
+"""The captures of the quick tier, among those of tests that run over every shipped capture."""
 
 TOGETHER = ("tests/schemas/test_documents.py", "tests/live/")
-"""Modules whose tests need one process: they share machines, or ask what the others have seen."""
+"""Modules whose tests need one process: they share machines, or the results of one another."""
 
 OWN_CODE = r"(inspector|gdb_scripts|fixtures|tests)(\.|$)"
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    """Add the option for everything."""
+    """Add the option that runs everything."""
     parser.addoption(
         "--full",
         action="store_true",
@@ -57,7 +57,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Choose the profile before the tests are imported; be strict where all is tested."""
+    """Choose the profile before the tests are imported; with --full, make warnings errors."""
     settings.load_profile("thorough" if config.getoption("full") else "short")
     if config.getoption("full"):
         config.addinivalue_line("filterwarnings", f"error:::{OWN_CODE}")
@@ -65,7 +65,7 @@ def pytest_configure(config: pytest.Config) -> None:
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_cmdline_main(config: pytest.Config) -> None:
-    """Give a run of everything that is not live a worker for each processor."""
+    """Give a run of the whole directory a worker for each processor."""
     option = config.option
     if "numprocesses" not in option or option.numprocesses is not None:
         return
@@ -81,7 +81,7 @@ def pytest_cmdline_main(config: pytest.Config) -> None:
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_make_scheduler(config: pytest.Config, log: object) -> object:
-    """Give each test to whoever is free; but the tests of one module of ``TOGETHER`` to one."""
+    """Give each test to any free worker, but the tests of a module of ``TOGETHER`` to one."""
     from xdist.scheduler import LoadScopeScheduling
 
     class Scheduling(LoadScopeScheduling):  # type: ignore[misc]
@@ -105,13 +105,13 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 
 def pytest_collection_finish(session: pytest.Session) -> None:
-    """Say before machines are booted that they will be."""
+    """Say that machines will boot, before they do."""
     _say_that_machines_boot(session.config, [item.nodeid for item in session.items])
 
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_node_collection_finished(node: Any, ids: list[str]) -> None:
-    """Say it once where workers have collected."""
+    """Say it only once, although every worker collects the tests."""
     if node.gateway.id == "gw0":
         _say_that_machines_boot(node.config, ids)
 
@@ -127,7 +127,7 @@ def _say_that_machines_boot(config: pytest.Config, tests: list[str]) -> None:
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:
-    """Skip a test that needs a GDB where there is none."""
+    """Skip a test that needs a GDB if there is none."""
     if item.get_closest_marker("needs_gdb") and why_no_gdb():
         text = "need a GDB for POWER: apt install gdb-multiarch"
         if os.environ.get("CI") and _asks_for_live(item.config):
@@ -154,7 +154,7 @@ def _capture_of(item: pytest.Item) -> str | None:
 
 
 def _asks_for_live(config: pytest.Config) -> bool:
-    """Say whether live tests were asked for: by --full, by their marker or by their place."""
+    """Say whether live tests were asked for: by --full, by their marker or by their path."""
     expression = config.option.markexpr
     if "not live" in expression:
         return False
@@ -172,5 +172,5 @@ def _how_to_run_live() -> str:
 
 @pytest.fixture(autouse=True)
 def own_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Keep what a test remembers of a kernel away from the user's own cache."""
+    """Keep the profiles that a test caches away from the user's own cache."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.getbasetemp() / "cache"))

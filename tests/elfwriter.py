@@ -85,6 +85,6 @@ def function_table(functions: Sequence[tuple[int, int, int, int]], order: str = 
 
 
 def build_id_note(build_id: bytes, order: str = "<") -> bytes:
-    """Return a note with a GNU build ID behind another note."""
+    """Return a note with a GNU build ID, after another note."""
     other = struct.pack(order + "III", 6, 3, 0x100) + b"Linux\0\0\0" + b"abc\0"
     return other + struct.pack(order + "III", 4, len(build_id), 3) + b"GNU\0" + build_id

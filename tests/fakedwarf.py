@@ -1,4 +1,4 @@
-"""Types as a debug file would have them, out of the layouts of an invented kernel."""
+"""Types in the form of a debug file's, made of the layouts of an invented kernel."""
 
 from __future__ import annotations
 

@@ -38,7 +38,7 @@ SPREAD = [
         "pseries-mixed",
     }
 ]
-"""For tests that take long: a capture of each machine, kernel, page size and kind of guest."""
+"""Captures for slow tests: one of each machine, kernel, page size and kind of guest."""
 
 SMALL = DIRECTORY / "powernv9-mixed.core.zst"
 
@@ -58,7 +58,7 @@ def pieces(path: Path) -> tuple[SegmentedMemory, Profile]:
 
 
 def description(path: Path) -> dict[str, Any]:
-    """Return what is written about a capture."""
+    """Return the JSON document that describes a capture."""
     text = path.with_name(path.name.replace(".core.zst", ".json")).read_text()
     found: dict[str, Any] = json.loads(text)
     return found

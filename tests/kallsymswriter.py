@@ -1,4 +1,4 @@
-"""A writer of compressed symbol tables in every form kernels have had."""
+"""A writer of compressed symbol tables, in every form that kernels have had."""
 
 from __future__ import annotations
 
@@ -13,19 +13,20 @@ Symbol = tuple[str, int]
 """Name and address; symbols come in the order of their addresses."""
 
 SHARED = ("kvm", "_list", "sys_", "Tk", "page")
-"""What the tokens stand for that are no single characters."""
+"""The texts of the tokens that are more than one character."""
 
 GROUP = 256
 
 
 @dataclass(frozen=True)
 class Form:
-    """How a table is written.
+    """The form of a table.
 
     ``values``: ``"base"``, ``"percpu"`` (positive offsets are absolute),
-    ``"place"`` (an offset counts from where it stands), or ``"absolute"``.
-    ``values_first``: as up to Linux 6.3.  ``order_bytes``: length of an
-    entry of the order by name, 0 for none.
+    ``"place"`` (an offset counts from its own address), or ``"absolute"``.
+    ``values_first``: the values come before the names, as up to Linux 6.3.
+    ``order_bytes``: length in bytes of an entry of the order by name, 0 for no
+    such table.
     """
 
     values: str = "base"
@@ -57,9 +58,9 @@ _SHARED = re.compile(b"|".join(re.escape(text.encode()) for text in SHARED))
 def write(
     symbols: Sequence[Symbol], form: Form, place: int = 0, text: Container[str] = ()
 ) -> bytes:
-    """Return the tables of some symbols as they stand at a physical address.
+    """Return the tables of some symbols as they lie at a physical address.
 
-    Those named in ``text`` are functions, all others data.
+    The symbols named in ``text`` are functions, all others data.
     """
     order = form.byte_order
     tokens = _tokens(symbols)

@@ -1,4 +1,4 @@
-"""Memories changed for a test: other bytes somewhere, or none."""
+"""Memories that are made or changed for a test: with other bytes, or without some."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def patch(memory: SegmentedMemory, address: int, data: bytes) -> SegmentedMemory
 
 
 def without(memory: SegmentedMemory, address: int, length: int) -> SegmentedMemory:
-    """Return a memory that lacks some bytes."""
+    """Return a memory from which some bytes are missing."""
     pieces = []
     for start, content in pieces_of(memory):
         cut = max(0, min(len(content), address - start))

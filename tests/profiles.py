@@ -1,11 +1,11 @@
-"""How much a property test or a search tries: the short profile and the thorough one."""
+"""The number of examples of a property test or a search: the short and the thorough profile."""
 
 from __future__ import annotations
 
 from hypothesis import HealthCheck, settings
 
 SHORT, THOROUGH = 60, 240
-"""Examples of a property that names no number of its own."""
+"""Number of examples of a property that names none of its own."""
 
 for name, count in {"short": SHORT, "thorough": THOROUGH}.items():
     settings.register_profile(
@@ -22,5 +22,5 @@ def thorough() -> bool:
 
 
 def examples(short: int) -> int:
-    """Return how much to try in the profile that is loaded, for a number in the short one."""
+    """Return the number of examples in the loaded profile, given the number in the short one."""
     return short * settings().max_examples // SHORT

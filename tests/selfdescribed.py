@@ -1,6 +1,6 @@
-"""What a kernel says of itself in memory: symbols, types, build ID.
+"""The description that a kernel has of itself in memory: symbols, types, build ID.
 
-``furnish`` adds it to an invented kernel (``fixtures/synthetic``).
+``furnish`` adds one to an invented kernel (``fixtures/synthetic``).
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ def furnish(
     module_types: bool = True,
     leave_out: tuple[str, ...] = (),
 ) -> Callable[[Kernel, dict[str, int]], None]:
-    """Return a function that adds a description in some form to a kernel."""
+    """Return a function that adds such a description, in one form, to a kernel."""
 
     def add(kernel: Kernel, symbols: dict[str, int]) -> None:
         order = kernel.byte_order
@@ -112,7 +112,7 @@ def _types(
         members: list[MemberOf] = []
         for member, place in tree.items():
             if isinstance(place, dict):
-                # Its members have the offsets they have in the whole.
+                # The members keep the offsets that they have in the outer structure.
                 members.append((member, structure(f"{name}_{member}", size, place), 0))
             else:
                 members.append((member, kind(place[1]), place[0] * 8))

@@ -1,4 +1,4 @@
-"""The mutation campaign, short: nothing is left unexplained; and the rules do not allow all."""
+"""A short mutation campaign leaves nothing unexplained, and its rules do not allow everything."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ def test_what_is_done_is_not_done_again() -> None:
 
 
 def changed(vm: Vm, **others: Any) -> Vm:
-    """Return a VM with other members, of it or of its first nested guest."""
+    """Return a VM in which members of the VM or of its first nested guest are replaced."""
     own = {key: value for key, value in others.items() if hasattr(vm, key)}
     nested = {key: value for key, value in others.items() if key not in own}
     first = replace(vm.nested[0], **nested)

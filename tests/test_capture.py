@@ -1,4 +1,4 @@
-"""The note of a capture, which anybody may have written."""
+"""The note of a capture, which may come from anyone."""
 
 from __future__ import annotations
 

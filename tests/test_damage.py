@@ -1,4 +1,4 @@
-"""Captures with holes, and captures with anything in any place."""
+"""Captures with holes, and captures with arbitrary words in arbitrary places."""
 
 from __future__ import annotations
 
@@ -92,7 +92,7 @@ def test_any_word_anywhere_is_judged_or_refused(name: str, seed: int) -> None:
 
 @pytest.mark.slow
 def test_a_hole_is_no_violation() -> None:
-    """What a target does not hold cannot prove that anything is wrong."""
+    """Memory that is missing from a target cannot prove a violation."""
     acquired = opened(DIRECTORY / "powernv9-singles.core.zst")
     verdicts: Counter[Verdict | None] = Counter()
     for start, size in zip(acquired.memory.starts, acquired.memory.sizes, strict=True):
@@ -126,7 +126,7 @@ def test_a_missing_list_node_is_told_apart_from_a_bad_word() -> None:
 
 @pytest.mark.parametrize("known", [True, False])
 def test_a_link_to_where_no_memory_is(known: bool) -> None:
-    """It is wrong where the target says where it has memory; otherwise it may be missing."""
+    """The link is wrong if the target says where its memory is; otherwise memory may be missing."""
     mutant = Mutant(DIRECTORY / "powernv9-mixed.core.zst")
     assert mutant.memory.ram is not None
     link = LINEAR_MAP + (1 << 46)

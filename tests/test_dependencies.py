@@ -1,4 +1,4 @@
-"""What pyproject.toml asks for, and what the manual says about it."""
+"""The dependencies in pyproject.toml, and the manual's page about them."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ BOUND = re.compile(r"([\w-]+)>=([\d.]+)")
 
 
 def asked_for() -> Iterator[tuple[str, str, str]]:
-    """Yield extra, package and lower bound; the extra is empty for what is always needed."""
+    """Yield extra, package and lower bound; the extra is empty for a package always needed."""
     extras = {"": PROJECT["dependencies"], **PROJECT["optional-dependencies"]}
     for extra, requirements in extras.items():
         for requirement in requirements:

@@ -1,4 +1,4 @@
-"""What ``inspector doctor`` says of files; of machines see ``tests/live``."""
+"""The report of ``inspector doctor`` about files; for machines see ``tests/live``."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What long runs are judged by."""
+"""The criteria by which long runs are judged."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The fake stub: that it is what QEMU's stub is, and that nothing it can do harms its client."""
+"""The fake stub behaves like QEMU's, and none of its bad behaviours harms its client."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from inspector.live.mtree import large_blocks, parse_mtree
 from tests.fixtures import DIRECTORY
 
 CAPTURE = DIRECTORY / "powernv9-singles.core.zst"
-"""The smallest."""
+"""The smallest capture."""
 
 SAMPLE = (
     *("honest", "honest-direct", "files-second-dollar-running", "files-plain-monitor"),
@@ -40,7 +40,7 @@ def machine() -> FakeMachine:
 
 @pytest.fixture
 def port(machine: FakeMachine) -> Iterator[int]:
-    """The port at which one client is served."""
+    """Serve one client, and give the port."""
 
     def serve() -> None:
         end, _ = listener.accept()
@@ -94,7 +94,7 @@ def test_a_machine_that_runs_takes_any_byte_for_a_request_to_stop(
 ) -> None:
     with Stub(port) as stub:
         assert stub.packet("qC") == "QCp01.01"
-        # the stop is passed over by this client, and the '$' of the question is lost
+        # this client skips the stop, and the '$' of its question is lost
         end = stub._socket
         end.sendall(b"$vCont;c#a8\3")
         answered = b""
@@ -151,7 +151,7 @@ def layout(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.mark.needs_gdb
 @pytest.mark.parametrize("name", SAMPLE)
 def test_a_stub_cannot_use_its_client(name: str, layout: Path) -> None:
-    """This takes seconds: GDB and the tool are started, and some behaviours are slow."""
+    """Slow: the test starts GDB and the tool, and some behaviours take seconds."""
     outcome = try_it(BEHAVIOURS[name], "check", layout, capture=CAPTURE)
     assert not outcome.faults, f"{outcome.faults}: {outcome.error}"
 

@@ -1,4 +1,4 @@
-"""The lab's faults, as far as they can be tried without a machine."""
+"""The lab's faults, as far as they can be tested without a machine."""
 
 from __future__ import annotations
 
@@ -30,12 +30,12 @@ def test_names_are_unique() -> None:
     ("old", "count", "new"), [(0x7BFFA302, 13, 0x7BFF9B42), (0x7BFF8402, 17, 0x7BFF7C42)]
 )
 def test_shift_by_one_more(old: int, count: int, new: int) -> None:
-    """Of ``srdi r31,r31,12`` and ``srdi r31,r31,16``."""
+    """The old instructions are ``srdi r31,r31,12`` and ``srdi r31,r31,16``."""
     assert shift_right(old, count) == new
 
 
 def test_move() -> None:
-    """To ``mr r31,r23``, whatever stood there."""
+    """The new instruction is ``mr r31,r23``, whatever the old one was."""
     match = re.match("(?P<to>r31),(?P<from>r23)", "r31,r23")
     assert match is not None
     assert move("to", "from")(cast(Target, None), 0x7EFFE838, match) == 0x7EFFBB78

@@ -16,7 +16,7 @@ from tests.fixtures import CAPTURES, DIRECTORY, description, opened
 
 EXPECTED = [path for path in CAPTURES if "expected" in description(path)]
 VIOLATIONS = {"powernv9-zero-word": {"shadow-leaf-covered"}}
-"""Captures of a fault of the kernel itself: an entry of LPID 0, page 0 hides those behind it."""
+"""Captures of a bug of the kernel itself: an entry of LPID 0, page 0 hides those after it."""
 
 
 def ids(path: Path) -> str:
@@ -24,7 +24,7 @@ def ids(path: Path) -> str:
 
 
 def by_memory(path: Path) -> list[tuple[Vm, dict[str, Any]]]:
-    """Pair the VMs found with those expected, by the addresses of their memslots."""
+    """Pair the VMs that were found with the expected ones, by the addresses of their memslots."""
     found = {
         frozenset(slot.userspace_addr for slot in vm.memslots): vm
         for vm in opened(path).snapshot.vms

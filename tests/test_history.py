@@ -1,4 +1,4 @@
-"""From what a stop shows to writers with names."""
+"""A stop's addresses are turned into writers with names."""
 
 from __future__ import annotations
 

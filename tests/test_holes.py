@@ -1,4 +1,4 @@
-"""Pages taken from captures of real kernels: what is there is found, what is not is named."""
+"""Captures of real kernels without some pages: the rest is found, and the gaps are named."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The shape of the package: who imports whom, and where a rule is written down."""
+"""The shape of the package: which module imports which, and where a rule is written down."""
 
 from __future__ import annotations
 
@@ -36,18 +36,18 @@ FLOORS = (
     ("cli",),
     ("__main__",),
 )
-"""Each imports from itself and from the floors before it."""
+"""The floors of the package: each imports from itself and from the floors before it."""
 
 BESIDE = {
-    # The model is built on the words alone, so that nothing that is checked is used to check it.
+    # The model is built on the words alone, so the code that it checks takes no part in the check.
     "model": {"encoding", "pte", "model"},
-    # GDB's Python has no packages, so the script imports only what needs none.
+    # GDB's Python has no third-party packages, so the script imports only modules that need none.
     "gdb_scripts": {"encoding", "reports"},
 }
-"""Packages outside the order of floors, with all they may import."""
+"""Packages outside the order of floors, with everything that they may import."""
 
 FRONT = {"api"}
-"""What the package itself offers, and imports only when that is asked for."""
+"""Modules that the package itself offers, and imports only on first use."""
 
 STANDARD_ONLY = ("encoding", "hash_encoding", "pte", "model")
 MODEL_READERS = {
@@ -65,7 +65,7 @@ def part(path: Path) -> str:
 
 
 def imports(path: Path) -> Iterator[str]:
-    """Yield the modules a file imports, wherever in it."""
+    """Yield the modules that a file imports, anywhere in it."""
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)

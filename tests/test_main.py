@@ -1,4 +1,4 @@
-"""A failure of the tool itself: exit code 4, one line, a traceback only where it is asked for."""
+"""A failure of the tool itself: exit code 4, one line, and a traceback only on request."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def shell(command: str, folder: Path, **extra: str) -> subprocess.CompletedProce
 
 
 def failed(done: subprocess.CompletedProcess[str]) -> str:
-    """See that the tool failed in one line, and return it."""
+    """Check that the tool failed with one line, and return that line."""
     assert (done.returncode, done.stdout) == (EXIT_FAILED, "")
     (line,) = done.stderr.splitlines()
     assert line.startswith("inspector: the tool itself failed")

@@ -25,7 +25,7 @@ def name(page: Path) -> str:
 
 
 def anchors(page: Path) -> Iterator[str]:
-    """Yield the anchors that a page's headings have where Markdown is shown."""
+    """Yield the anchors that a Markdown viewer gives to a page's headings."""
     text = re.sub(r"^```.*?^```", "", page.read_text(encoding="utf-8"), flags=re.S | re.M)
     for heading in HEADING.findall(text):
         shown = LINK.sub("", re.sub(r"\[([^\]]*)\]\([^)]*\)", r"\1", heading))

@@ -1,4 +1,4 @@
-"""The table of kernels, machines and sources: its page is also where its cells are kept."""
+"""The table of kernels, machines and sources, whose page also stores its cells."""
 
 from __future__ import annotations
 

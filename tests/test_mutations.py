@@ -1,4 +1,4 @@
-"""One wrong word in a capture of a real kernel, and the invariant that says so."""
+"""One wrong word in a capture of a real kernel, and the invariant that it breaks."""
 
 from __future__ import annotations
 
@@ -36,14 +36,14 @@ HASH = DIRECTORY / "powernv9-hash.core.zst"
 
 
 def named(value: object) -> str:
-    """Return what a parameter is called in the name of a test."""
+    """Return a parameter's name in the name of a test."""
     return (
         value.name.partition(".")[0] if isinstance(value, Path) else getattr(value, "__name__", "")
     )
 
 
 def damaged(path: Path, mutation: Mutation) -> Mutant:
-    """Return a damaged capture, another one if this one has nothing to damage so."""
+    """Return a damaged capture; take another one if this one has nothing to damage that way."""
     for one in (path, MEMSLOTS, HASH):
         mutant = Mutant(one)
         with suppress(NotApplicableError):

@@ -1,4 +1,4 @@
-"""Other people's checks and reports, from a distribution that is made for the test."""
+"""Third-party checks and reports, from a distribution that is made for the test."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ REPORTS = "inspector.reports"
 
 
 def distribution(folder: Path, code: str, entry_points: dict[str, dict[str, str]]) -> Path:
-    """Write what an installed package leaves in site-packages."""
+    """Write the files that an installed package has in site-packages."""
     (folder / "my_checks.py").write_text(code)
     info = folder / "my_checks-1.0.dist-info"
     info.mkdir()
@@ -35,7 +35,7 @@ def distribution(folder: Path, code: str, entry_points: dict[str, dict[str, str]
 
 
 def run(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
-    """Run a command with the distribution on the path."""
+    """Run a command with the distribution on Python's path."""
     code = (
         f"import sys; sys.path.insert(0, {str(folder)!r}); from inspector.cli import main; main()"
     )
@@ -103,7 +103,7 @@ def test_a_broken_check_is_named_and_passed_over(kind: str, tmp_path: Path) -> N
     code, why = BROKEN[kind]
     folder = distribution(tmp_path, code, {INVARIANTS: {"broken": "my_checks:SHORT_LISTS"}})
     done = run(folder, "check", str(SMALL))
-    # what cannot be loaded is no check, and one that fails leaves its question open
+    # a check that cannot be loaded does not count, and one that fails leaves its question open
     fails = kind in ("fails", "finds nonsense")
     assert done.returncode == (3 if fails else 0)
     assert done.stdout.endswith(f"verdict: {'inconclusive' if fails else 'consistent'}\n")

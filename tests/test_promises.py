@@ -1,4 +1,4 @@
-"""The records of campaigns, the page made of them, and the kinds of packets."""
+"""The records of campaigns, the page that is made of them, and the kinds of packets."""
 
 from __future__ import annotations
 

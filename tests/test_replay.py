@@ -84,7 +84,7 @@ def flipped(word: str) -> str:
 
 
 def first(function: str, wanted: Callable[[Row], bool], *, back: bool = False) -> int:
-    """Return where the first such line of a function is."""
+    """Return the number of the first ``wanted`` call of a function, or of its return (``back``)."""
     for index, row in enumerate(rows()[1:], 1):
         if ("ret" in row) is back and call_of(row["n"])["f"] == function and wanted(row):
             return index
@@ -203,7 +203,7 @@ def test_a_damaged_line_is_named(tmp_path: Path, line: str) -> None:
 
 @pytest.mark.parametrize("part", ["array", "range", "page"])
 def test_absurd_sizes_cost_nothing(tmp_path: Path, part: str) -> None:
-    """Whatever a call says of sizes, only slots that are known are gone through."""
+    """Whatever sizes a call claims, the replay visits only slots that are known."""
     most, vm, rmap = hex((1 << 64) - 4096), "0xc000000032e88000", "0xc008000000240000"
     array = {"third_rmap": rmap, "third_base_gfn": "0x0", "third_npages": most}
     commit = {"n": 1, "f": "kvmppc_core_commit_memory_region_hv", "args": [vm]} | array

@@ -1,4 +1,4 @@
-"""The page of ``inspector report``: its numbers, its escaping, and in a real browser."""
+"""The page of ``inspector report``: its numbers, its escaping, its look in a real browser."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ COUNTS = (
 
 
 class Page(HTMLParser):
-    """What a page says, by its data attributes; ``foreign`` are addresses it would load."""
+    """The contents of a page, by its data attributes; it would load the ``foreign`` addresses."""
 
     def __init__(self, text: str) -> None:
         super().__init__()
@@ -103,7 +103,7 @@ def run(*arguments: str) -> Result:
 
 
 def report(target: str, output: Path) -> Page:
-    """Make the page and see that it says what ``check --json`` does."""
+    """Make the page, and check that it says the same as ``check --json``."""
     checked = run("check", target, "--json")
     made = run("report", target, "-o", str(output))
     assert made.exit_code == checked.exit_code, made.output
@@ -207,7 +207,7 @@ EVIL = "<script>alert('&\"')</script>"
 
 
 def violating(path: Path) -> str:
-    """Save a capture with a finding, and with markup in what it says of itself."""
+    """Save a capture with a finding, and with markup in its description of itself."""
     state = VmState(
         12,
         table(leaf(0x1000, 0x40_0000), leaf(0x2000, 0x40_1000)),
@@ -279,7 +279,7 @@ def test_without_its_packages_it_says_what_to_install(
 @pytest.mark.skipif(not os.environ.get(WITH_BROWSER), reason=f"need chromium: set {WITH_BROWSER}=1")
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_a_browser_shows_it(scheme: str, tmp_path: Path) -> None:
-    """Offline, and in either scheme; the corner of the picture has the page's own colour."""
+    """Offline, in both colour schemes; a corner of the picture has the page's background colour."""
     browser = next(filter(None, map(shutil.which, BROWSERS)), None)
     assert browser, "no browser is installed (Debian: chromium)"
     page, picture = tmp_path / "page.html", tmp_path / "page.png"

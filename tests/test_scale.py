@@ -1,4 +1,4 @@
-"""Images made of arrays: consistent, of the size that was asked for, and able to be damaged."""
+"""Images made of arrays are consistent, have the requested size, and can be damaged."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Stops at random moments: what is an alarm, and what is planned."""
+"""Stops at random moments: which of them are alarms, and the plan of the campaign."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ from tests.fixtures import SMALL, opened
 
 
 def changed(**members: Any) -> Snapshot:
-    """Return the snapshot of a capture, its VM with other members."""
+    """Return the snapshot of a capture, with members of its VM replaced."""
     before = opened(SMALL).snapshot
     (vm,) = before.vms
     return replace(before, vms=(replace(vm, **members),))
 
 
 def expected(snapshot: Snapshot) -> Expectation:
-    """Return what an exerciser says that has made just this snapshot."""
+    """Return the expectation of an exerciser that has made exactly this snapshot."""
     (vm,) = snapshot.vms
     slot = vm.memslots[0]
     leaves = [

@@ -1,4 +1,4 @@
-"""Every file that is written: private, and whole or not there."""
+"""Every file that is written is private, and is either whole or absent."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def mode(path: Path) -> int:
 def inspect(
     *arguments: str, limit: int | None = None, **extra: str
 ) -> subprocess.CompletedProcess[str]:
-    """Run a command with umask 0, and where wanted in too little space."""
+    """Run a command with umask 0, and optionally with too little space for its files."""
 
     def prepare() -> None:
         os.umask(0)
@@ -43,7 +43,7 @@ def inspect(
         text=True,
         check=False,
         preexec_fn=prepare,
-        # Python would keep what it could write of a compiled module
+        # Python would keep the part of a compiled module that it could write
         env={**os.environ, "PYTHONDONTWRITEBYTECODE": "1", **extra},
     )
 

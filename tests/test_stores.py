@@ -1,4 +1,4 @@
-"""Where a store has written."""
+"""The address that a store has written to."""
 
 from __future__ import annotations
 

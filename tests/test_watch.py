@@ -1,4 +1,4 @@
-"""What a sample says of a state, and of what came about since the one before."""
+"""A sample describes a state, and the changes since the sample before."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
-"""How fast the inspector is, beside a bound or a peer that is measured in the same run.
+"""The speed of the inspector, compared with a bound or a peer measured in the same run.
 
     python -m tests.bench
 
-Not a test: nothing here fails because of a time.
+The bench is not a test: nothing here fails because of a time.
 """

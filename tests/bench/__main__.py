@@ -1,4 +1,4 @@
-"""Measure, print the table, and write it down."""
+"""Measure, print the table, and write its page."""
 
 from __future__ import annotations
 
@@ -28,12 +28,12 @@ from tests.bench.report import page, table
 SCHEMA = "inspector.bench/1"
 PARTS = ("start", "live", "guest", "lists", "dumps", "scale")
 OFTEN = 3
-"""Large images are checked so many times at most."""
+"""The most checks of one large image."""
 PAGE = Path(inspector.__file__).parent / "manual" / "performance.md"
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Run what was asked for."""
+    """Run the chosen measurements."""
     parser = argparse.ArgumentParser(prog="python -m tests.bench", description=__doc__)
     parser.add_argument("--only", choices=PARTS, action="append", help="only these rows")
     parser.add_argument("--repeat", type=int, default=5, help="take the best of so many")
@@ -122,7 +122,7 @@ def _rows(options: argparse.Namespace) -> Iterator[Row]:
 
 
 def _as_far(rows: Iterator[Row]) -> Iterator[Row]:
-    """Yield the rows that come, and say why there are no more."""
+    """Yield rows until one cannot be measured, and print why."""
     try:
         yield from rows
     except (InspectorError, packages.LabError, RuntimeError, subprocess.SubprocessError) as error:
@@ -131,7 +131,7 @@ def _as_far(rows: Iterator[Row]) -> Iterator[Row]:
 
 @contextlib.contextmanager
 def _machine(start: Callable[[], AbstractContextManager[Machine]]) -> Iterator[Machine | None]:
-    """Give a machine, or None and say why where there cannot be one."""
+    """Yield a machine; if there cannot be one, print why and yield None."""
     with contextlib.ExitStack() as stack:
         given = None
         try:
@@ -152,6 +152,6 @@ def _exerciser(scenario: str) -> Machine:
 
 
 if __name__ == "__main__":
-    # as for whoever uses a program twice: its modules are compiled once
+    # let Python keep compiled modules, as it does from a user's second run on
     os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
     main()

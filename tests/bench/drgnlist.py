@@ -1,8 +1,8 @@
-"""What a person would write with drgn: list the words of the rmap slots of a live machine.
+"""A script that a person would write with drgn: list the words of a live machine's rmap slots.
 
     python -m tests.bench.drgnlist PID HVA SIZE VMCOREINFO DEBUG_FILE...
 
-Only the words: no tables are read and nothing is checked.  QEMU's memory is
+It lists the words only: it reads no tables and checks nothing.  QEMU's memory is
 read from its process, where its RAM begins at HVA.
 """
 
@@ -21,7 +21,7 @@ LITTLE = PlatformFlags.IS_64_BIT | PlatformFlags.IS_LITTLE_ENDIAN
 
 
 def main() -> None:
-    """Print how many slots are not empty, and how many words they have."""
+    """Print the number of slots that are not empty, and of their words."""
     pid, hva, size, vmcoreinfo, *files = sys.argv[1:]
     memory = os.open(f"/proc/{pid}/mem", os.O_RDONLY)
 

@@ -1,7 +1,7 @@
-"""What watching costs the guest: the work it gets done in a time, with and without.
+"""The cost of watching for the guest: the work that it does in a time, with and without.
 
-A worker in L0 prints a line for each piece of work.  Times with and without
-``inspector watch`` take turns on the same machine.
+A worker in L0 prints a line for each piece of work.  Periods with and without
+``inspector watch`` alternate on the same machine.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ END = "kill $(cat /run/work.pid)"
 
 
 def linux_rows(machine: Machine) -> Iterator[Row]:
-    """Measure on a Linux stack, whose L0 is made to work."""
+    """Measure on a Linux stack, in whose L0 a worker runs."""
     linuxstack.command(machine, BEGIN)
     try:
         yield from rows(machine, "Linux in L0, L1 and L2")
@@ -52,17 +52,17 @@ def linux_rows(machine: Machine) -> Iterator[Row]:
 
 @dataclass
 class _Seen:
-    """What ``inspector watch`` said of its samples, in ms, and in how many seconds."""
+    """Times that ``inspector watch`` reported of its samples, in ms, and the period in seconds."""
 
     seconds: float = 0.0
     stopped: list[float] = field(default_factory=list)
     took: list[float] = field(default_factory=list)
     shares: list[float] = field(default_factory=list)
-    """Of the time of one processor, how much the tool and its GDB took."""
+    """The share of one processor that the tool and its GDB took."""
 
 
 def rows(machine: Machine, name: str) -> Iterator[Row]:
-    """Measure on a machine whose L0 works."""
+    """Measure on a machine in whose L0 a worker runs."""
     lost, burnt, seen = [], [], _Seen()
     for _ in range(PAIRS):
         without = _work(machine)
@@ -91,7 +91,7 @@ def rows(machine: Machine, name: str) -> Iterator[Row]:
 
 
 def _work(machine: Machine) -> float:
-    """Return the pieces of work done in a second."""
+    """Return how many pieces of work the worker does in a second."""
     time.sleep(SETTLE)
     began, before = time.perf_counter(), _lines(machine)
     time.sleep(SECONDS)
@@ -104,7 +104,7 @@ def _lines(machine: Machine) -> int:
 
 
 def _beside(machine: Machine, share: float) -> float:
-    """Return the same while another process is busy for a share of the time."""
+    """Return the same number while another process is busy for a share of the time."""
     with subprocess.Popen([sys.executable, "-c", BUSY, str(min(share, 1.0) / RATE)]) as busy:
         try:
             return _work(machine)
@@ -118,7 +118,7 @@ def _processor_time() -> float:
 
 
 def _watched(machine: Machine, seen: _Seen) -> float:
-    """Return the same while the machine is watched."""
+    """Return the same number while the machine is watched."""
     command = [sys.executable, "-m", "inspector", "watch", machine.target, "--jsonl"]
     command += ["--rate", str(RATE), "--seconds", str(SECONDS + 3 * SETTLE)]
     before = _processor_time()

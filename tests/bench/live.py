@@ -1,4 +1,4 @@
-"""A real Linux stack: how long it stands still, and how long a person waits."""
+"""A real Linux stack: how long a command stops it, and how long a person waits."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ DEBUG_FILES = ("vmlinux", "kvm", "kvm-hv")
 
 
 def rows(machine: Machine, repeat: int) -> Iterator[Row]:
-    """Measure on a machine that runs."""
+    """Measure on a running machine."""
     target = machine.target
     acquired = acquire(target, Options())
     memory = acquired.memory
@@ -86,7 +86,7 @@ def _scanned(memory: SegmentedMemory) -> float:
 
 
 def _stood_still(machine: Machine) -> float:
-    """Return how long the machine stood still since this was last asked, in QEMU's own time."""
+    """Return how long the machine was stopped since the last call, by QEMU's own clock."""
     return sum(stopped_times(machine.qmp.events(wait=0.2))) * 1000
 
 
@@ -119,7 +119,7 @@ def _direct(machine: Machine, memory: SegmentedMemory, repeat: int) -> Row:
 
 def _attached(machine: Machine, interrupt: bool) -> float:
     """Return how long a GDB that does nothing else stops the machine."""
-    # GDB runs without the network, so the relay that it needs is part of this
+    # GDB is confined without a network, so this time includes the relay that it needs
     relay = Connection("127.0.0.1", machine.gdb_port)
     gdb = GdbProcess()
     try:

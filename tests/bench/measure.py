@@ -1,4 +1,4 @@
-"""Rows of the table, and how times are taken."""
+"""The rows of the table, and the functions that take times."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ __all__ = ["Row", "best", "children", "run"]
 
 @dataclass(frozen=True)
 class Row:
-    """One thing that was measured.
+    """One measurement.
 
     ``value`` is in ``unit``, and so is ``bound``, which was taken in the same
     run and is described by ``peer``.  ``at_most`` is the goal for their ratio
-    and ``goal`` the goal for the value itself, None where there is none.
-    ``parts`` says what the time is made of, in ``unit``, and ``why`` what
-    stands in the way where the goal is missed.
+    and ``goal`` the goal for the value itself, None if there is none.
+    ``parts`` are the parts of the time, in ``unit``, and ``why`` explains a
+    missed goal.
     """
 
     name: str
@@ -37,14 +37,14 @@ class Row:
 
     @property
     def ratio(self) -> float | None:
-        """How many times the bound the value is."""
+        """The value divided by the bound."""
         if self.value is None or not self.bound:
             return None
         return self.value / self.bound
 
     @property
     def met(self) -> bool | None:
-        """Whether all goals are met, None where there is none or nothing was measured."""
+        """Whether all goals are met; None if there is no goal, or nothing was measured."""
         if self.value is None or (self.at_most is None and self.goal is None):
             return None
         good = self.goal is None or self.value <= self.goal
@@ -58,17 +58,17 @@ class Row:
         return cls(**{name.name: raw[name.name] for name in fields(cls) if name.name in raw})
 
     def to_json(self) -> dict[str, Any]:
-        """Return the row as JSON takes it."""
+        """Return the row as values for JSON."""
         return asdict(self) | {"ratio": self.ratio, "met": self.met}
 
 
 def best(repeat: int, measure: Callable[[], float]) -> float:
-    """Return the least of several measurements: the rest is what else the host did."""
+    """Return the least of several measurements; in the others the host did something else."""
     return min(measure() for _ in range(repeat))
 
 
 def children() -> float:
-    """Return the CPU seconds that ended children took."""
+    """Return the CPU seconds that the children took that have ended."""
     usage = resource.getrusage(resource.RUSAGE_CHILDREN)
     return usage.ru_utime + usage.ru_stime
 

@@ -22,11 +22,11 @@ SCALE = "fixtures.synthetic.scale"
 ENTRIES_PER_GIB = 125_000
 MIB = 1 << 20
 LEVELS = (1, 31)
-"""makedumpfile's: without zero pages, and without all pages but the kernel's own."""
+"""makedumpfile's dump levels: without zero pages, and with the kernel's own pages only."""
 
 
 def scale_rows(sizes: tuple[int, ...], repeat: int) -> Iterator[Row]:
-    """Measure synthetic images of L1s with so many GiB; the last is the one to judge by."""
+    """Measure synthetic images of L1s with these sizes in GiB; the goals are for the last."""
     with tempfile.TemporaryDirectory() as folder:
         lists = _made(Path(folder), 4, 131_072, per_slot=512)
         found = _checked(lists, repeat=repeat)
@@ -105,7 +105,7 @@ def dump_rows(files: dict[str, Path], repeat: int) -> Iterator[Row]:
 
 
 def dumped(machine: Machine, folder: Path) -> dict[str, Path]:
-    """Write dumps of a machine, as a kdump kernel and makedumpfile do, and say what they are."""
+    """Write dumps of a machine, as a kdump kernel and makedumpfile do; yield their descriptions."""
     memory = f"{machine.state.memory}iB"
     core = folder / "vmcore"
     dumps.vmcore(machine, core)
@@ -130,7 +130,7 @@ def _made(folder: Path, gib: int, entries: int, per_slot: int = 1, stale: int = 
 
 
 def _checked(path: Path, passes: bool = True, repeat: int = 1) -> dict[str, Any]:
-    """Return the least of several runs: in the others the host did something else."""
+    """Return the fastest of several runs; in the others the host did something else."""
     options = [] if passes else ["--no-pass"]
     runs = [_run(path, *options) for _ in range(repeat)]
     return min(runs, key=lambda run: run["cpu"] if passes else run["wall"]) | {

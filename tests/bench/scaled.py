@@ -1,4 +1,4 @@
-"""Check one image in a process of its own, so that its memory can be told.
+"""Check one image in a process of its own, so that its memory can be measured.
 
 python -m tests.bench.scaled FILE [--no-pass | --profile]
 """
@@ -30,7 +30,7 @@ MOST = 10
 
 
 def main() -> None:
-    """Print JSON: seconds of wall and CPU time, bytes of the arrays and of memory at its peak."""
+    """Print as JSON: seconds of wall and CPU time, bytes of the arrays and of peak memory."""
     path = sys.argv[1]
     if "--profile" in sys.argv:
         print(json.dumps(_profile(path)))
@@ -71,13 +71,13 @@ def main() -> None:
 
 
 def _used() -> NDArray[np.float64]:
-    """Return the seconds this process has used, its own and the kernel's for it."""
+    """Return the CPU seconds of this process, in user space and in the kernel."""
     usage = resource.getrusage(resource.RUSAGE_SELF)
     return np.array([usage.ru_utime, usage.ru_stime])
 
 
 def _profile(path: str) -> dict[str, float]:
-    """Return the functions that take most of the time, with the seconds in each by itself."""
+    """Return the functions that take the most time, with the seconds spent in each itself."""
     profile = cProfile.Profile(time.process_time)
     profile.runcall(lambda: judge(acquire(path, Options()).snapshot))
     taken: dict[str, float] = {}
@@ -89,7 +89,7 @@ def _profile(path: str) -> dict[str, float]:
 
 
 def _arrays(vm: Vm) -> int:
-    """Return the bytes of a VM's rmap arrays, and of what they and its tables are decoded to."""
+    """Return the bytes of a VM's rmap, and of the arrays decoded from it and from tables."""
     rmaps = vm.rmaps
     tables = [vm.host, *(guest.shadow for guest in vm.nested)]
     tables += [guest.l1 for guest in vm.nested if guest.l1 is not None]
@@ -102,7 +102,7 @@ def _arrays(vm: Vm) -> int:
 
 
 def _pass(memory: SegmentedMemory) -> int:
-    """Count the words that are not zero."""
+    """Count the words that are not zero: one pass over the arrays."""
     found = 0
     for start, size in zip(memory.starts.tolist(), memory.sizes.tolist(), strict=True):
         for begin in range(start, start + size, PIECE):

@@ -1,7 +1,7 @@
 """Many executions of targets, each in a process of its own: ``python -m tests.fuzz.campaign``.
 
-With the library atheris (optional) inputs that reach new code are kept and
-changed further; without it, only the inputs to begin with are changed.
+With the optional library atheris, inputs that reach new code are kept and
+changed further; without it, only the first inputs are changed.
 """
 
 from __future__ import annotations
@@ -31,18 +31,18 @@ __all__ = ["Outcome", "folder_of", "plain"]
 OURS = 0.7
 """The share of changes that are made by the target's own mutator."""
 KEPT, POOL = 0.1, 256
-"""Without guidance, such a share of the inputs is changed further, and so many are at once."""
+"""Without guidance: the share of inputs that are changed further, and how many are at once."""
 WRITTEN_EVERY = 2000
 PRIORITY = 15
-"""Others who work on this host come first."""
+"""The niceness of the campaign: other work on this host comes first."""
 WALL_LIMIT = 3600
-"""Seconds; what is stuck where no signal reaches it is ended then."""
+"""Seconds after which a process is killed that is stuck where no signal reaches it."""
 CLOCK_EVERY = 10
 
 
 @dataclass
 class Outcome:
-    """What came of a campaign against one target.
+    """The outcome of a campaign against one target.
 
     ``slowest`` is in milliseconds of CPU time, ``peak`` in KiB, both of one
     execution; ``kinds`` are those of the failures.
@@ -58,7 +58,7 @@ class Outcome:
 
 
 def plain(target: Target, seed: int) -> Iterator[bytes]:
-    """Yield the inputs to begin with, then changed ones without end, some changed many times."""
+    """Yield the first inputs, then changed ones without end, some of them changed many times."""
     chance = random.Random(seed)
     pool = list(target.seeds())
     first = len(pool)
@@ -71,7 +71,7 @@ def plain(target: Target, seed: int) -> Iterator[bytes]:
 
 
 class _Campaign:
-    """Executions until there are enough of them, or the time is over."""
+    """Executions of one target, until there are enough or the time is over."""
 
     def __init__(self, target: Target, options: argparse.Namespace, guided: bool) -> None:
         self._trial = Trial(target.run, target.allowed)
@@ -89,7 +89,7 @@ class _Campaign:
             from tests.fuzz.target import folder
 
             shutil.rmtree(folder(), ignore_errors=True)
-            # the fuzzer's own loop has no other end
+            # there is no other way to leave the fuzzer's own loop
             os._exit(0)
 
     def _write(self) -> None:
@@ -134,7 +134,7 @@ def _guided(target: Target, options: argparse.Namespace) -> None:
     campaign = _Campaign(target, options, True)
 
     def limited(data: bytes) -> None:
-        # of each execution: what the fuzzer itself keeps grows with their number
+        # a limit for each execution: the memory of the fuzzer itself grows with their number
         with memory_limit():
             campaign(data)
 
@@ -150,7 +150,7 @@ def _unguided(target: Target, options: argparse.Namespace) -> None:
 
 
 def _all_targets() -> tuple[Mapping[str, Target], bool]:
-    """Return the targets, and whether the inspector tells what of it was reached."""
+    """Return the targets, and whether the inspector's code reports which of it was reached."""
     try:
         import atheris
     except ModuleNotFoundError:
@@ -163,7 +163,7 @@ def _all_targets() -> tuple[Mapping[str, Target], bool]:
 
 
 def _begin(name: str, target: Target, guided: bool, options: argparse.Namespace) -> int:
-    """Return the number of a new process, in a session of its own, with a campaign."""
+    """Start a campaign as a process in a session of its own, and return the process number."""
     process = os.fork()
     if process:
         return process
@@ -181,7 +181,7 @@ def _begin(name: str, target: Target, guided: bool, options: argparse.Namespace)
 
 
 def folder_of(folder: Path, target: str) -> Path:
-    """Return where the campaigns against a target keep their inputs and leave their outcome."""
+    """Return the folder of the inputs and the outcome of campaigns against a target."""
     return folder / re.sub(r"\W+", "-", target)
 
 

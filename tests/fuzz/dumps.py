@@ -1,4 +1,4 @@
-"""Dumps in every format, and what files are packed with."""
+"""Dumps in every format, and the compressions of files."""
 
 from __future__ import annotations
 
@@ -114,7 +114,7 @@ def _kdumps() -> tuple[bytes, ...]:
 
 
 def flat_fields(data: bytes) -> Iterator[Fields]:
-    """Yield the header's fields and those of every record."""
+    """Yield the fields of the header and of every record."""
     yield Fields((16, 24), 8, ">")
     at = PAGE
     while at + 16 <= len(data):

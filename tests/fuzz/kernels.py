@@ -1,4 +1,4 @@
-"""What describes a kernel: its files, type information, symbols, profiles, VMCOREINFO."""
+"""Descriptions of a kernel: its files, type information, symbols, profiles, VMCOREINFO."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ def _kernel_files() -> tuple[bytes, ...]:
 
 
 def read_kernel_file(data: bytes) -> None:
-    """Ask everything that is asked of a kernel's file."""
+    """Read everything that the inspector reads of a kernel's file."""
     file = ElfFile(saved(data))
     asked(lambda: file.build_id)
     asked(file.section, ".modinfo")
@@ -88,7 +88,7 @@ def _objects() -> tuple[bytes, ...]:
 
 
 def read_debug_file(data: bytes) -> None:
-    """Ask everything that is asked of a debug file."""
+    """Read everything that the inspector reads of a debug file."""
     types = Dwarf(saved(data))
     for name in ("outer", "module", "list"):
         found = types.find_struct(name)
@@ -100,7 +100,7 @@ def read_debug_file(data: bytes) -> None:
 
 
 def laid_out(*types: Types) -> None:
-    """Look up those of the structures of a profile that there are."""
+    """Look up the structures of a profile that the types have."""
     there = [name for name in STRUCTS if any(one.find_struct(name) is not None for one in types)]
     layouts(types, there)
 
@@ -111,7 +111,7 @@ def _debug_fields(data: bytes) -> Iterator[Fields]:
 
 
 def _kernel_types(order: str) -> BtfWriter:
-    """Return all structures of a profile, their members one behind the other."""
+    """Return all structures of a profile, with their members one after the other."""
     writer = BtfWriter(order)
     word = writer.integer("unsigned long", 8)
 
@@ -143,7 +143,7 @@ def _blobs() -> tuple[bytes, ...]:
 
 
 def read_types(data: bytes) -> None:
-    """Ask both blobs; the first four bytes say where the one of the module begins."""
+    """Read both blobs; the first four bytes say where the module's blob begins."""
     base, module = data[4 : cut_at(data)], data[cut_at(data) :]
     asked(ask, base)
     asked(lambda: ask(module, Btf(base)))
@@ -161,7 +161,7 @@ def _btf_fields(data: bytes) -> Iterator[Fields]:
 def _tables() -> tuple[bytes, ...]:
     rows = [(f"do_page_filler_{i}", LINEAR + 0x1000 + 64 * i) for i in range(SYMBOLS)]
     rows[9] = ("kvm_vm_list", rows[9][1])
-    # a table whose entries count from their own place stands between its symbols
+    # a table whose entries count from their own address lies between its symbols
     own = [(name, value if i < 300 else value + (1 << 20)) for i, (name, value) in enumerate(rows)]
     forms = [Form(), Form("percpu"), Form("absolute", True, 0), Form("base", True, 4, 8, ">")]
     made = [write(rows, form, PLACE) for form in forms]
@@ -169,7 +169,7 @@ def _tables() -> tuple[bytes, ...]:
 
 
 def read_symbols(data: bytes) -> None:
-    """Find, decode and ask every symbol table in some memory."""
+    """Find, decode and query every symbol table in some memory."""
     with pytest.MonkeyPatch.context() as patch:
         # chunks of the size of the inputs
         patch.setattr(kallsyms, "CHUNK", CHUNK)
@@ -223,7 +223,7 @@ def read_profile(data: bytes) -> None:
 
 
 def read_cache(data: bytes) -> None:
-    """Read a profile that is kept in the cache."""
+    """Read a profile from the cache."""
     kept = folder() / "inspector" / "layouts"
     kept.mkdir(parents=True, exist_ok=True)
     (kept / f"{'00' * 20}.json").write_bytes(data)

@@ -1,4 +1,4 @@
-"""Changes to inputs, by what their fields mean and by chance.
+"""Changes to inputs, by the meaning of their fields and at random.
 
 Every mutator takes an input and a source of randomness, and returns another
 input; the same randomness gives the same input.
@@ -24,18 +24,18 @@ EDGES = (
     *((1 << 63) - 1, 1 << 63, (1 << 64) - 4096, (1 << 64) - 8, (1 << 64) - 2, (1 << 64) - 1),
     *(0xC000_0000_0000_0000, 0xC008_0000_0000_0000, 0xC00F_FFFF_FFFF_FFF8),
 )
-"""Numbers at which something may go wrong."""
+"""Numbers that are likely to go wrong."""
 
 SPREAD = (-4096, -64, -8, -1, 1, 8, 64, 4096)
 MOST_CHANGES = 6
 LONGEST = 64
-"""Bytes that are added or taken away at once."""
+"""The most bytes that one change adds or removes."""
 WEIGHT = 24
-"""Many fields of one kind are chosen as often as so many."""
+"""The largest weight of one kind of fields; smaller kinds weigh as much as they have fields."""
 
 
 class Fields(NamedTuple):
-    """Integers in an input: where they begin, and the bytes and the byte order of each."""
+    """Integers in an input: their offsets, and the size and byte order of each."""
 
     places: Sequence[int]
     size: int
@@ -49,7 +49,7 @@ class _Field(NamedTuple):
 
 
 def binary(known: Callable[[bytes], Iterable[Fields]]) -> Mutator:
-    """Return a mutator that mostly puts telling numbers into fields."""
+    """Return a mutator that mostly puts chosen numbers into fields."""
 
     def mutate(data: bytes, chance: random.Random) -> bytes:
         changed = bytearray(data)
@@ -146,7 +146,7 @@ def _value(data: bytearray, field: _Field) -> int:
 
 
 def _havoc(data: bytearray, chance: random.Random) -> None:
-    """Change bytes without a thought of what they are."""
+    """Change bytes without regard to their meaning."""
     at = chance.randrange(len(data) + 1)
     length = chance.randrange(1, LONGEST)
     way = chance.randrange(6)
@@ -165,7 +165,7 @@ def _havoc(data: bytearray, chance: random.Random) -> None:
 
 
 def _changed_tree(tree: Any, chance: random.Random) -> Any:
-    """Change one node, the deeper ones too."""
+    """Change one node, at any depth."""
     if isinstance(tree, dict) and tree and chance.random() < 0.85:
         key = chance.choice(list(tree))
         if chance.random() < 0.1:

@@ -1,6 +1,6 @@
-"""Those the inspector speaks with: who lends a machine, GDB, and QEMU's stub.
+"""The partners of the inspector: a lender of a machine, GDB, and QEMU's stub.
 
-An input is all that the other end says, whatever it is asked.
+An input is everything that the other end says, whatever the questions are.
 """
 
 from __future__ import annotations
@@ -30,12 +30,12 @@ from tests.fuzz.target import Target, asked
 __all__ = ["PARTNERS"]
 
 ROOM = 1 << 15
-"""So many bytes fit into any socket or pipe."""
+"""Number of bytes that fit into any socket or pipe."""
 
 
 @contextlib.contextmanager
 def _end_that_says(data: bytes) -> Iterator[socket.socket]:
-    """Return our end of a connection whose other end has said all and goes."""
+    """Return our end of a connection whose other end has sent some data and then closed."""
     ours, theirs = socket.socketpair()
     with ours, theirs:
         theirs.setblocking(False)
@@ -51,7 +51,7 @@ def _said_by_a_lender() -> tuple[bytes, ...]:
 
 
 def hear_lender(data: bytes) -> None:
-    """Take an input for all that a lender of a machine says."""
+    """Take an input as everything that a lender of a machine sends."""
     with _end_that_says(data) as ours:
         _, memory = open_served(f"served:{ours.fileno()}")
         memory.read_many(addresses([0, 8]), 4)
@@ -74,7 +74,7 @@ def _said_by_gdb() -> tuple[bytes, ...]:
 
 
 class _Gdb:
-    """A process that has said all it will say."""
+    """A GDB process that has already written all its output."""
 
     def __init__(self, said: bytes) -> None:
         read, write = os.pipe()
@@ -83,13 +83,13 @@ class _Gdb:
         self.stdin, self.stdout = FileIO(os.devnull, "w"), FileIO(read)
 
     def kill(self) -> None:
-        """Stay as it is."""
+        """Do nothing."""
 
     wait = kill
 
 
 def hear_gdb(data: bytes) -> None:
-    """Give commands and take an input for all that GDB says."""
+    """Send commands, and take an input as everything that GDB answers."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("shutil.which", lambda name: name)
         patch.setattr("subprocess.Popen", lambda *_, **__: _Gdb(data))
@@ -112,7 +112,7 @@ def _said_by_a_stub() -> tuple[bytes, ...]:
 
 
 def hear_stub(data: bytes) -> None:
-    """Do all that a relay does with a stub, and take an input for what the stub says."""
+    """Do everything that a relay does with a stub; an input is what the stub sends."""
     with _end_that_says(data) as ours:
         guard = conversation.Guard(-1)
         stub = conversation.Stub(ours, guard, conversation.Log())

@@ -1,4 +1,4 @@
-"""What the targets share: what one is, and files to put inputs into."""
+"""The class of targets, and the files that inputs are put into."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ __all__ = ["PAGE", "Target", "asked", "cut_at", "folder", "joined", "read_around
 PAGE = 1 << 12
 ADDRESSES = 1 << 64
 ALONE = 4
-"""So many places are read one by one, too."""
+"""Number of places that are also read one by one."""
 _HELD: list[tempfile.TemporaryDirectory[str]] = []
 
 
 class Target(NamedTuple):
-    """What is fuzzed: inputs to begin with, what to do with one, and how one is changed.
+    """A target: its first inputs, the function that takes one, and the mutator.
 
-    ``allowed`` are errors it may raise besides those of the inspector.
+    ``allowed`` are errors that it may raise besides those of the inspector.
     """
 
     seeds: Callable[[], Sequence[bytes]]
@@ -38,7 +38,7 @@ class Target(NamedTuple):
 
 @functools.cache
 def folder() -> Path:
-    """Return a folder for inputs, in memory where there is such a place."""
+    """Return a folder for inputs, in memory if the host has such a file system."""
     shared = Path("/dev/shm")
     held = tempfile.TemporaryDirectory(dir=shared if os.access(shared, os.W_OK) else None)
     _HELD.append(held)
@@ -53,7 +53,7 @@ def saved(data: bytes, name: str = "input") -> Path:
 
 
 def asked(question: Callable[..., object], *arguments: object) -> None:
-    """Ask a question and take the whole answer, or an error of the inspector."""
+    """Call a function and take its whole answer, or an error of the inspector."""
     with suppress(InspectorError):
         answer = question(*arguments)
         if isinstance(answer, Iterator):
@@ -61,7 +61,7 @@ def asked(question: Callable[..., object], *arguments: object) -> None:
 
 
 def cut_at(data: bytes) -> int:
-    """Return where the second part of an input of two begins, behind the first four bytes."""
+    """Return where the second part of an input of two begins; its first four bytes say so."""
     return 4 + min(int.from_bytes(data[:4], "little"), max(0, len(data) - 4))
 
 
@@ -71,7 +71,7 @@ def joined(first: bytes, second: bytes) -> bytes:
 
 
 def read_around(memory: AddressSpace, places: Iterable[int]) -> None:
-    """Read at, before, across and behind some places in both ways."""
+    """Read at, before, across and after some places, in both ways."""
     where = addresses(sorted({place % ADDRESSES for place in places}))
     for length in (8, PAGE):
         memory.read_many(where, length)

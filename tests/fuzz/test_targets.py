@@ -1,4 +1,4 @@
-"""A short campaign that is the same every time, and what the harness itself would miss."""
+"""A short campaign that is the same every time, and tests of the harness itself."""
 
 from __future__ import annotations
 

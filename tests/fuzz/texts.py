@@ -1,4 +1,4 @@
-"""Texts: of captures, recordings and expectations, and what QEMU and a lender say."""
+"""Texts: of captures, recordings and expectations, and those of QEMU and a lender."""
 
 from __future__ import annotations
 
@@ -70,12 +70,12 @@ def _recorded() -> Acquired:
 
 
 def follow(data: bytes) -> None:
-    """Replay a recording, and hold it against the capture of its end."""
+    """Replay a recording, and compare it with the capture of its end."""
     replay(read_calls(saved(data)), _recorded().snapshot)
 
 
 def _line_of_json(data: bytes, chance: random.Random) -> bytes:
-    """Change one line of JSON, or the text."""
+    """Change one line of JSON, or the text as a whole."""
     lines = data.split(b"\n")
     at = chance.randrange(len(lines))
     if chance.random() < 0.8:
@@ -89,7 +89,7 @@ def _expectations() -> tuple[bytes, ...]:
 
 
 def expect(data: bytes) -> None:
-    """Hold a capture against an expectation."""
+    """Compare a capture with an expectation."""
     departures(read_expected(saved(data)), opened(STALE).snapshot)
 
 
@@ -99,7 +99,7 @@ def _said_by_qemu() -> tuple[bytes, ...]:
 
 
 def hear_qemu(data: bytes) -> None:
-    """Take a text for each answer of QEMU's monitor, and for an instruction."""
+    """Take a text as each answer of QEMU's monitor, and as an instruction."""
     said = data.decode("utf-8", "replace")
     large_blocks(said)
     stored_range(said, lambda _: 9)

@@ -1,4 +1,4 @@
-"""One execution after the other: what comes out, how long it takes, how much memory."""
+"""One execution after the other, with its result, its time and its memory."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ __all__ = ["Hang", "Trial", "memory_limit"]
 
 PACKAGE = Path(__file__).resolve().parents[2]
 MEASURED = 64
-"""One of so many executions is measured for memory, which makes it slower."""
+"""One of so many executions has its memory measured, which makes it slower."""
 SECONDS = 5.0
-"""CPU time after which an execution is a hang; the inputs are a few KB."""
+"""Seconds of CPU time after which an execution is a hang; the inputs are a few KB."""
 ROOM = 1 << 29
-"""Bytes of address space that executions may take beyond what the process has."""
+"""Bytes of address space that executions may add to those of the process."""
 LEAST = 1 << 27
-"""Bytes an execution may have at once, whatever its input: the batches that memory is read in."""
+"""Bytes that any execution may have at once, for the batches in which memory is read."""
 PER_BYTE = 64
 
 
@@ -33,15 +33,15 @@ class Hang(BaseException):
 
 
 class TooMuchMemoryError(Exception):
-    """An execution had more memory at once than its input is worth."""
+    """An execution had more memory at once than the size of its input allows."""
 
 
 class Trial:
     """Runs a function on inputs and keeps those at which it fails.
 
     Args:
-        run: what is tried.
-        allowed: what it may raise besides the errors of the inspector.
+        run: the function that is tried.
+        allowed: errors that it may raise besides those of the inspector.
 
     ``failures`` has the first input of every kind of failure, by the error
     and the line it came from.
@@ -100,7 +100,7 @@ class Trial:
 
 @contextlib.contextmanager
 def _limited(seconds: float) -> Iterator[None]:
-    """Raise ``Hang`` in a block that takes more CPU time."""
+    """Raise ``Hang`` in a block that takes more CPU time than the limit."""
 
     def ring(number: int, frame: FrameType | None) -> None:
         raise Hang
@@ -116,7 +116,7 @@ def _limited(seconds: float) -> Iterator[None]:
 
 @contextlib.contextmanager
 def memory_limit(room: int = ROOM) -> Iterator[None]:
-    """Let the process have so many bytes of address space more than now, for a block."""
+    """For a block, limit the process to some bytes of address space more than it has now."""
     pages = int(Path("/proc/self/statm").read_text().split()[0])
     soft, hard = resource.getrlimit(resource.RLIMIT_AS)
     resource.setrlimit(resource.RLIMIT_AS, (pages * resource.getpagesize() + room, hard))

@@ -1,8 +1,8 @@
 """Walkers of the kernel's structures, on captures of real kernels with words changed in memory.
 
-An input is a row of changes.  What may be changed are the words that the
-walker reads of the capture as it is; the numbers of a change are taken
-modulo what there is, so every input means something.
+An input is a row of changes.  A change applies to a word that the walker reads
+in the unchanged capture; the numbers in a change are taken modulo the number of
+choices, so every input is valid.
 """
 
 from __future__ import annotations
@@ -46,11 +46,11 @@ __all__ = ["WALKERS"]
 
 LINEAR = 0xC000_0000_0000_0000
 CHANGE = struct.Struct("<HBBQ")
-"""Which word, in what way, a small number, and a large one."""
+"""Fields of a change: the word, the kind of change, a small number, and a large one."""
 WAYS = 10
 MOST_CHANGES = 8
 ZEROS = 64
-"""So many words that are zero may be changed of one piece that is read."""
+"""Number of zero words that may be changed in one piece that is read."""
 SIZES = (1, 2, 4, 8)
 
 Walker = Callable[[KernelSpace, Mutant], object]
@@ -62,7 +62,7 @@ class _Site(NamedTuple):
 
 
 class _Walk:
-    """A walker on a capture, and the words of the capture that it reads."""
+    """A walker of a capture, and the words of the capture that it reads."""
 
     def __init__(self, capture: str, walker: Walker) -> None:
         self._mutant = Mutant(DIRECTORY / f"{capture}.core.zst")
@@ -106,7 +106,7 @@ class _Walk:
     def _value(
         self, way: int, small: int, large: int, site: _Site, other: _Site, old: int
     ) -> tuple[int, bool]:
-        """Return a value and whether it has the byte order that the kernel's has not."""
+        """Return a value, and whether its byte order is not the kernel's."""
         swapped = bool(small & 1) and not self._little
         if way < 3:
             return EDGES[large % len(EDGES)], False
@@ -123,14 +123,14 @@ class _Walk:
             code = "little" if self._little else "big"
             return int.from_bytes(old.to_bytes(8, "little")[: site.size], code) + small - 128, False  # type: ignore[arg-type]
         if way == 8:
-            # a page-table entry that leads to a table, or maps a page
+            # a page-table entry, which leads to a table or maps a page
             leaf = pte.LEAF if small & 0x80 else (small >> 1) & 0x1F
             return pte.VALID | (other.where & pte.NEXT_TABLE_MASK) | leaf, self._little or swapped
         return old ^ (1 << (large % 64)), False
 
 
 class _Pieces:
-    """A memory that remembers where was read, and how much at once."""
+    """A memory that remembers the places that were read, and the length of each read."""
 
     name = "physical"
 
@@ -270,7 +270,7 @@ def _target(walker: Walker, captures: Iterable[str]) -> Target:
         return _Walk(name, walker)
 
     def run(data: bytes) -> None:
-        """Take the first byte for the capture."""
+        """Run a walker; the first byte of the input chooses the capture."""
         walk_on(names[(data[0] if data else 0) % len(names)])(data[1:])
 
     def mutate(data: bytes, chance: random.Random) -> bytes:

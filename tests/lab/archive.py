@@ -18,7 +18,7 @@ FAULTS = ("missing", "short", "cut", "changed")
 
 @dataclass(frozen=True, kw_only=True)
 class Deb:
-    """A package in a suite's index; ``fault`` says what the pool has in its place."""
+    """A package in a suite's index; ``fault`` says what the pool has instead of its file."""
 
     name: str
     version: str
@@ -37,7 +37,7 @@ class Deb:
 def kernel(
     version: str, *, flavour: str = "powerpc64le", fault: str = "", suffix: str = "+deb13"
 ) -> Deb:
-    """The package of a kernel as it is up to Debian 13."""
+    """Return the package of a kernel in the form that it has up to Debian 13."""
     release = f"{version.partition('-')[0]}{suffix}-{flavour}"
     return Deb(
         name=f"linux-image-{release}",
@@ -52,7 +52,7 @@ def kernel(
 
 
 def split_kernel(version: str, *, fault: str = "") -> list[Deb]:
-    """The three packages of a kernel as they are after Debian 13; a fault is in the last."""
+    """Return the three packages of a kernel after Debian 13; a fault is in the last one."""
     release = f"{version.partition('-')[0]}+deb14-powerpc64le"
     binary, modules = f"linux-binary-{release}", f"linux-modules-{release}"
     base = f"usr/lib/modules/{release}"
@@ -68,7 +68,7 @@ def split_kernel(version: str, *, fault: str = "") -> list[Deb]:
 
 
 def debug_package(version: str, *, fault: str = "") -> Deb:
-    """The package with the debug files of a kernel."""
+    """Return the package with the debug files of a kernel."""
     release = f"{version.partition('-')[0]}+deb13-powerpc64le"
     place = f"usr/lib/debug/lib/modules/{release}/kernel/arch/powerpc/kvm"
     return Deb(
@@ -80,7 +80,7 @@ def debug_package(version: str, *, fault: str = "") -> Deb:
 
 
 class Archive:
-    """An archive in a directory, what its server was asked for, and whether that answers."""
+    """An archive in a directory, with the requests to its server and whether the server answers."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -88,17 +88,17 @@ class Archive:
         self.uri = ""
         self.cut: set[str] = set()
         self.gone_at = ""
-        """The ending of the path at whose request the server goes away for good."""
+        """The server stops answering for good at the first request for a path with this ending."""
         self._count = 0
 
     @property
     def asked_debs(self) -> list[str]:
-        """The packages that were asked for, as NAME_VERSION, in order and each once."""
+        """The packages that were requested, as NAME_VERSION, in order and each once."""
         names = (path.rpartition("/")[2] for path in self.requests if path.endswith(".deb"))
         return list(dict.fromkeys(name.rpartition("_")[0] for name in names))
 
     def publish(self, suite: str, *debs: Deb) -> None:
-        """Write a suite's index, and into the pool what the packages' faults leave of them."""
+        """Write a suite's index, and its packages into the pool, with their faults."""
         records = "".join(self._record(deb) for deb in debs).encode()
         directory = self.folder / "dists" / suite
         architectures = sorted({"ppc64el", *(deb.architecture for deb in debs)})
@@ -172,7 +172,7 @@ class Archive:
         archive = self
 
         class Handler(BaseHTTPRequestHandler):
-            """Gives files of the archive, without any of the niceties."""
+            """Serves the files of the archive, in the plainest way."""
 
             def do_GET(self) -> None:
                 path = unquote(self.path).lstrip("/")

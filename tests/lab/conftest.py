@@ -16,7 +16,7 @@ from tests.lab.archive import Archive
 
 @pytest.fixture
 def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """An empty cache."""
+    """Give the lab an empty cache."""
     monkeypatch.setenv(packages.CACHE_VARIABLE, str(tmp_path / "cache"))
     monkeypatch.delenv(packages.OFFLINE_VARIABLE, raising=False)
     monkeypatch.delenv(sources.MIRROR_VARIABLE, raising=False)
@@ -25,7 +25,7 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 @pytest.fixture
 def archive(cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Archive]:
-    """A mirror on this machine, and the only one, for security updates too."""
+    """Serve a mirror on this machine, the only one that the lab knows, security updates too."""
     for program in ("apt-get", "dpkg-deb"):
         if shutil.which(program) is None:
             pytest.skip(f"there is no {program} on this machine; Debian and its kin have it")

@@ -1,4 +1,4 @@
-"""What is in the lab's cache is whole, or it is fetched again."""
+"""A part of the lab's cache is whole, or it is fetched again."""
 
 from __future__ import annotations
 
@@ -88,7 +88,7 @@ def test_a_kernel_of_which_something_is_missing(directory: Path, name: str, dama
     if damage != "missing":
         path.write_bytes(data[:-1] if damage == "short" else b"")
     if name == "kernel.json" and damage == "short":
-        # only the last line's end is gone
+        # only the end of the last line is missing
         assert packages.cached_kernel(KEY) is not None
     else:
         assert packages.cached_kernel(KEY) is None
@@ -181,7 +181,7 @@ print(kernel(sys.argv[2]).version)
 
 @pytest.mark.slow
 def test_an_installation_that_is_killed_is_done_again(archive: Archive, cache: Path) -> None:
-    # The first is let be, to learn how long one takes.
+    # The first one is not killed: it shows how long one takes.
     archive.publish("trixie", kernel("6.12.107-1"), kernel("6.12.117-1", fault="missing"))
     command = [sys.executable, "-c", textwrap.dedent(_INSTALL), archive.uri, KEY]
     chance = random.Random("kills")

@@ -1,4 +1,4 @@
-"""The host's own tools, from an archive that does not have all it lists; nothing is installed."""
+"""The host's own tools, from an archive without some files it lists; nothing is installed."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def deb(name: str, version: str, fault: str = "") -> Deb:
 def test_older_versions_and_backports(
     archive: Archive, installed: Installed, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    # of the updates there is no index
+    # the suite of updates has no index
     archive.publish(
         "bookworm",
         *(deb("lab-tool", "1.0-1"), deb("lab-tool", "1.1-1", "missing")),

@@ -1,4 +1,4 @@
-"""Which kernel is taken from a mirror whose index promises more than its pool has."""
+"""The kernel that the lab takes from a mirror whose index lists more than its pool has."""
 
 from __future__ import annotations
 
@@ -80,7 +80,7 @@ def test_an_older_version_is_taken_for_one_that_cannot_be_downloaded(
 
 @pytest.mark.slow
 def test_a_further_suite_keeps_the_series(archive: Archive, cache: Path) -> None:
-    # of the further suites one has no index, one no version that can be had, and the last does
+    # of the other suites one has no index, one no version to fetch, and the last one has both
     archive.publish("trixie", kernel("6.12.117-1", fault="missing"), kernel("7.2.13-1"))
     archive.publish("bookworm-security", kernel("6.12.113-1", fault="missing"), kernel("6.1.9-1"))
     archive.publish("bookworm-backports", kernel("6.12.95-1"), kernel("6.13.1-1"))

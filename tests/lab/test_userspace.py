@@ -1,4 +1,4 @@
-"""Programs with what they depend on, where the mirror does not give all of it."""
+"""Programs with their dependencies, from a mirror that does not give all of them."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ def test_a_dependency_that_cannot_be_had_is_left_out_of_what_apt_resolves(
         *(library("1.0-1"), library("1:2.0+b-1~a", fault=fault), library("3.0-1", fault=fault)),
     )
     record = known(packages.extract(PROGRAM))
-    # as Debian orders versions the one with the epoch is the newest of all
+    # in Debian's order of versions the one with the epoch is the newest
     assert record["packages"] == {"program": "1.0-1", "library": "1.0-1"}
     assert {(one["package"], one["version"]) for one in record["refused"]} == {
         *(("program", "1.1-1"), ("library", "1:2.0+b-1~a"), ("library", "3.0-1"))
