@@ -90,7 +90,7 @@ class Bequest:
     seen: RecordingMemory | None = None
 
     def changed(self) -> U64:
-        """Return the addresses of the words that differ between the new copy and the bytes before."""
+        """Return the addresses of the words that are not in the new copy as they were before."""
         if self.seen is not None:
             return self.copier.departures(self.seen)
         return self.copier.changed()
