@@ -1,8 +1,8 @@
 """GDB commands that show what KVM-HV on POWER believes about nested guests.
 
 Source this file in a GDB that is attached to the GDB stub of a QEMU machine.
-The commands are those of the package in this checkout,
-``inspector/gdb_scripts/kvmhv.py``, which an installed package has too.
+This runs ``inspector/gdb_scripts/kvmhv.py`` of the same checkout; an installed
+package has that file too.
 """
 
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Shows and proves what KVM-HV on POWER believes about nested guests.
+"""Shows and checks what KVM-HV on POWER believes about nested guests.
 
 ``open`` and ``attach`` are for notebooks and scripts (``manual/api.md``).
 """
@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 TYPE_CHECKING = False
-"""For type checkers it is true; to import the module that says so takes longer than the rest."""
+"""True for type checkers. Importing ``typing`` for it takes longer than the rest of this module."""
 if TYPE_CHECKING:
     from inspector.api import Attached, Inspection, attach, open
 
@@ -16,7 +16,7 @@ __version__ = "0.2.0.dev0"
 
 
 def __getattr__(name: str) -> object:
-    """Import the interface when it is first asked for: GDB's Python has none of what it needs."""
+    """Import ``inspector.api`` on first use: GDB's Python does not have the packages it needs."""
     if name not in __all__:
         raise AttributeError(f"module 'inspector' has no attribute {name!r}")
     from inspector import api

@@ -1,10 +1,10 @@
 """``python -m inspector``, and the command ``inspector``.
 
-The exit code of a command says something of its target.  A failure of the
-tool itself must never end with one of those codes, whatever fails: a module
-that cannot be imported, memory that runs out, a stream that is closed.  So
-everything runs inside the handler below, which needs nothing but ``os`` and
-``sys``: Python has loaded both before this file is read.
+The exit code of a command is a statement about its target.  A failure of the
+tool itself must therefore never end with one of those codes, whatever the
+cause: a module that cannot be imported, memory that runs out, a stream that is
+closed.  So everything runs inside the handler below, which needs only ``os``
+and ``sys``: Python has loaded both before it reads this file.
 """
 
 import os
@@ -13,19 +13,20 @@ import sys
 __all__ = ["EXIT_FAILED", "TRACEBACK", "start"]
 
 EXIT_FAILED = 4
-"""The tool itself failed, and nothing is said of the target."""
+"""The tool itself failed; the exit code says nothing about the target."""
 EXIT_NOT_PRINTED = 3
 EXIT_INTERRUPTED = 130
 TRACEBACK = "INSPECTOR_TRACEBACK"
-"""Environment variable that asks for the traceback of a failure of the tool itself."""
+"""Environment variable that requests the traceback of a failure of the tool itself."""
 
 ROOM = 112 << 20
-"""Bytes of address space without which NumPy's libraries cannot be loaded.
+"""Bytes of address space that NumPy's libraries need while they are loaded.
 
-They end the process themselves where they get no memory, and with code 1.
+If they cannot get it, they end the process themselves, with exit code 1.
 """
 ENOMEM = 12
 SHOWN = 300
+"""Characters of an error that the message repeats."""
 NO_MEMORY = (
     b"inspector: the tool itself failed: there is not enough memory; this is no verdict on the "
     b"target; see that it gets more (ulimit -v)\n"
@@ -33,7 +34,7 @@ NO_MEMORY = (
 
 
 def start() -> None:
-    """Load the command line, run it, and exit with a code of its own."""
+    """Load and run the command line, then exit with its code."""
     try:
         code = _run()
     except KeyboardInterrupt:
@@ -45,15 +46,16 @@ def start() -> None:
 
 
 def _run() -> int:
-    """Run the command line; it ends by saying with which code."""
+    """Run the command line, and return the exit code that it ends with."""
     _complete_streams()
     import mmap
     import signal
 
+    # Reserve the space once and release it: a shortage is an error here, not an exit in NumPy.
     mmap.mmap(-1, ROOM).close()
-    # A thread that cannot be started would have OpenBLAS interrupt the process, and none is needed.
+    # OpenBLAS interrupts the process if it cannot start a thread, and none is needed.
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
-    # Nothing is attached yet: a Ctrl-C while modules are loaded just ends the process.
+    # Nothing is attached yet, so a Ctrl-C during the imports may simply end the process.
     if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
         signal.signal(signal.SIGINT, signal.SIG_DFL)
     from inspector.cli import main
@@ -66,12 +68,12 @@ def _run() -> int:
 
 
 def _complete_streams() -> None:
-    """Put something in the place of standard streams that are closed, and let none fail on text.
+    """Replace standard streams that are closed, and let no stream fail on text.
 
-    Otherwise the next file that is opened would have the number of the one
-    that is closed, and be printed into.  What is printed on a closed standard
-    output goes nowhere; what a command writes there as a file
-    (``-o -``) fails, for the descriptor cannot be written to.
+    Otherwise the next file that is opened would get the number of the closed
+    stream, and the tool would print into it.  Text printed to a closed standard
+    output is lost; a file that a command writes there (``-o -``) is an error,
+    because the descriptor is open for reading only.
     """
     for number, access in ((0, os.O_RDONLY), (1, os.O_RDONLY), (2, os.O_WRONLY)):
         try:
@@ -83,14 +85,14 @@ def _complete_streams() -> None:
     if sys.stderr is None:
         sys.stderr = open(os.devnull, "w")  # noqa: SIM115
     for stream in (sys.stdout, sys.stderr):
-        # names of files need not be text, and a terminal may know ASCII only
+        # File names need not be valid text, and a terminal may know ASCII only.
         reconfigure = getattr(stream, "reconfigure", None)
         if reconfigure is not None:
             reconfigure(errors="backslashreplace")
 
 
 def _tell(error: BaseException) -> None:
-    """Say in one line that the tool failed; the traceback only where it is asked for."""
+    """Write one line that says that the tool failed, and the traceback if it was requested."""
     try:
         if isinstance(error, MemoryError) or getattr(error, "errno", None) == ENOMEM:
             os.write(2, NO_MEMORY)
@@ -100,7 +102,7 @@ def _tell(error: BaseException) -> None:
             import traceback
 
             traceback.print_exception(error)
-    except Exception:  # there is nobody left to tell
+    except Exception:  # standard error fails too, so nothing can be reported
         return
 
 
@@ -111,17 +113,17 @@ def _sentence(error: BaseException) -> str:
         text = f"{text[:SHOWN]}..."
     remedy = f"set {TRACEBACK}=1 to see where, and report it"
     if isinstance(error, ImportError):
-        remedy = "install the tool again, and see that PYTHONPATH does not hide its packages"
+        remedy = "install the tool again, and check that PYTHONPATH does not hide its packages"
     return (
         f"inspector: the tool itself failed ({text}); this is no verdict on the target; {remedy}\n"
     )
 
 
 def _flushed(code: int) -> int:
-    """Return the code to end with, once everything that was printed is out.
+    """Flush the standard streams, and return the code to exit with.
 
     Python flushes the streams again when it ends, and would exit with a code
-    of its own where that fails.
+    of its own if that fails.  So a stream that fails is turned to /dev/null.
     """
     for stream, number in ((sys.stdout, 1), (sys.stderr, 2)):
         try:

@@ -1,7 +1,7 @@
-"""For notebooks and scripts: open a target, look at its objects, judge it, keep it.
+"""For notebooks and scripts: open a target, look at its objects, check it, save it.
 
-``inspector.open`` reads once and is gone from the machine; ``inspector.attach``
-stays, for a series of readings.  Both are in ``manual/api.md``.
+``inspector.open`` reads once and detaches; ``inspector.attach`` stays attached
+for a series of readings.  ``manual/api.md`` describes both.
 """
 
 from __future__ import annotations
@@ -30,13 +30,13 @@ Name = str | PathLike[str]
 
 @dataclass(frozen=True)
 class Inspection:
-    """What was read of a target at one moment; nothing is held open."""
+    """Everything that was read from a target at one moment; nothing is held open."""
 
     acquired: Acquired
 
     @property
     def snapshot(self) -> Snapshot:
-        """Everything that was read, decoded and not judged."""
+        """Everything that was read, decoded but not judged."""
         return self.acquired.snapshot
 
     @property
@@ -46,11 +46,11 @@ class Inspection:
 
     @property
     def origin(self) -> Origin:
-        """Where it comes from, and how long a live machine stood still."""
+        """Where the snapshot comes from, and how long a live machine was stopped for it."""
         return self.acquired.origin
 
     def check(self) -> Judgement:
-        """Hold every VM against every invariant."""
+        """Check every VM against every invariant."""
         return judge(self.snapshot)
 
     def check_json(self) -> dict[str, Any]:
@@ -58,7 +58,11 @@ class Inspection:
         return check_json(self.acquired, self.check())
 
     def capture(self, path: Name, **facts: str) -> int:
-        """Save it as a capture that opens anywhere, with facts of its origin.
+        """Save it as a capture, which opens without any other file.
+
+        Args:
+            path: the file to write.
+            facts: further facts about its origin, which the capture keeps.
 
         Returns:
             the size of the file in bytes.
@@ -71,15 +75,15 @@ class Inspection:
 
 @dataclass(frozen=True)
 class Attached:
-    """A live machine that is attached to, and runs between the readings."""
+    """An attached live machine, which runs between the readings."""
 
     _attachment: Attachment
 
     def read(self) -> Inspection:
-        """Stop the machine, copy what matters, let it go on.
+        """Stop the machine, copy the memory that matters, and let the machine run again.
 
         Raises:
-            InspectorError: it cannot be inspected.
+            InspectorError: the machine cannot be inspected.
         """
         return Inspection(self._attachment.inspect())
 
@@ -97,14 +101,14 @@ def open(
 
     Args:
         target: ``gdb:HOST:PORT``, a file, ``split:FILE,FILE`` or ``raw:FILE@0xADDRESS``.
-        kernel: the vmlinux of its host kernel; if not given, it is found in memory.
-        modules: modules tree, or folder with kvm.ko and kvm-hv.ko.
+        kernel: the vmlinux of the host kernel; without it, the kernel is found in memory.
+        modules: a modules tree, or a folder with kvm.ko and kvm-hv.ko.
         layout: a layout profile, in place of all other files.
         debug_file: the debug file of kvm-hv.ko, for a kernel without BTF.
         read_path: ``"auto"``, ``"gdb"`` or ``"direct"``, for a live machine.
 
     Raises:
-        InspectorError: it cannot be opened or inspected.
+        InspectorError: the target cannot be opened or inspected.
     """
     options = _options(kernel, modules, layout, debug_file, read_path)
     return Inspection(acquire(str(target), options))
@@ -122,10 +126,10 @@ def attach(
 ) -> Iterator[Attached]:
     """Attach to a live machine for a series of readings; arguments as for ``open``.
 
-    However the block ends, the machine goes on.
+    The machine runs again after the block, however the block ends.
 
     Raises:
-        InspectorError: it cannot be attached to.
+        InspectorError: the machine cannot be attached to.
     """
     options = _options(kernel, modules, layout, debug_file, read_path)
     with attached(target, options) as attachment:
@@ -133,7 +137,7 @@ def attach(
 
 
 def save(acquired: Acquired, output: Output, facts: Mapping[str, str]) -> int:
-    """Write a capture with the facts of its origin; return its size in bytes.
+    """Write a capture with the facts about its origin; return its size in bytes.
 
     Raises:
         BadData: the file cannot be written.

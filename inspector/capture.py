@@ -1,16 +1,16 @@
-"""Captures: ELF cores that hold what an inspection read, and nothing else.
+"""Captures: ELF cores that hold the bytes that an inspection read, and nothing else.
 
 A capture carries the kernel's own VMCOREINFO and a note of this tool with
-the layout profile and the facts of its origin, so it opens with no other
-file.  Outside, the file is one zstd frame.
+the layout profile and the facts about its origin, so it opens without any
+other file.  The core is compressed as one zstd frame.
 
 The note is JSON (``CAPTURE_FORMAT`` 1)::
 
     {"format": 1, "profile": {...}, "facts": {"taken": "...", ...}, "ram": [[0, 4294967296]]}
 
-``ram`` has the address and the bytes of every range in which the machine has
-memory.  Where it is missing, nothing tells memory that is not there from memory
-that was not read.
+``ram`` has the address and the size in bytes of every range in which the
+machine has memory.  Without it, memory that does not exist cannot be told from
+memory that was not read.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ COMPRESSION_LEVEL = 12
 
 @dataclass(frozen=True)
 class Capture:
-    """What a capture file holds besides its notes' form."""
+    """The content of a capture: the memory, the layout profile, and the facts."""
 
     memory: SegmentedMemory
     profile: Profile
@@ -46,7 +46,7 @@ class Capture:
 
 
 def read_capture(core: ElfCore) -> Capture | None:
-    """Return the capture in an ELF core, None if it is a core of something else.
+    """Return the capture in an ELF core, None if the core has no note of this tool.
 
     Raises:
         BadData: the note is damaged or of a newer format.
@@ -59,10 +59,10 @@ def read_capture(core: ElfCore) -> Capture | None:
 
 
 def _taken_apart(note: bytes) -> tuple[Profile, dict[str, str], Ranges | None]:
-    """Return what the note of a capture says.
+    """Return the profile, the facts and the memory ranges in the note of a capture.
 
     Raises:
-        BadData: it is damaged or of a newer format.
+        BadData: the note is damaged or of a newer format.
     """
     try:
         raw = parsed_json(note)
@@ -79,6 +79,7 @@ def _taken_apart(note: bytes) -> tuple[Profile, dict[str, str], Ranges | None]:
 
 
 def _ranges(rows: list[list[int]]) -> Ranges:
+    """Return the ranges of the rows ``[address, size]`` of ``ram``."""
     starts, sizes = zip(*rows, strict=True) if rows else ((), ())
     return Ranges(addresses(starts), addresses(sizes))
 
@@ -87,7 +88,7 @@ def write_capture(where: Path | Output, capture: Capture) -> int:
     """Write a capture and return its size in bytes.
 
     Raises:
-        BadData: it cannot be written, or could not be read again.
+        BadData: it cannot be written, or could not be read back.
     """
     import zstandard
 
@@ -99,11 +100,11 @@ def write_capture(where: Path | Output, capture: Capture) -> int:
 
 
 def core_of(capture: Capture) -> bytes:
-    """Return a capture as an ELF core, which opens as it is too.
+    """Return a capture as an uncompressed ELF core, which opens like a compressed one.
 
     Raises:
-        BadData: it could not be read again: its profile is impossible, or a
-            fact is no text (names of files on Linux need not be).
+        BadData: the core could not be read back: its profile is impossible, or
+            a fact is not valid text (names of files on Linux need not be).
     """
     note: dict[str, Any] = {
         "format": CAPTURE_FORMAT,
@@ -114,10 +115,11 @@ def core_of(capture: Capture) -> bytes:
     if ram is not None:
         note["ram"] = list(zip(ram.starts.tolist(), ram.sizes.tolist(), strict=True))
     text = json.dumps(note).encode()
+    # A note that could not be read back is refused now, not when the capture is needed.
     try:
         _taken_apart(text)
     except InspectorError as error:
-        raise BadData(f"this cannot be kept in a capture: {error}") from error
+        raise BadData(f"cannot make a capture of this target: {error}") from error
     return write_core(
         capture.memory,
         (

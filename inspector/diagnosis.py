@@ -1,8 +1,8 @@
-"""Step by step from a target to its VMs: what was found, and what stands in the way.
+"""The steps from a target to its VMs: the findings of each, and the first problem.
 
 Nothing is tried here that an inspection would not do: the target is opened
-as for ``inspector check``, and the steps are told from what that found or
-from the step at which it ended.
+as for ``inspector check``, and the steps are derived from the result, or from
+the step that failed.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ OF_FILE = (Stage.FORMAT, Stage.POWER, *OF_LIVE[4:])
 NEXT = {
     Stage.GDB: "install GDB for all architectures (Debian: apt install gdb-multiarch)",
     Stage.PORT: "start QEMU with '-gdb tcp:127.0.0.1:PORT', or type 'gdbserver tcp:127.0.0.1:PORT' "
-    "in the monitor of one that runs; end any other GDB; forward the port of another host with "
+    "in the monitor of a running one; detach any other GDB; forward the port of another host with "
     "'ssh -L PORT:127.0.0.1:PORT HOST'",
     Stage.QEMU: "give the port of a QEMU of version 4.1 or later",
     Stage.FORMAT: "give a capture of this tool, an ELF core, a kdump-compressed dump, "
@@ -49,16 +49,17 @@ NEXT = {
     Stage.KERNEL: "wait until the machine has booted Linux; if it has, give its vmlinux with "
     "--kernel and its modules with --modules",
     Stage.RADIX: "boot the host on POWER9 or later and without 'disable_radix'",
-    Stage.TYPES: "give --debug-file with the debug file of the kvm-hv.ko that is loaded, or "
-    "--layout with a profile that 'inspector layout' has made of this build",
+    Stage.TYPES: "give --debug-file with the debug file of the loaded kvm-hv.ko, or --layout with "
+    "a profile that 'inspector layout' made for this build",
     Stage.KVM: "load it in the host: modprobe kvm_hv",
-    Stage.STATE: "try again; if it stays, take a capture or a dump and see what it lacks",
+    Stage.STATE: "try again; if it fails again, take a capture or a dump and see what it is "
+    "missing",
 }
-"""What to do where a step cannot be taken."""
+"""What the user can do about a step that fails."""
 
 
 class StepOutcome(enum.Enum):
-    """What came of a step; a remark does not stand in the way."""
+    """The outcome of a step; a remark does not prevent an inspection."""
 
     OK = "ok"
     REMARK = "remark"
@@ -68,7 +69,7 @@ class StepOutcome(enum.Enum):
 
 @dataclass(frozen=True)
 class Observation:
-    """One step: what was found, and what to do about it where that is not all one could wish."""
+    """One step: what was found, and what the user can do if that is not enough."""
 
     step: str
     outcome: StepOutcome
@@ -98,11 +99,11 @@ REACHED = {
     Doing.READING: Stage.STATE,
     Doing.DECODING: Stage.STATE,
 }
-"""The step that fails by an error that names none, by what was being done."""
+"""The step that failed, for an error that names none: by the activity that was under way."""
 
 
 def diagnose(target: str, options: Options, progress: Progress = untold) -> Diagnosis:
-    """Take the steps from a target to its VMs, as far as they lead; never raises for bad input."""
+    """Take the steps from a target to its VMs until one fails; never raises for bad input."""
     live = target.startswith(LIVE_PREFIX)
     steps = OF_LIVE if live else OF_FILE
     last = Doing.ATTACHING if live else Doing.OPENING
@@ -153,8 +154,8 @@ def _of_live(target: str, acquired: Acquired) -> tuple[Observation, ...]:
 
 
 def _direct_path(port: int, read_path: str, stopped: float) -> Observation:
-    """Say whether bytes come straight from the QEMU process, and what it would take."""
-    what, stood_still = "direct path", f"the machine stood still for {stopped * 1000:.0f} ms"
+    """Say whether memory is read from the QEMU process, and if not, what that would need."""
+    what, stood_still = "direct path", f"the machine was stopped for {stopped * 1000:.0f} ms"
     if "QEMU process" in read_path:
         return Observation(what, StepOutcome.OK, f"read from {read_path}; {stood_still}")
     process = process_behind(port)
@@ -163,7 +164,7 @@ def _direct_path(port: int, read_path: str, stopped: float) -> Observation:
         what,
         f"read through {read_path}; {stood_still}; process behind the port: "
         f"{process or 'not visible'}, kernel.yama.ptrace_scope: {scope}",
-        "it works without; to stop the machine for less long run on QEMU's own host, as root or "
+        "it is not required; for shorter stops, run the inspector on QEMU's own host, as root or "
         "as QEMU's user with kernel.yama.ptrace_scope=0",
     )
 
@@ -173,7 +174,7 @@ def _of_file(acquired: Acquired) -> tuple[Observation, ...]:
     text = (
         "carries VMCOREINFO"
         if acquired.origin.vmcoreinfo
-        else "carries no VMCOREINFO, none is needed"
+        else "carries no VMCOREINFO, which is not needed"
     )
     return (_ok(Stage.FORMAT, f"{kind}; {text}"), _ok(Stage.POWER, "64-bit POWER"))
 
@@ -182,7 +183,7 @@ def _of_kernel(acquired: Acquired) -> tuple[Observation, ...]:
     profile, origin = acquired.profile, acquired.origin
     order = "little-endian" if profile.byte_order == "<" else "big-endian"
     rejected = len(origin.rejected)
-    others = f"; {rejected} met on the way that are not the host's" if rejected else ""
+    others = f"; other kernels found and rejected: {rejected}" if rejected else ""
     return (
         _ok(
             Stage.KERNEL,
@@ -225,10 +226,12 @@ def _of_vm(vm: Vm) -> Observation:
             "boot the L1 guest's Linux without 'disable_radix'",
         )
     if vm.locked:
-        return _remark(what, "mmu_lock is held: half way through a change", "try again")
+        return _remark(
+            what, "mmu_lock is held: the state may be half way through a change", "try again"
+        )
     if vm.gaps:
         shown = "; ".join(gap.text for gap in vm.gaps)
-        return _remark(what, f"not read: {shown}", "the report says what that leaves unjudged")
+        return _remark(what, f"not read: {shown}", "'inspector check' says what it cannot judge")
     if not vm.nesting:
         return _remark(
             what,

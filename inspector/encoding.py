@@ -1,7 +1,7 @@
-"""The bits of a nested reverse-map word, written down once.
+"""The bits of a nested reverse-map word, defined in one place.
 
 KVM-HV keeps one 64-bit word per L1 page in ``kvm_memory_slot.arch.rmap[]``.
-For a radix guest that word, and the words of the list it may lead to, are
+For a radix guest, that word and the words of the list it may lead to are
 (arch/powerpc/include/asm/kvm_book3s_64.h, "RMAP_NESTED_*")::
 
     63          52 51                                    12 11      1  0
@@ -9,9 +9,9 @@ For a radix guest that word, and the words of the list it may lead to, are
     |  L1 LPID    |  L2 guest real page (bits 51:12)       | zero    |S |
     +-------------+----------------------------------------+---------+--+
 
-``S`` is set in a word that stands alone: in a slot that holds one entry, and
-in the ``next`` pointer of the last list node, where it ends the list.  The
-word inside a list node (``struct rmap_nested.rmap``) has it clear.
+``S`` is set in a word that is not in a list node: in a slot that holds one
+entry, and in the ``next`` pointer of the last list node, where it ends the
+list.  The word inside a list node (``struct rmap_nested.rmap``) has it clear.
 
 A slot therefore has three forms: ``0`` (empty), a word with ``S`` set (one
 entry), or the address of a ``struct rmap_nested`` (a list, newest entry
@@ -64,10 +64,11 @@ IDENTITY_MASK = LPID_MASK | GPA_MASK
 """The bits the kernel compares (``kvmhv_n_rmap_is_equal``)."""
 
 RESERVED_MASK = ~(IDENTITY_MASK | SINGLE_ENTRY) & ((1 << 64) - 1)
+"""Bits 11 to 1, which the kernel leaves zero."""
 MAX_LPID = LPID_MASK >> LPID_SHIFT
 
 NODE_ALIGNMENT = 8
-"""A ``struct rmap_nested`` comes from kmalloc, whose objects are at least so aligned."""
+"""Bytes. A ``struct rmap_nested`` comes from kmalloc, which aligns its objects at least so."""
 
 Word = TypeVar("Word", int, "NDArray[np.uint64]")
 
@@ -102,7 +103,7 @@ def encode(lpid: int, gpa: int, *, single: bool = False) -> int:
 
 
 def decode(word: int) -> Entry:
-    """Return the entry a word stands for; reserved bits are ignored as the kernel does."""
+    """Return the entry that a word encodes; like the kernel, this ignores reserved bits."""
     return Entry(lpid_of(word), gpa_of(word))
 
 
@@ -146,15 +147,15 @@ def problems(word: int, *, in_node: bool, page_shift: int = GPA_SHIFT) -> list[s
 
     Args:
         word: the word of an entry (not a pointer).
-        in_node: the word stands in a list node rather than in a slot or a
+        in_node: the word is stored in a list node rather than in a slot or a
             last ``next``.
-        page_shift: log2 of L0's page size, the least that a shadow leaf maps.
+        page_shift: log2 of L0's page size, the smallest that a shadow leaf maps.
     """
     found = []
     if word & RESERVED_MASK:
         found.append(f"reserved bits {word & RESERVED_MASK:#x} are set")
     if gpa_of(word) & ((1 << page_shift) - 1):
-        found.append(f"the L2 address is not that of a page of {1 << page_shift >> 10}K")
+        found.append(f"the L2 address is not aligned to a page of {1 << page_shift >> 10}K")
     if in_node and is_single(word):
         found.append("the single-entry bit is set inside a list node")
     if not in_node and not is_single(word):

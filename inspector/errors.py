@@ -1,6 +1,6 @@
-"""The errors a user can meet.
+"""The errors that a user can see.
 
-Every message says what was tried, at which address where there is one, and
+Every message says what was tried, at which address if there is one, and
 what to do next.  Nothing else is raised across a package boundary for bad
 input, so the command line can print ``str(error)`` and stop.
 """
@@ -22,22 +22,22 @@ __all__ = [
 ]
 
 SHOWN = 120
-"""Characters of what a target says that a message repeats."""
+"""Characters of a target's answer that a message repeats."""
 
 
 def printable(text: str) -> str:
-    """Return text from a target with control characters shown, not sent."""
+    """Return text from a target with its control characters escaped."""
     if text.isprintable():
         return text
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
 def shown(said: str | bytes, limit: int = SHOWN) -> str:
-    """Return what a target has said as a message repeats it: on one line, and cut.
+    """Return a target's answer as a message repeats it: on one line, and cut.
 
     Args:
-        said: the text; bytes are taken for Latin-1.
-        limit: how many characters of it, before those that cannot be printed are written out.
+        said: the answer; bytes are decoded as Latin-1.
+        limit: how many characters of it to keep, counted before escaping.
     """
     text = said[: limit + 1] if isinstance(said, str) else said[: limit + 1].decode("latin-1")
     return printable(text[:limit]) + ("..." if len(text) > limit else "")
@@ -59,19 +59,19 @@ class Stage(enum.Enum):
 
 
 class Hint(UserWarning):
-    """Something that a user should know and that stands in the way of nothing; one line."""
+    """A line that a user should know, about something that prevents nothing."""
 
 
 class InspectorError(Exception):
-    """Base of everything this package raises for bad input."""
+    """Base class of everything that this package raises for bad input."""
 
 
 class MemoryNotReadable(InspectorError):  # noqa: N818
-    """Bytes that were asked for are not in the target.
+    """The requested bytes are not in the target.
 
     ``address`` is in the address space named by ``space`` (``"physical"``,
-    ``"kernel"``, ``"L1"``), ``length`` is in bytes, and ``reason`` tells
-    memory that is not there from memory that a dump left out.
+    ``"kernel"``, ``"L1"``), ``length`` is in bytes, and ``reason`` says whether
+    the memory does not exist or a dump left it out.
     """
 
     def __init__(
@@ -91,15 +91,15 @@ class BadData(InspectorError):  # noqa: N818
 class TargetLost(InspectorError):  # noqa: N818
     """A target that could be inspected is gone, silent, or was busy at every attempt.
 
-    Unlike ``TargetNotSupported`` it may be worth to try again.
+    Unlike after ``TargetNotSupported``, another attempt may succeed.
     """
 
 
 class TargetNotSupported(InspectorError):  # noqa: N818
     """The target was understood well enough to say that it cannot be inspected.
 
-    ``step`` is the step that could not be taken, where it is known; those
-    before it were.
+    ``step`` is the step that failed, if it is known; the steps before it
+    succeeded.
     """
 
     def __init__(self, message: str, step: Stage | None = None) -> None:

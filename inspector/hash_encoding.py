@@ -9,12 +9,12 @@ A guest with a hashed page table (HPT) uses the same array as a radix guest,
     |  0x01   |  zero   |Lock| zero | R | C |  zero   | P  |   HPT index    |
     +---------+---------+----+------+---+---+---------+----+----------------+
 
-``P`` says that entries of the HPT map the page, and the index which of them
-is the first.  The others are in a ring with it: L0 keeps a ``struct
-revmap_entry`` beside each entry of the HPT, in ``kvm->arch.hpt.rev[]``, whose
-``forw`` and ``back`` are the indices of its neighbours.  ``R`` and ``C`` are
-kept of entries that are gone, with the type in the highest byte; so a word
-need not lead anywhere.  A word is zero until an entry first maps the page.
+``P`` says that entries of the HPT map the page, and the index says which of
+them is the first.  The others form a ring with it: L0 keeps a ``struct
+revmap_entry`` for each entry of the HPT, in ``kvm->arch.hpt.rev[]``, and its
+``forw`` and ``back`` are the indices of the neighbours.  The ``R`` and ``C`` of
+entries that no longer exist are kept, with the type in the highest byte, so a
+word need not lead anywhere.  A word is zero until an entry first maps the page.
 
 This module needs the standard library only.
 """
@@ -53,7 +53,7 @@ RESERVED_MASK = ~(TYPE_MASK | LOCKED | REFERENCED | CHANGED | PRESENT | INDEX_MA
 )
 
 HPTE_SHIFT = 4
-"""log2 of the bytes of an entry of the HPT, whose size is ``1 << kvm->arch.hpt.order``."""
+"""log2 of the bytes of an HPT entry; the HPT has ``1 << kvm->arch.hpt.order`` bytes."""
 
 MIN_ORDER = 18
 MAX_ORDER = 46
@@ -62,7 +62,7 @@ MAX_ORDER = 46
 
 @dataclass(frozen=True)
 class HashWord:
-    """A decoded word; ``index`` is None where no entry of the HPT maps the page."""
+    """A decoded word; ``index`` is None if no entry of the HPT maps the page."""
 
     index: int | None
     referenced: bool = False
@@ -88,7 +88,7 @@ def encode(word: HashWord) -> int:
 
 
 def decode(word: int) -> HashWord:
-    """Return what a word says; all other bits are ignored as the kernel does."""
+    """Decode a word; like the kernel, this ignores all other bits."""
     return HashWord(
         word & INDEX_MASK if word & PRESENT else None,
         bool(word & REFERENCED),
@@ -103,7 +103,7 @@ def problems(word: int) -> list[str]:
     if word & RESERVED_MASK:
         found.append(f"reserved bits {word & RESERVED_MASK:#x} are set")
     kind = word & TYPE_MASK
-    # The lock is taken before the type is first written.
+    # The kernel takes the lock before it first writes the type, so the lock may be set alone.
     if kind != TYPE_HPT and word & ~LOCKED:
         found.append(f"the type is {kind >> 56:#04x}, not that of a hash guest's word")
     if word & INDEX_MASK and not word & PRESENT:

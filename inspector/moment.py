@@ -1,15 +1,16 @@
-"""One moment of a live machine: all that a snapshot needs, out of one stop.
+"""One moment of a live machine: all that a snapshot needs, from one stop.
 
-Where memory can be read while the machine runs, that is done first: what the
-walk reads is the plan of what to copy.  The machine is then stopped for one
-copy, and the snapshot decoded from it after the machine has gone on.  What
-decoding needs and the copy lacks, since the kernel has changed it meanwhile,
-joins the plan, and the machine is stopped again.  Where the kernel is always
-faster, or memory can be read in a stop only, the walk is done in the stop.
+If memory can be read while the machine runs, a first walk does so: the ranges
+that it reads are the plan of what to copy.  The machine is then stopped for one
+copy, and the snapshot is decoded from the copy after the machine has resumed.
+If the kernel has changed its structures in the meantime, decoding needs ranges
+that the copy does not have.  These ranges join the plan, and the machine is
+stopped again.  If the kernel is always faster, or if memory can be read only in
+a stop, the walk is done in the stop.
 
-What was decoded before of the very bytes that the copy has is not decoded
-again: when it was looked beforehand, or for a moment shortly before, whose
-plan is taken over, too.
+Decoded results are used again if the copy has the very bytes that they were
+decoded from.  They come from the first walk, or from an earlier moment, whose
+plan is used again too.
 """
 
 from __future__ import annotations
@@ -41,13 +42,13 @@ LOCK_PAUSE = 0.005
 """Seconds the machine runs between two attempts to find ``mmu_lock`` free."""
 
 COPIES = 4
-"""So many copies may lack something; then the walk is done in the stop."""
+"""After so many incomplete copies, the walk is done in the stop."""
 PAGE = 1 << 12
-"""Plans are made of such pages: beside a list's nodes is where new ones come to lie."""
+"""Bytes. Plans are widened to such pages, because new list nodes come to lie beside old ones."""
 
 
 class Again(enum.Enum):
-    """Why a machine is stopped once more."""
+    """Why a machine has to be stopped once more."""
 
     LOCKED = "mmu_lock held"
     LACKING = "more than was copied"
@@ -59,9 +60,10 @@ Noted = Callable[[Again], None]
 
 @dataclass(frozen=True)
 class Moment:
-    """A snapshot, what holds its bytes, and how often the machine was stopped for it.
+    """A snapshot, the record of its bytes, and how often the machine was stopped for it.
 
-    More than once where an ``mmu_lock`` was held, or a copy lacked something.
+    ``attempts`` is above one if an ``mmu_lock`` was held or a copy was incomplete.
+    ``bequest`` is None if the walk was done in the stop.
     """
 
     snapshot: Snapshot
@@ -77,9 +79,10 @@ class Moment:
 
 @dataclass(frozen=True)
 class Bequest:
-    """What was seen before: what to copy, what was made of it, and how to tell what has changed.
+    """What an earlier walk leaves to the next: its plan, its results, and its bytes.
 
-    ``seen`` is what was read while the machine ran, where there is no copy before.
+    ``seen`` is the record of a walk while the machine ran; after a moment it is
+    None, because the copier has kept the copy.
     """
 
     copier: Copier
@@ -87,7 +90,7 @@ class Bequest:
     seen: RecordingMemory | None = None
 
     def changed(self) -> U64:
-        """Return the addresses of the words that are not in the copy as they were."""
+        """Return the addresses of the words that are not in the new copy as they were before."""
         if self.seen is not None:
             return self.copier.departures(self.seen)
         return self.copier.changed()
@@ -105,20 +108,20 @@ def take(
         machine: an attached machine.
         profile: its kernel.
         noted: called once for every stop that has to be repeated.
-        before: a moment of the same machine shortly before, which makes it cheaper.
+        before: an earlier moment of the same machine, whose plan and results are used again.
 
     Raises:
-        InspectorError: KVM cannot be inspected, or the machine not be read.
+        InspectorError: KVM cannot be inspected, or the machine cannot be read.
     """
     if isinstance(machine.memory, DirectMemory):
-        # on a machine that changes fast, looking anew is what saves stops
+        # If the last moment took several stops, the machine changes fast: a new walk saves stops.
         known = before.bequest if before is not None and before.attempts == 1 else None
         return _copied(machine, machine.memory, profile, Attempts(noted), known)
     return _walked(machine, profile, Attempts(noted))
 
 
 class Attempts:
-    """The stops of a machine until no ``mmu_lock`` is held at one.
+    """Counts the stops of a machine until one of them finds no ``mmu_lock`` held.
 
     Args:
         noted: called once for every stop that has to be repeated.
@@ -130,11 +133,11 @@ class Attempts:
 
     @property
     def last(self) -> bool:
-        """Whether a lock that is held now is held at every stop, so that more would not help."""
+        """Whether this is the last attempt: further stops are unlikely to find the locks free."""
         return self.number >= LOCK_ATTEMPTS
 
     def again(self, why: Again) -> None:
-        """Begin the next one; if a lock was held, the machine runs for a while before it."""
+        """Begin the next attempt; if a lock was held, let the machine run for a while first."""
         self._noted(why)
         if why is Again.LOCKED:
             time.sleep(LOCK_PAUSE)
@@ -160,7 +163,7 @@ def _copied(
     attempts: Attempts,
     known: Bequest | None,
 ) -> Moment:
-    """Look while the machine runs, and copy in the stop."""
+    """Walk while the machine runs, and copy in the stop."""
     known = known or _seen(memory, profile)
     copier = known.copier
     lacking = 0
@@ -171,6 +174,7 @@ def _copied(
         in_stop = lacking >= COPIES
         with machine.stopped():
             copier.copy()
+            # While the machine is stopped, the memory below the copy still has the same state.
             if in_stop:
                 vms = vm_list(kernel)
                 if attempts.last or not held_locks(kernel, vms):
@@ -188,12 +192,17 @@ def _copied(
             return Moment(snapshot, record, attempts.number, Bequest(copier, results))
         attempts.again(Again.LACKING)
         lacking += 1
+        # The next copy is of other ranges, so there is no earlier one to compare it with.
         known = None
         copier = memory.copier(copier.ranges.union(record.ranges().widened(PAGE)))
 
 
 def _seen(memory: DirectMemory, profile: Profile) -> Bequest:
-    """Walk while the machine runs; what is half way through a change leads anywhere."""
+    """Walk while the machine runs.
+
+    A structure that is half way through a change may lead anywhere, so an error
+    only ends the walk: the ranges read so far are the plan.
+    """
     record = RecordingMemory(memory)
     kernel = KernelSpace(record, profile)
     results = Results(record)

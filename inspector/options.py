@@ -12,16 +12,16 @@ READ_PATHS = ("auto", "gdb", "direct")
 
 @dataclass(frozen=True, kw_only=True)
 class Options:
-    """What describes the host's kernel, and how the bytes of a live machine are read.
+    """The files that describe the host's kernel, and how a live machine is read.
 
     Attributes:
-        kernel: its vmlinux; without it the kernel is found in the target's memory.
+        kernel: the kernel's vmlinux; without it, the kernel is found in the target's memory.
         modules: a modules tree, or a folder with kvm.ko and kvm-hv.ko.
         layout: a layout profile, in place of all other files.
         debug_file: the debug file of kvm-hv.ko, for a kernel without BTF.
         read_path: one of ``READ_PATHS``; ``"auto"`` reads from the QEMU process if it can.
-        keep_stopped: leave the machine stopped; its QEMU cannot be seen from this host, which
-            would tell how the machine was found.
+        keep_stopped: leave the machine stopped. Needed only if QEMU runs on another host, where
+            the tool cannot see whether the machine was stopped before.
     """
 
     kernel: Path | None = None

@@ -1,7 +1,7 @@
-"""Other people's invariants and reports, found by their entry points.
+"""Invariants and reports of other packages, found by their entry points.
 
 A plug-in that cannot be used is named in a warning and passed over: it must
-not stand in the way of what it was added to.
+not break the tool that it extends.
 """
 
 from __future__ import annotations
@@ -14,10 +14,11 @@ from inspector.errors import Hint
 __all__ = ["INVARIANTS", "REPORTS", "PluginWarning", "passed_over", "plugins"]
 
 INVARIANTS = "inspector.invariants"
-"""Entry points that give an ``inspector.checks.base.Invariant``."""
+"""Group of the entry points that are each an ``inspector.checks.base.Invariant``."""
 
 REPORTS = "inspector.reports"
-"""Entry points that give a function of an ``Acquired`` and its ``Judgement`` that returns text."""
+"""Group of the entry points that are functions: they take an ``Acquired`` and its ``Judgement``,
+and return text."""
 
 
 class PluginWarning(Hint):
@@ -25,8 +26,11 @@ class PluginWarning(Hint):
 
 
 def plugins(group: str) -> list[tuple[str, Any]]:
-    """Return what the entry points of a group give, by name; what cannot be loaded is left out."""
-    # It takes longer to import than most commands run.
+    """Return the objects of a group of entry points with their names.
+
+    A plug-in that cannot be loaded is left out, with a warning.
+    """
+    # This import takes longer than most commands run.
     from importlib.metadata import entry_points
 
     found = []

@@ -1,4 +1,4 @@
-"""What is being done, for whoever waits."""
+"""What the tool is doing, for the user who waits."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ __all__ = ["Doing", "Progress", "untold"]
 
 
 class Doing(enum.Enum):
-    """What an inspection is doing; the value says it to people."""
+    """What an inspection is doing; the value is the text for users."""
 
     ATTACHING = "attaching"
     OPENING = "opening the file"
@@ -25,8 +25,8 @@ class Doing(enum.Enum):
 
 
 Progress = Callable[[Doing, str], None]
-"""Called when something begins, and again as it gets on; the text says how far, or is empty."""
+"""Called when an activity begins and as it proceeds; the text says how far it is, or is empty."""
 
 
 def untold(doing: Doing, detail: str) -> None:
-    """The progress of which nobody is told."""
+    """Report no progress."""

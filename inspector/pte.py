@@ -1,8 +1,8 @@
-"""The bits of a radix page-table entry, written down once.
+"""The bits of a radix page-table entry, defined in one place.
 
 Power ISA 3.0B, Book III, 5.7.10 (radix tree translation), and
 arch/powerpc/include/asm/book3s/64/radix.h.  Entries are big-endian in memory
-on every kernel; functions here take host-order values.
+on every kernel; the functions here take values in host byte order.
 
 This module needs the standard library only.
 """
@@ -63,22 +63,22 @@ EXEC = 0x001
 PERMISSIONS = READ | WRITE | EXEC
 RECORDED = REFERENCED | CHANGED
 ATTRIBUTES = 0x038
-"""Bits that KVM copies from L0's leaf and never looks at in L1's: the cache attribute, PRIV."""
+"""Bits that KVM copies from L0's leaf and ignores in L1's: the cache attribute and PRIV."""
 
 HOST_RADIX = 1 << 63
 """Set in dword 0 of a partition-table entry that leads to a radix tree."""
 GUEST_RADIX = 1 << 63
-"""Set in dword 1 of one whose processes use radix (PATB_GR)."""
+"""Set in dword 1 of the entry of a guest whose processes use radix (PATB_GR)."""
 
 PARTITION_ENTRIES = 1 << 12
-"""Of the host's partition table, and the most that L1 may have in its own."""
+"""Entries of the host's partition table, and the most that L1 may have in its own."""
 
 TREE_BITS = 52
-"""Address bits a tree translates; the only size KVM supports."""
+"""Address bits that a tree translates; the only size that KVM supports."""
 
 PGD_BITS = 13
 SUPPORTED_BITS = ((PGD_BITS,), (9,), (9,), (9, 5))
-"""Index widths KVM accepts at each level, the root first (p9_supported_radix_bits)."""
+"""Index widths that KVM accepts at each level, the root first (p9_supported_radix_bits)."""
 
 RESERVED = 0x1E00_0000_0000_0040
 """Bits of a leaf that are reserved: 60 to 57, and 6 (Power ISA 3.0B Book III 5.7.10.2)."""
@@ -91,8 +91,9 @@ CACHE_INHIBITED = 0x020
 """Set in a leaf that maps a device; KVM copies it from the process's entry."""
 
 UPPER_RESERVED = 0x3000_0000_0000_00E0
-"""Bits of an entry that leads to a table, and is no leaf, which are reserved."""
+"""Reserved bits of an entry that leads to a table and is not a leaf."""
 
+# The size of a tree, less 31, is split: its upper two bits are in RTS1, the lower three in RTS2.
 _RTS1_SHIFT, _RTS1_MASK = 61, 0x3
 _RTS2_SHIFT, _RTS2_MASK = 5, 0x7
 _RTS_BASE = 31
@@ -109,7 +110,7 @@ def kernel_bits(page_shift: int) -> tuple[tuple[int, ...], ...]:
     """Return the index width that a kernel with pages of ``2^page_shift`` uses at each level.
 
     RADIX_PGD_INDEX_SIZE and its like in arch/powerpc/include/asm/book3s/64:
-    the kernel takes them for granted, and never looks at the width in an entry.
+    the kernel assumes these widths, and never looks at the width in an entry.
     """
     return *SUPPORTED_BITS[:-1], (5 if page_shift == 16 else 9,)
 
@@ -149,22 +150,22 @@ def _letters(pte: int, bits: tuple[tuple[str, int], ...]) -> str:
 
 
 def permissions(pte: int) -> str:
-    """Return what an entry permits, for people: ``RWX``, with ``-`` for what it does not."""
+    """Return the permissions of an entry as text: ``RWX``, with ``-`` for each that is missing."""
     return _letters(pte, _PERMISSIONS)
 
 
 def recorded(pte: int) -> str:
-    """Return the R and C bits of an entry for people: ``rc``, with ``-`` for one that is clear."""
+    """Return the R and C bits of an entry as text: ``rc``, with ``-`` for each that is clear."""
     return _letters(pte, _RECORDED)
 
 
 def level_name(shift: int) -> str:
-    """Return the level of a tree at which leaves of size ``2^shift`` stand, as Linux names it."""
+    """Return Linux's name for the level of a tree that has leaves of size ``2^shift``."""
     return "PUD" if shift >= 30 else "PMD" if shift >= 21 else "PTE"
 
 
 def describe(pte: int, shift: int) -> str:
-    """Return frame, size and permissions of a leaf for people."""
+    """Return the frame, the size and the permissions of a leaf as text."""
     flags = permissions(pte) + recorded(pte)
     return f"{frame_of(pte, shift):#x} {size_name(shift)} {flags}"
 

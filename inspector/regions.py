@@ -1,4 +1,4 @@
-"""The regions of kernel addresses that matter here, written down once.
+"""The regions of kernel addresses that matter here, defined in one place.
 
 With the radix MMU (arch/powerpc/include/asm/book3s/64/radix.h) physical
 memory is mapped linearly from ``LINEAR_MAP`` on; vmalloc, I/O and vmemmap

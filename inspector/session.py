@@ -42,7 +42,7 @@ __all__ = [
 ]
 
 SHOWN = 300
-"""Characters of a name that are shown where it names nothing."""
+"""Characters of a target's name that an error message repeats."""
 LIKE_A_PORT = re.compile(r"[^:/]+:\d+$")
 
 
@@ -51,12 +51,12 @@ class Origin:
     """Where a snapshot comes from.
 
     ``stopped_seconds`` and ``stops`` say how long, and how often, a live
-    machine stood still; ``attempts`` how often it was copied until no
-    ``mmu_lock`` was held and nothing lacking.  ``facts`` are those that a capture carries.
-    ``found_stopped`` says that it was stopped when it was found, and still is.
-    ``vmcoreinfo`` says whether a dump carries the kernel's VMCOREINFO.
-    ``layout`` says what described the kernel, and ``rejected`` which other
-    kernels were met on the way and why they are not the host's.
+    machine was stopped; ``attempts`` how often it was copied until no
+    ``mmu_lock`` was held and the copy was complete.  ``facts`` are the facts that
+    a capture carries.  ``found_stopped`` says that the machine was already stopped
+    when it was found, and still is.  ``vmcoreinfo`` says whether a dump carries the
+    kernel's VMCOREINFO.  ``layout`` says what described the kernel, and
+    ``rejected`` which other kernels were found and why they are not the host's.
     """
 
     target: str
@@ -112,12 +112,12 @@ def kernel_of(target: str, options: Options, progress: Progress = untold) -> Des
 
 
 def dump_of(target: str) -> Dump:
-    """Open the dump that a target names, and no more than its headers.
+    """Open the dump that a target names; only its headers are read.
 
     A stopped machine that a GDB lends is read like a dump.
 
     Raises:
-        InspectorError: there is none, or it cannot be opened.
+        InspectorError: there is no such dump, or it cannot be opened.
     """
     if target.startswith(SERVED_PREFIX):
         lender, memory = open_served(target)
@@ -132,6 +132,7 @@ def dump_of(target: str) -> Dump:
 
 @contextmanager
 def _what_lacks_is_said(dump: Dump) -> Iterator[None]:
+    """Blame an error in a block on the parts that a dump is missing, if it is incomplete."""
     try:
         yield
     except InspectorError as error:
@@ -170,6 +171,7 @@ def _file(target: str, options: Options, progress: Progress) -> Acquired:
         vmcoreinfo=dump.vmcoreinfo is not None,
     )
 
+    # Only a capture needs the bytes, so a second walk records them when they are asked for.
     def walked_again() -> SegmentedMemory:
         recorder = RecordingMemory(memory)
         _walked(recorder, known.profile)
@@ -190,7 +192,7 @@ def _live(target: str, options: Options, progress: Progress) -> Acquired:
 
 @dataclass(frozen=True, kw_only=True)
 class Attachment:
-    """A live machine that is attached to, and its kernel."""
+    """An attached live machine and its kernel."""
 
     target: str
     machine: LiveMachine
@@ -218,7 +220,7 @@ def attached(target: str, options: Options, progress: Progress = untold) -> Iter
     """Attach to the machine that a target names, and describe its kernel, for a block.
 
     Raises:
-        TargetNotSupported: it is none, or it cannot be attached to.
+        TargetNotSupported: it is not a live machine, or it cannot be attached to.
         InspectorError: its kernel cannot be described.
     """
     progress(Doing.ATTACHING, "")

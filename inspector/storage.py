@@ -1,7 +1,7 @@
-"""What is shared by all that keeps files: writing them whole, and JSON that others wrote.
+"""Helpers for files: writing them whole, reading them, and parsing JSON of any origin.
 
-Files are written aside first and then renamed, so that nobody sees half of
-one.
+A file is written under another name first and then renamed, so that no reader
+sees half of it.
 """
 
 from __future__ import annotations
@@ -29,13 +29,13 @@ __all__ = [
 ]
 
 DAMAGE = (AttributeError, IndexError, KeyError, OverflowError, TypeError, ValueError)
-"""What taking a document apart raises that is JSON and not what was written here."""
+"""The errors of decoding a document that this tool did not write."""
 STANDARD = "-"
 """The name of standard output."""
 LINKS = 40
-"""So many links are followed at most, as by Linux itself."""
+"""How many symbolic links are followed at most; Linux has the same limit."""
 ASIDE = ".inspector-"
-"""What the name of a file begins with that is not whole yet."""
+"""Prefix of the name of a file that is not complete yet."""
 
 
 def write_aside(path: Path, data: bytes, *, clobber: bool = True) -> None:
@@ -43,27 +43,32 @@ def write_aside(path: Path, data: bytes, *, clobber: bool = True) -> None:
 
     Args:
         path: the file.
-        data: what it holds.
-        clobber: whether one that is there may be replaced.
+        data: its content.
+        clobber: whether an existing file may be replaced.
 
     Raises:
-        BadData: it cannot be written, or something else has its name.
+        BadData: the file cannot be written, or its name belongs to a device or the like.
     """
     try:
         if path.exists() and not path.is_file():
-            # renaming would put a file in the place of a device, as /dev/null
-            raise BadData(f"cannot write {path}: it is there and no file; give the name of a file")
+            # Renaming would replace a device such as /dev/null by a file.
+            raise BadData(
+                f"cannot write {path}: it exists and is not a file; give the name of a file"
+            )
         aside = path.with_name(f"{ASIDE}{secrets.token_hex(8)}")
         try:
-            # named before it is there, so that a signal in between leaves nothing behind
+            # The name is known before the file exists, so an interrupt leaves no file that
+            # "finally" cannot remove.
             descriptor = os.open(aside, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
             with os.fdopen(descriptor, "wb") as file:
                 file.write(data)
                 file.flush()
+                # The bytes must be on disk first: a crash must not leave an empty file.
                 os.fsync(file.fileno())
             if clobber:
                 os.replace(aside, path)
             else:
+                # Unlike a rename, a link fails if the name exists.
                 os.link(aside, path)
         finally:
             with contextlib.suppress(OSError):
@@ -73,14 +78,15 @@ def write_aside(path: Path, data: bytes, *, clobber: bool = True) -> None:
 
 
 class Output:
-    """Where ``-o`` has a command write: a file, standard output, or what else has that name.
+    """Where ``-o`` makes a command write: a file, standard output, a device or a pipe.
 
-    A regular file is replaced whole, and is private.  A link stays, and the
-    file that it leads to is replaced.  Devices and pipes are written to.
+    A regular file is replaced whole, and only its owner can read it.  A symbolic
+    link stays, and the file that it leads to is replaced.  Devices and pipes are
+    written to.
 
     Args:
         name: the name of a file, ``-`` for standard output.
-        clobber: whether a file that is there may be replaced.
+        clobber: whether an existing file may be replaced.
     """
 
     def __init__(self, name: str | os.PathLike[str], *, clobber: bool = True) -> None:
@@ -92,14 +98,14 @@ class Output:
 
     @property
     def is_standard(self) -> bool:
-        """Whether it is standard output, by whatever name, so that nothing else belongs there."""
+        """Whether it is standard output under any name, so that nothing else may be printed."""
         return self.name == STANDARD or self._descriptor == 1
 
     def check(self) -> None:
-        """See that it can be written, as far as that can be seen before there is anything to write.
+        """Check that it can be written, as far as that is possible before there is any data.
 
         Raises:
-            BadData: it cannot.
+            BadData: it cannot be written.
         """
         if self.name == STANDARD or self._descriptor is not None:
             return
@@ -117,7 +123,7 @@ class Output:
             raise _not_written(self, error) from error
 
     def write(self, data: bytes) -> None:
-        """Write all there is.
+        """Write all of the data.
 
         Raises:
             BadData: it cannot be written.
@@ -143,7 +149,7 @@ class Output:
 
     @property
     def _is_special(self) -> bool:
-        """Whether there is something that is neither a file nor a folder."""
+        """Whether the name belongs to something that is neither a file nor a folder."""
         try:
             mode = os.stat(self.name).st_mode
         except FileNotFoundError:
@@ -152,13 +158,14 @@ class Output:
 
     @property
     def _descriptor(self) -> int | None:
-        """The descriptor of this process that is meant, as by /dev/stdout, if one is."""
+        """The descriptor of this process that the name means, as /dev/stdout does; or None."""
         try:
             there = os.stat(self.name)
-            # a file that the shell has opened for standard output is not to be replaced
+            # A file that the shell has opened for standard output must not be replaced.
             if stat.S_ISREG(there.st_mode) and os.path.samestat(there, os.fstat(1)):
                 return 1
             place = Path(os.path.abspath(self.name))
+            # Follow one link at a time: resolving the whole name would go past /proc/PID/fd/N.
             for _ in range(LINKS):
                 folder = os.path.realpath(place.parent)
                 if folder == f"/proc/{os.getpid()}/fd" and place.name.isdecimal():
@@ -170,7 +177,7 @@ class Output:
 
 
 def _end_of(path: Path) -> Path:
-    """Return the file that a chain of links leads to; it need not be there."""
+    """Return the file that a chain of symbolic links leads to; it need not exist."""
     if path.is_symlink():
         return Path(os.path.realpath(path))
     return path
@@ -190,21 +197,22 @@ def _not_written(what: Path | Output, error: OSError) -> BadData:
 
 
 PIECE = 1 << 20
-"""Bytes that are read at once of a file whose size may not be true."""
+"""Bytes that are read at once from a file whose reported size may be wrong."""
 
 
 class Input:
-    """A file that was opened to be read, which is a file indeed.
+    """A file that is open for reading, and its size.
 
-    Only files with bytes at positions are opened (and block devices, on which
-    kernels leave dumps): a pipe would be waited for, and /dev/zero has no end.
-    The descriptor is the caller's.
+    Only regular files are accepted, and block devices, on which kernels leave
+    dumps: reading a pipe would wait for its writer, and /dev/zero has no end.
+    The caller has to close the descriptor.
 
     Raises:
         OSError: it cannot be opened, or is something else.
     """
 
     def __init__(self, path: Path) -> None:
+        # Without O_NONBLOCK, opening a pipe would wait before it can be refused.
         self.descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC)
         try:
             status = os.fstat(self.descriptor)
@@ -228,37 +236,37 @@ def _kind(mode: int) -> str:
 
 
 def contents_of(path: Path, limit: int) -> bytes:
-    """Return what is in a file that is read as a whole.
+    """Return the whole content of a file.
 
     Args:
         path: the file.
-        limit: a file of more bytes is not read.
+        limit: the most bytes that the file may have.
 
     Raises:
-        BadData: it cannot be read, is no file, or larger.
+        BadData: the file cannot be read, is not a regular file, or is larger.
     """
     try:
         found = Input(path)
         with os.fdopen(found.descriptor, "rb") as file:
             data = bytearray()
-            # A file in /proc has no size, and others may grow.
+            # A file in /proc reports no size, and other files may grow.
             while found.size <= limit >= len(data) and (piece := file.read(PIECE)):
                 data += piece
     except OSError as error:
         raise BadData(f"cannot read {path}: {error.strerror or error}") from error
     if max(found.size, len(data)) > limit:
         raise BadData(
-            f"{path} has {max(found.size, limit + 1)} bytes, and is read up to {limit}; "
-            "give the file that is meant"
+            f"{path} has {max(found.size, limit + 1)} bytes, and at most {limit} can be read; "
+            "check that it is the right file"
         )
     return bytes(data)
 
 
 def private_folder(path: Path) -> None:
-    """Make a folder, and those above it that are not there, for their owner only.
+    """Make a folder and its missing parents, all of them accessible to their owner only.
 
     Raises:
-        OSError: it cannot be made.
+        OSError: the folder cannot be made.
     """
     if not path.is_dir():
         private_folder(path.parent)
@@ -266,23 +274,24 @@ def private_folder(path: Path) -> None:
 
 
 def parsed_json(text: bytes | str) -> Any:
-    """Return what a JSON document of any origin says.
+    """Return the value of a JSON document of any origin.
 
     Raises:
-        ValueError: as of ``strict_json``, or it has text that cannot be
-            printed (halves of surrogate pairs).
+        ValueError: as for ``strict_json``, or the document has text that cannot
+            be printed (halves of surrogate pairs).
     """
     value = strict_json(text)
+    # Halves of surrogate pairs fail here, and not when a report prints them.
     json.dumps(value, ensure_ascii=False).encode()
     return value
 
 
 def strict_json(text: bytes | str) -> Any:
-    """Return what a JSON document says, in which every name means one thing.
+    """Return the value of a JSON document, in which no object has a name twice.
 
     Raises:
-        ValueError: it is none, is nested too deeply, gives a name twice in one
-            object, or has numbers that JSON does not know, as NaN.
+        ValueError: it is not JSON, is nested too deeply, has a name twice in one
+            object, or has numbers that JSON does not have, such as NaN.
     """
     try:
         return json.loads(text, object_pairs_hook=_object, parse_constant=_no_number)
@@ -298,4 +307,4 @@ def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def _no_number(text: str) -> float:
-    raise ValueError(f"{text} is no number of JSON")
+    raise ValueError(f"{text} is not a JSON number")

@@ -1,8 +1,7 @@
 """Watch a live machine: one moment after the other, over one attachment.
 
 The kernel is described once, and every sample is a moment of its own (see
-``inspector.moment``): the machine stands still for one copy and runs in
-between.
+``inspector.moment``): the machine is stopped for one copy and runs in between.
 """
 
 from __future__ import annotations
@@ -28,12 +27,12 @@ from inspector.session import attached
 __all__ = ["LONGEST", "List", "Pace", "Sample", "VmSample", "sampled", "watch"]
 
 LONGEST = 5
-"""So many of the longest lists a sample names."""
+"""How many of the longest lists a sample names."""
 
 
 @dataclass(frozen=True)
 class Pace:
-    """How often to look, and until when: ``rate`` per second, ``count`` samples, ``seconds``."""
+    """How often to sample (``rate`` per second), and when to end (``count``, ``seconds``)."""
 
     rate: float = 1.0
     count: int | None = None
@@ -51,11 +50,11 @@ class List(NamedTuple):
 class VmSample:
     """One VM in one sample.
 
-    ``added``, ``gone`` and ``leaves`` are what came about since the sample
-    before: entries inserted, entries removed, and shadow leaves that are new
-    or other.  The rates are the same per second; None where there is no
-    sample before.  Every new or other leaf is a nested page fault at least,
-    so ``faults_per_second`` is a lower bound.
+    ``added``, ``gone`` and ``leaves`` count the changes since the sample before:
+    entries inserted, entries removed, and shadow leaves that are new or changed.
+    They and the rate are None if there is no sample before.  Every new or changed
+    leaf takes at least one nested page fault, so ``faults_per_second`` is a lower
+    bound.  ``unread`` counts the gaps of the VM.
     """
 
     lpid: int
@@ -73,11 +72,11 @@ class VmSample:
 
 @dataclass(frozen=True)
 class Sample:
-    """What was seen at one moment.
+    """The VMs at one moment.
 
-    ``seconds`` have gone by since the first sample began; ``stopped_seconds``
-    is how long the machine stood still for this one, in ``stops`` stops;
-    ``took_seconds`` how long it took to look and to decode.
+    ``seconds`` is the time since the first sample began; ``stopped_seconds`` is
+    how long the machine was stopped for this sample, in ``stops`` stops;
+    ``took_seconds`` is how long reading and decoding took.
     """
 
     number: int
@@ -98,7 +97,7 @@ def watch(
 ) -> Generator[Sample]:
     """Yield one sample after the other.
 
-    A generator that is not exhausted has to be closed: that detaches.
+    A generator that is not exhausted has to be closed, which detaches.
 
     Raises:
         InspectorError: the target cannot be attached to or inspected, or has ended.
@@ -114,7 +113,7 @@ def watch(
             at = time.monotonic()
             if number == pace.count or _over(pace, number, at - began):
                 return
-            # what was missed is not made up for
+            # Samples that were missed are not made up for.
             due = max(due, at - 1 / pace.rate) + 1 / pace.rate
             stops = len(machine.stops)
             moment = take(machine, profile, before=moment)
@@ -147,16 +146,17 @@ def sampled(
     apart: float,
     earlier: Sequence[VmSample] = (),
 ) -> tuple[VmSample, ...]:
-    """Count what the VMs of a snapshot have, and what came about since an earlier one.
+    """Count the entries and leaves of each VM, and the changes since an earlier snapshot.
 
     Args:
-        snapshot: the later one.
-        before: the earlier one, if there is one.
+        snapshot: the later snapshot.
+        before: the earlier snapshot, if there is one.
         apart: seconds between the two.
-        earlier: what was counted of the earlier one's VMs, for those that are the same.
+        earlier: the samples of the earlier snapshot, for the VMs that have not changed.
     """
     pairs = paired(before.vms, snapshot.vms) if before else ((None, vm) for vm in snapshot.vms)
     known = {sample.address: sample for sample in earlier}
+    # If none of a VM's bytes has changed, decoding gives the same object again.
     return tuple(
         _unchanged(known[new.address])
         if new is old and new.address in known

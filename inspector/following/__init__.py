@@ -1,1 +1,1 @@
-"""Calls of a kernel that the model follows, recorded or live, and who wrote a word."""
+"""The model follows the calls of a kernel, recorded or live; and the writers of a word."""

@@ -2,8 +2,8 @@
 
 A recording is made from outside while the kernel runs (the lab's
 ``lab up --record``).  It is text, one JSON object per line; see
-``manual/trace.md``.  A machine that still runs may be in the middle of the
-last line, which is then passed over.
+``manual/trace.md``.  If the machine still runs, the last line may be
+incomplete, and is ignored.
 """
 
 from __future__ import annotations
@@ -23,14 +23,15 @@ __all__ = ["SCHEMA", "CallRecording", "read_calls"]
 SCHEMA = "inspector.recording/1"
 WORD = 8
 SLOT_ARGUMENT = 1
-"""Which argument of an insertion, or of an update of R and C, is the slot."""
+"""Index of the slot in the arguments of an insertion, or of an update of R and C."""
 
 _NO_READINGS = frozenset({"n", "cpu", "f", "in", "args", "ret", "slot", "slots"})
+"""Members of a line with a meaning of their own; every other member is a word by its name."""
 
 
 @dataclass(frozen=True)
 class CallRecording:
-    """A recording: the kernel it was made of, and its lines."""
+    """A recording: the kernel that it was made of, and its lines without the header."""
 
     name: str
     release: str
@@ -42,9 +43,10 @@ class CallRecording:
         """Yield calls and returns in the order in which they happened.
 
         Raises:
-            BadData: a line is not what the format says.
+            BadData: a line does not follow the format.
         """
         reader = _Reader()
+        # Line 1 is the header.
         for number, line in enumerate(self.lines, 2):
             try:
                 yield reader.event(parsed_json(line))
@@ -55,11 +57,12 @@ class CallRecording:
 
 
 def read_calls(path: Path) -> CallRecording:
-    """Open a recording, packed with xz, zstd or gzip or not packed.
+    """Open a recording, which may be compressed with xz, zstd or gzip.
 
     Raises:
-        BadData: it is none, or one of a newer format.
+        BadData: it is not a recording, or it has a newer format.
     """
+    # The text after the last newline is an incomplete line, or empty.
     *lines, _ = unpacked(path).split(b"\n")
     try:
         header = parsed_json(lines[0])
@@ -74,15 +77,16 @@ def read_calls(path: Path) -> CallRecording:
             )
     except DAMAGE as error:
         raise BadData(
-            f"{path} is no recording of calls; make one with 'lab up --record FILE'"
+            f"{path} is not a recording of calls; make one with 'lab up --record FILE'"
         ) from error
     raise BadData(f"{path} has the format {schema}, this version reads {SCHEMA}")
 
 
 class _Reader:
-    """Makes events of lines; a return needs to know of its call."""
+    """Turns lines into events."""
 
     def __init__(self) -> None:
+        # The line of a return has no address: this has the one of its call, by number.
         self._places: dict[int, int] = {}
 
     def event(self, row: dict[str, Any]) -> Call | Return:
@@ -101,9 +105,11 @@ class _Reader:
 
 
 def _slots(row: dict[str, Any], place: int) -> dict[int, SlotWords]:
+    """Return the slots of a line; ``place`` is the address of the slot, or of its array."""
     if "slot" in row:
         return {place: _words(row["slot"])}
     found = row.get("slots") or ()
+    # The kernel may take a slot below its array, so an index may be negative.
     return {(place + WORD * int(index)) & ((1 << 64) - 1): _words(words) for index, *words in found}
 
 
@@ -116,5 +122,5 @@ def _word(item: str | None) -> int | None:
         return None
     word = int(item, 16)
     if not 0 <= word < (1 << 64):
-        raise ValueError(f"{item} is no word of 64 bits")
+        raise ValueError(f"{item} is not a 64-bit word")
     return word

@@ -1,10 +1,10 @@
-"""Who wrote a word: every store to it in a recorded machine, newest first.
+"""The writers of a word: every store to it in a recorded machine, newest first.
 
-A watchpoint on the word, and the whole recording is replayed under it once:
-that shows every writer in the time of one replay, where going backwards
-costs two replays for each.  What a watchpoint reports is believed only if
-the store reached the very bytes that are asked for: their physical address
-must be the same, and the vCPU must have been in the host.
+The whole recording is replayed once, with a watchpoint on the word.  This shows
+every writer in the time of one replay; going backwards would take two replays
+for each writer.  A hit of the watchpoint counts only if the store reached the
+watched bytes themselves: the physical address must be the same, and the vCPU
+must have been in the host.
 """
 
 from __future__ import annotations
@@ -37,10 +37,13 @@ WORD = 8
 INSTRUCTION = 4
 MSR_HV = 1 << 60
 FRAMES = 16
+"""How many callers of a store are looked for on the stack."""
 LR_SAVE = 16
-"""Where a function keeps its return address in its caller's frame (64-bit ELF ABI)."""
+"""Offset in a caller's frame of the return address that the callee saves (64-bit ELF ABI)."""
 RETURN_SECONDS = 3600.0
+"""Seconds that the replay may take to get back to where it was found."""
 ATTEMPTS = 3
+"""How often the recording is replayed from its beginning if the replay gets stuck."""
 
 
 class Stop(enum.Enum):
@@ -52,10 +55,10 @@ class Stop(enum.Enum):
 
 @dataclass(frozen=True)
 class Wanted:
-    """Which words: of the slot of a gfn, of one of its entries, or at a kernel address.
+    """The words to watch: the slot of a gfn, one of its entries, or a kernel address.
 
     ``entry`` counts in list order from 0, the newest; ``vm`` is the LPID of
-    the VM, needed only where several have the gfn.
+    the VM, needed only if several VMs have the gfn.
     """
 
     gfn: int | None = None
@@ -66,7 +69,7 @@ class Wanted:
 
 @dataclass(frozen=True)
 class Watched:
-    """A word whose writers are looked for: its kernel and its physical address, and its value."""
+    """A watched word: its kernel address, its physical address, and its value now."""
 
     what: str
     address: int
@@ -78,11 +81,11 @@ class Watched:
 class Write:
     """One store to a word.
 
-    ``count``: instructions executed in the recording up to and with the
-    store.  ``where`` is the store itself, ``instruction`` None where it
-    could not be read; ``callers`` are return addresses, innermost first.
-    ``old`` is what the write before it left there, or what was there when
-    the recording began.
+    ``count`` is the number of instructions executed in the recording, up to and
+    including the store.  ``where`` is the store itself, ``instruction`` is None if
+    it could not be read; ``callers`` are return addresses, innermost first.
+    ``old`` is the value that the write before it left there, or the value at the
+    point from which the recording was watched.
     """
 
     word: int
@@ -104,9 +107,9 @@ class History:
     """Every writer that was found, newest first.
 
     ``writes`` are the last ``limit`` of ``total``.  ``elsewhere`` counts
-    stores that hit the same virtual address but other memory, a guest's or
-    another mapping's.  The recording was watched from instruction ``since``
-    to ``until``; ``end`` is where the replay stood and stands again.
+    stores that hit the same virtual address but other memory, of a guest or of
+    another mapping.  The recording was watched from instruction ``since`` to
+    ``until``; ``end`` is the instruction at which the replay was found and left.
     """
 
     acquired: Acquired
@@ -122,13 +125,13 @@ class History:
 
     @property
     def complete(self) -> bool:
-        """Whether the recording was watched as far as the replay stood."""
+        """Whether the recording was watched up to where the replay was found."""
         return self.stopped_by is None
 
 
 @dataclass(frozen=True)
 class _Hit:
-    """A write as it was found, before addresses have names."""
+    """A write as it was found, before its addresses have names."""
 
     word: int
     count: int
@@ -151,20 +154,20 @@ def history(
 ) -> History:
     """Find the writers of a word in a machine that replays a recording.
 
-    The replay is left where it was found.  After Ctrl-C, and when
-    ``seconds`` are over, what was found so far is returned.
+    The replay is left where it was found.  After Ctrl-C, or after ``seconds``,
+    the writers found so far are returned.
 
     Args:
         target: gdb:HOST:PORT.
         options: how to open it.
-        wanted: which word.
+        wanted: the word.
         limit: how many writers to keep, the last ones.
-        since: instruction count from which on to look.
-        seconds: how long to look.
-        progress: told what is being done.
+        since: the instruction count from which on to watch.
+        seconds: how long to watch.
+        progress: called as the work proceeds.
 
     Raises:
-        InspectorError: the target is no replay, or there is no such word.
+        InspectorError: the target is not a replay, or there is no such word.
     """
     with attached(target, options, progress) as attachment:
         machine = attachment.machine
@@ -210,21 +213,24 @@ def _of_slot(snapshot: Snapshot, kernel: KernelSpace, wanted: Wanted) -> list[tu
         raise BadData(f"no memslot of a VM has gfn {gfn:#x}; `inspector vms` lists them")
     if len(places) > 1:
         lpids = ", ".join(str(vm.lpid) for vm, _ in places)
-        raise BadData(f"several VMs have gfn {gfn:#x}; say which with --vm: {lpids}")
+        raise BadData(f"several VMs have gfn {gfn:#x}; choose one with --vm: {lpids}")
     vm, slot = places[0]
     if wanted.entry is None:
         return [(f"slot of gfn {gfn:#x}", slot)]
+    # Of vm.rmaps, "where" and "start" have one row per slot; "place" and "node" one per entry.
     rows = [row for row in range(len(vm.rmaps)) if int(vm.rmaps.where[row]) == slot]
     begin, end = (int(vm.rmaps.start[rows[0] + i]) for i in (0, 1)) if rows else (0, 0)
     if not 0 <= wanted.entry < end - begin:
         raise BadData(f"the slot of gfn {gfn:#x} has {end - begin} entries, counted from 0")
     row = begin + wanted.entry
     word = int(vm.rmaps.place[row])
+    # The slot links to the first entry, the "next" of the node before to every further one.
     link = slot
     if row > begin:
         link = int(vm.rmaps.node[row - 1]) + kernel.profile.struct("rmap_nested").offset(
             "list.next"
         )
+    # The last entry of a slot has no node: the link itself is its word.
     if word == link:
         return [(f"entry {wanted.entry} of gfn {gfn:#x}", word)]
     return [
@@ -263,9 +269,12 @@ class _Sweep:
         self._values: list[int] = []
 
     def run(self, since: int, seconds: float) -> None:
-        """Replay from the beginning to where the replay stands now."""
+        """Replay from the beginning to where the replay was found."""
         if not 0 <= since < self.end:
-            raise BadData(f"the replay stands at instruction {self.end}, not behind {since}")
+            raise BadData(
+                f"the replay is at instruction {self.end}, so nothing can be watched from {since} "
+                "on; give an earlier --since"
+            )
         began = time.monotonic()
         try:
             self._from_the_beginning(lambda: self._watch(since, began + seconds))
@@ -276,7 +285,7 @@ class _Sweep:
         self.seconds = time.monotonic() - began
 
     def _from_the_beginning(self, replaying: Callable[[], object]) -> None:
-        """Replay from the beginning, again where the replay gets stuck: it rarely does twice."""
+        """Replay from the beginning; if the replay gets stuck, which is rare, try it again."""
         for attempt in range(1, ATTEMPTS + 1):
             self._progress(Doing.REWINDING, "")
             self._replay.rewind()
@@ -297,6 +306,7 @@ class _Sweep:
             self.stopped_by = Stop.TIME
             return
         self._values = [self._at(word) for word in self._words]
+        # The replay must not run past the place to which it has to return.
         replay.stop_at(self.end)
         with replay.control.watching(sorted(set(self._places()))):
             while True:
@@ -329,7 +339,10 @@ class _Sweep:
             self._from_the_beginning(on)
 
     def _places(self) -> list[tuple[int, int]]:
-        """Every word by its own address, and by the linear map's that a page is cleared through."""
+        """Return each word by its own address and by its address in the linear map.
+
+        The kernel clears a page through the linear map.
+        """
         own = [(word.address, WORD) for word in self._words]
         return own + [(LINEAR_MAP | word.physical, WORD) for word in self._words]
 
@@ -338,7 +351,7 @@ class _Sweep:
         return integer(memory.read(word.physical, WORD), order)
 
     def _note(self) -> None:
-        """Look at the store behind which the machine stands."""
+        """Look at the store that the machine has just executed."""
         register = self._replay.control.register
         pc = register("pc") - INSTRUCTION
         instruction = None
@@ -367,16 +380,17 @@ class _Sweep:
     def _in_guest(self) -> bool:
         """Say whether the vCPU runs a guest of the host.
 
-        Where QEMU is the hypervisor, the host itself runs without MSR[HV],
-        and only its guests have an LPID.
+        If QEMU is the hypervisor, the host itself runs without MSR[HV], and only
+        its guests have an LPID other than 0.
         """
         register = self._replay.control.register
         return not register("msr") & MSR_HV and register("lpidr") != 0
 
     def _written(self, instruction: Instruction | None, values: Sequence[int]) -> int | None:
-        """Return which of the words was written, None if it was other memory."""
+        """Return the index of the word that was written, None if it was other memory."""
         found = instruction and stored_range(instruction.text, self._replay.control.register)
         for index, word in enumerate(self._words):
+            # If the instruction does not say where it stored, a changed value has to.
             if found is None:
                 if values[index] != self._values[index]:
                     return index
@@ -385,6 +399,7 @@ class _Sweep:
         return None
 
     def _reaches(self, stored: tuple[int, int], word: Watched) -> bool:
+        """Say whether a store to an address and length hit the bytes of a word."""
         for address in {word.address, LINEAR_MAP | word.physical}:
             if address - stored[1] < stored[0] < address + WORD:
                 try:
@@ -394,11 +409,12 @@ class _Sweep:
         return False
 
     def _saved(self, frame: int) -> tuple[int, ...]:
-        """Return the return addresses that the frames on the stack hold."""
+        """Return the return addresses that the stack frames hold, innermost first."""
         found: list[int] = []
         with contextlib.suppress(InspectorError):
             while len(found) < FRAMES:
                 caller = self._kernel.pointer(frame)
+                # The stack grows downwards, so a chain that does not lead upwards has ended.
                 if caller <= frame:
                     break
                 found.append(self._kernel.pointer(caller + LR_SAVE))
@@ -410,7 +426,8 @@ def _named(hit: _Hit, symbols: Symbols) -> Write:
     where = symbols.at(hit.pc)
     link = symbols.at(hit.link)
     callers = [symbols.at(address) for address in hit.saved]
-    # In a function with a frame the link register is the saved one, or leads into the function.
+    # In a function without a frame, LR is the caller.  With a frame, LR is the saved address, or
+    # it leads into the function itself.
     here = (link.function, link.module) == (where.function, where.module)
     if link.function and not here and hit.link not in hit.saved[:1]:
         callers.insert(0, link)

@@ -1,9 +1,9 @@
-"""The model follows a recording, and its end is held against a snapshot.
+"""The model follows a recording, and its end is compared with a snapshot.
 
-Every slot is compared as it stands in memory: the word of the slot, and the
-link and the word of every node of its list, in order.  So are the rmap
-arrays, the nested guests, and the leaves of their shadow tables (R and C
-aside, which hardware sets).
+Every slot is compared as it is stored in memory: the word of the slot, and the
+link and the word of every node of its list, in order.  The rmap arrays, the
+nested guests, and the leaves of their shadow tables are compared too, without R
+and C, which hardware sets.
 """
 
 from __future__ import annotations
@@ -24,17 +24,18 @@ from inspector.progress import Doing, Progress, untold
 __all__ = ["Disagreement", "Replayed", "follower_of", "replay"]
 
 EVERY = 1 << 10
-"""Progress is told after so many events."""
+"""Progress is reported after so many events."""
 
 COMPARED = (Part.MEMSLOTS, Part.RMAPS, Part.NESTED, Part.SHADOW)
-"""What a target must have to be compared."""
+"""The parts that a target must have to be compared."""
 
 Leaves = dict[int, tuple[int, int]]
+"""The leaves of a table by address: the entry without R and C, and log2 of the size."""
 
 
 @dataclass(frozen=True)
 class Disagreement:
-    """Something that the model has otherwise than the target at the end."""
+    """A difference between the model and the target at the end."""
 
     what: str
     model: SlotWords | str
@@ -43,12 +44,12 @@ class Disagreement:
 
 @dataclass(frozen=True)
 class Replayed:
-    """What came of a replay.
+    """The result of a replay.
 
-    ``calls`` counts those that were followed, by function.  ``equal_after``
-    is the number of the call after which the model is equal to the target,
-    None where it never is; ``beyond`` how many calls were recorded after
-    that one, while the target still ran.
+    ``calls`` counts the calls that were followed, by function.  ``equal_after``
+    is the number of the call after which the model is equal to the target, None
+    if it never is; ``beyond`` is how many calls were recorded after that one,
+    while the target still ran.
     """
 
     calls: Counter[str]
@@ -62,17 +63,17 @@ class Replayed:
 
     @property
     def same(self) -> bool:
-        """Whether kernel and model never parted."""
+        """Whether kernel and model agreed at every call and at the end."""
         return self.divergence is None and self.equal_after is not None
 
 
 def replay(recording: CallRecording, snapshot: Snapshot, progress: Progress = untold) -> Replayed:
-    """Follow a recording and compare where it ends with a snapshot.
+    """Follow a recording, and compare its end with a snapshot.
 
     Raises:
         BadData: the recording is damaged.
-        TargetNotSupported: the snapshot is of another kernel, or lacks what
-            is compared.
+        TargetNotSupported: the snapshot is of another kernel, or is missing a
+            part that is compared.
     """
     _see_that_it_fits(recording, snapshot)
     target = _Target(snapshot)
@@ -89,8 +90,10 @@ def replay(recording: CallRecording, snapshot: Snapshot, progress: Progress = un
 
 
 def _earlier(run: _Run, recording: CallRecording, target: _Target, progress: Progress) -> Replayed:
-    """Look whether the target was copied before the recording ended."""
+    """Find out whether the target was copied before the recording ended."""
     again = _Run(recording, target, progress)
+    # The first pass has compared all slots after each event; only where they were equal is it
+    # worth to compare the guests and their shadow tables too.
     moments = set(run.moments)
     equal = None
     for _ in again.steps():
@@ -102,10 +105,11 @@ def _earlier(run: _Run, recording: CallRecording, target: _Target, progress: Pro
 
 
 def follower_of(snapshot: Snapshot, *, tables: bool) -> Follower:
-    """Return a follower that begins with a snapshot.
+    """Return a follower that begins with the state of a snapshot.
 
     Raises:
-        TargetNotSupported: the snapshot has a list that the model cannot have.
+        TargetNotSupported: the snapshot has a list without an end, which the
+            model cannot represent.
     """
     follower = Follower(snapshot.page_shift, tables=tables)
     for vm in snapshot.vms:
@@ -116,8 +120,8 @@ def follower_of(snapshot: Snapshot, *, tables: bool) -> Follower:
         for slot in vm.rmaps:
             if not _is_whole(slot):
                 raise TargetNotSupported(
-                    f"the slot of gfn {slot.gfn:#x} at {slot.where:#x} has no end, so there is "
-                    "nothing to begin with; 'inspector check' says what is wrong"
+                    f"the list of the slot of gfn {slot.gfn:#x} at {slot.where:#x} has no end, so "
+                    "the model cannot follow it; 'inspector check' says what is wrong"
                 )
             nodes = [int(node) for node in slot.nodes if node]
             follower.add_slot(slot.where, [int(word) for word in slot.words], nodes)
@@ -135,11 +139,13 @@ class _Run:
         self.calls: Counter[str] = Counter()
         self.events = self.last = 0
         self.moments: list[int] = []
-        """After which events all slots were as in the target and no call was under way."""
+        """The events after which all slots equal the target's and no call is under way."""
         self._recording, self._target, self._progress = recording, target, progress
 
     def follow(self) -> Divergence | None:
-        """Follow to the end, or to where kernel and model part."""
+        """Follow to the end, or to the first divergence of kernel and model."""
+        # The slots that differ from the target.  The model begins empty; later, only the slots
+        # that changed are compared.
         differing = set(self._target.slots)
         for divergence in self.steps():
             if divergence is not None:
@@ -167,8 +173,8 @@ class _Run:
                 yield self.follower.follow(event)
             except (KeyError, IndexError, ValueError) as error:
                 raise BadData(
-                    f"call {event.number} of the recording {self._recording.name} lacks a word "
-                    f"or has an impossible one: {error!r}"
+                    f"call {event.number} of the recording {self._recording.name} is missing a "
+                    f"word or has an impossible one: {error!r}"
                 ) from error
 
     def result(
@@ -184,7 +190,7 @@ class _Run:
 
 
 class _Target:
-    """A snapshot in the form in which the model has it."""
+    """A snapshot in the form that the model uses."""
 
     def __init__(self, snapshot: Snapshot) -> None:
         radix = [vm for vm in snapshot.vms if vm.radix]
@@ -210,7 +216,7 @@ class _Target:
         return next(self.differences(follower), None) is None
 
     def differences(self, follower: Follower) -> Iterator[Disagreement]:
-        """Yield what the model has otherwise."""
+        """Yield every difference between the model and the target."""
         yield from self._of_slots(follower)
         modelled = {array for array in follower.arrays.values() if array.vm in self._vms}
         for array in sorted(self.arrays ^ modelled):
@@ -251,6 +257,7 @@ class _Target:
 
 
 def _see_that_it_fits(recording: CallRecording, snapshot: Snapshot) -> None:
+    """Refuse a snapshot of another kernel, or one that is missing a part that is compared."""
     if recording.release != snapshot.release or recording.page_shift != snapshot.page_shift:
         raise TargetNotSupported(
             f"the recording {recording.name} is of Linux {recording.release}, the target runs "
@@ -258,13 +265,15 @@ def _see_that_it_fits(recording: CallRecording, snapshot: Snapshot) -> None:
         )
     missing = [gap.text for vm in snapshot.vms for gap in vm.gaps if gap.part in COMPARED]
     if missing:
-        raise TargetNotSupported(f"the target lacks what is to be compared: {missing[0]}")
+        raise TargetNotSupported(
+            f"the target is missing a part that has to be compared: {missing[0]}"
+        )
 
 
 def _as_it_stands(slot: Slot) -> SlotWords:
     words, nodes = slot.words.tolist(), slot.nodes.tolist()
     if not _is_whole(slot):
-        # the list has no end; nothing the model has is equal to that
+        # The list has no end.  The model never has None, so no slot of the model equals this.
         return (*slot_words([*words, 0], nodes), None) if words else (slot.head, None)
     return slot_words(words, nodes[:-1])
 

@@ -1,7 +1,7 @@
-"""Where a store has written, from GDB's text of the instruction (Power ISA, book I, 3.3.3).
+"""The bytes that a store wrote, from GDB's text of the instruction (Power ISA, book I, 3.3.3).
 
-There are three kinds of operands: ``d(rA)``, ``rA,rB`` and, for dcbz, a
-whole block.  With an update form rA has the address already.
+There are three kinds of operands: ``d(rA)``, ``rA,rB`` and, for dcbz, a whole
+block.  After an update form, rA already holds the address.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ __all__ = ["stored_range"]
 
 WIDTHS = (("stb", 1), ("sth", 2), ("stw", 4), ("std", 8))
 VECTOR = 16
-"""The most that any other store writes; a shorter one then seems to reach further."""
+"""The most bytes that any other store writes; a shorter one is taken to write so many."""
 BLOCK = 128
 """Bytes that dcbz sets to zero, on every POWER since 4."""
 _DISPLACED = re.compile(r"(st\w+) +\w+,(-?\d{1,6})\((r\d+)\)")

@@ -1,11 +1,11 @@
-"""The model in lockstep with a live machine, through breakpoints.
+"""The model follows a live machine in lockstep, by breakpoints.
 
-The machine is copied while no ``mmu_lock`` is held, and from that moment on
-it runs from one insertion or removal to the next.  What a slot holds before
-and after each is read and compared.  A breakpoint is a virtual address and
-stops the kernels of guests too, which may have the same functions at the same
-addresses: a stop is L0's if the vCPU has MSR[HV] (a powernv host) or LPIDR 0
-(a pseries host, whose guests run under other LPIDs).
+The machine is copied while no ``mmu_lock`` is held, and then runs from one
+insertion or removal to the next.  The words of a slot are read and compared
+before and after each.  A breakpoint is a virtual address, so it also stops the
+kernels of guests, which may have the same functions at the same addresses.  A
+stop belongs to L0 if the vCPU has MSR[HV] (a powernv host) or LPIDR 0 (a
+pseries host, whose guests run under other LPIDs).
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ from inspector.structures.space import KernelSpace
 __all__ = ["FUNCTIONS", "INTERRUPTED", "Trace", "trace"]
 
 INTERRUPTED = "interrupted"
-"""How a trace ended that was ended by Ctrl-C."""
+"""``Trace.ended`` after Ctrl-C."""
 
 FUNCTIONS: Mapping[str, int] = {
     "kvmhv_insert_nest_rmap": 3,
@@ -47,21 +47,21 @@ FUNCTIONS: Mapping[str, int] = {
     "kvmppc_core_commit_memory_region_hv": 5,
     "kvmppc_core_free_memslot_hv": 1,
 }
-"""Whatever changes a slot or makes an array of them, and how many arguments it has."""
+"""The functions that change a slot or an rmap array, and how many arguments are read of each."""
 
 MSR_HV = 1 << 60
 FIRST_ARGUMENT = 3
 WORD = 8
 NODES = 4096
-"""Nodes of a list that are read at each call."""
+"""How many nodes of a list are read at most, at each call."""
 
 
 @dataclass
 class Trace:
-    """What came of following a machine.
+    """The result of following a machine.
 
-    ``snapshot`` is where it began.  ``elsewhere`` counts stops in kernels of
-    guests, which were passed over.  ``ended`` says why it ended.
+    ``snapshot`` is the state at the beginning.  ``elsewhere`` counts stops in
+    kernels of guests, which are ignored.  ``ended`` says why the trace ended.
     """
 
     snapshot: Snapshot
@@ -82,7 +82,7 @@ def trace(
     seconds: float,
     progress: Progress = untold,
 ) -> Trace:
-    """Follow a machine for so many insertions and removals, for so long, or until Ctrl-C.
+    """Follow a machine for so many calls, for so many seconds, or until Ctrl-C.
 
     Raises:
         InspectorError: the target cannot be followed.
@@ -93,8 +93,8 @@ def trace(
             raise TargetNotSupported(f"{target} replays a recording; use 'inspector history'")
         if machine.keep_stopped:
             raise TargetNotSupported(
-                f"the machine at {target} stood still when it was found, so there are no calls to "
-                f"follow; 'inspector resume {target}' lets it go on"
+                f"the machine at {target} was already stopped, so there are no calls to follow; "
+                f"'inspector resume {target}' lets it run"
             )
         kernel = KernelSpace(machine.memory, attachment.known.profile)
         with machine.for_reading():
@@ -126,20 +126,20 @@ def _standing_still(machine: LiveMachine, kernel: KernelSpace, vms: int) -> Iter
             break
         attempts.again(Again.LOCKED)
     raise TargetLost(
-        f"mmu_lock was held at each of {LOCK_ATTEMPTS} stops, so there is no state to begin with; "
-        "try again"
+        f"mmu_lock was held at each of {LOCK_ATTEMPTS} stops, so there is no consistent state to "
+        "begin with; try again"
     )
 
 
 def _entries(kernel: KernelSpace) -> dict[int, str]:
-    """Return the addresses at which the functions are entered."""
+    """Return the names of the functions by the address at which each is entered."""
     symbols = module_symbols(kernel, kvm_modules(kernel)["kvm_hv"])
     found = {}
     for name in FUNCTIONS:
         places = symbols.entries(name)
         if len(places) != 1:
             raise TargetNotSupported(
-                f"kvm_hv of the target names {len(places)} functions {name}, "
+                f"kvm_hv of the target has {len(places)} functions with the name {name}, "
                 "so its calls cannot be followed"
             )
         found[places[0][0]] = name
@@ -148,6 +148,8 @@ def _entries(kernel: KernelSpace) -> dict[int, str]:
 
 @dataclass
 class _Open:
+    """A call that has not returned: its return address, and r1 at its entry."""
+
     number: int
     function: str
     arguments: tuple[int, ...]
@@ -157,7 +159,7 @@ class _Open:
 
 
 class _Run:
-    """One machine on its way from stop to stop."""
+    """Runs one machine from stop to stop."""
 
     def __init__(
         self, machine: LiveMachine, kernel: KernelSpace, follower: Follower, found: Trace
@@ -169,7 +171,7 @@ class _Run:
     def follow(
         self, entries: Mapping[int, str], calls: int, seconds: float, progress: Progress
     ) -> None:
-        """Run until so many calls have returned, the time is over, or model and kernel part."""
+        """Run until so many calls have returned, the time is over, or model and kernel differ."""
         found = self._found
         began = time.monotonic()
         with self._control.breakpoints() as place:
@@ -194,12 +196,14 @@ class _Run:
     def _stopped(
         self, entries: Mapping[int, str], place: Callable[[int], Callable[[], None]]
     ) -> None:
+        """Handle one stop: calls that return there, and a call that begins there."""
         found, control = self._found, self._control
         found.stops += 1
         if not control.register("msr") & MSR_HV and control.register("lpidr"):
             found.elsewhere += 1
             return
         pc, sp = control.register("pc"), control.register("r1")
+        # Other calls may pass the same return address, but only this one with its stack pointer.
         for opened in [opened for opened in self._open if (opened.back, opened.sp) == (pc, sp)]:
             self._open.remove(opened)
             opened.remove()
@@ -210,7 +214,7 @@ class _Run:
         if pc in entries and found.divergence is None:
             name = entries[pc]
             back = control.register("lr")
-            # QEMU now and then stops twice for one call, before its first instruction
+            # QEMU now and then stops twice for one call, before its first instruction.
             if any((was.function, was.back, was.sp) == (name, back, sp) for was in self._open):
                 return
             found.calls[name] += 1
@@ -224,7 +228,7 @@ class _Run:
             found.divergence = self._follower.follow(call)
 
     def _see_that_it_is_there(self) -> None:
-        """What cannot be read is no divergence where there is no machine any more."""
+        """Raise TargetLost if the machine has ended: the words it could not give prove nothing."""
         try:
             self._control.register("pc")
         except GdbError as error:
@@ -242,7 +246,7 @@ class _Run:
         if opened.function == "kvmppc_core_free_memslot_hv":
             return self._memslot(arguments[0])
         if opened.function == "kvmppc_core_commit_memory_region_hv":
-            # the new memslot is the third argument, before 5.17 the fourth
+            # The new memslot is the third argument, before Linux 5.17 the fourth.
             return self._memslot(arguments[2], "third_") | self._memslot(arguments[3], "fourth_")
         return {}
 
@@ -253,7 +257,7 @@ class _Run:
         return {name: self._read(place) for name, place in places.items()}
 
     def _slots(self, opened: _Open) -> dict[int, SlotWords]:
-        """Return the slots that a call is about, as they stand now."""
+        """Return the slots that a call concerns, as they are in memory now."""
         arguments = opened.arguments
         if opened.function == "kvmhv_insert_nest_rmap":
             return {arguments[1]: self._slot(arguments[1])}
@@ -268,6 +272,7 @@ class _Run:
         first = rmap + WORD * ((gpa >> shift) - base_gfn)
         places = range(first, first + WORD * (size >> shift), WORD)
         words, present = self._kernel.words(addresses(list(places)))
+        # One row per slot of the range: its address, its word, and whether the word could be read.
         return {
             place: self._slot(place)
             for place, word, there in zip(places, words.tolist(), present.tolist(), strict=True)

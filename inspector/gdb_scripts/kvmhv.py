@@ -1,13 +1,14 @@
 """GDB commands that show what KVM-HV on POWER believes about nested guests.
 
 Source this file in a GDB (12 or later, built with Python) that is attached to
-the GDB stub of a QEMU machine; ``help kvmhv`` says what there is.
+the GDB stub of a QEMU machine; ``help kvmhv`` lists the commands.
 
-GDB's own Python needs no packages for it.  What reads the target runs the
-``inspector`` command, lends it the stopped machine's physical memory over a
-socket (see inspector/live/served.py for the protocol), and prints what it
-says.  The machine is not let go on and nothing is written to it; physical mode
-is put back before anything else may happen, also after an error or Ctrl-C.
+GDB's own Python needs no packages for them.  A command that reads the target
+runs the ``inspector`` command, lends it the stopped machine's physical memory
+over a socket (see inspector/live/served.py for the protocol), and prints its
+output.  The machine stays stopped and nothing is written to it.  The stub
+leaves physical mode before any other command can run, also after an error or
+Ctrl-C.
 """
 
 from __future__ import annotations
@@ -39,7 +40,7 @@ ROOT = next(
 """The checkout, or the site-packages that the inspector is installed in."""
 
 if str(ROOT) not in sys.path:
-    # Last, so that nothing else that is installed there hides a module of GDB's Python.
+    # Last, so that other packages installed there do not hide modules of GDB's Python.
     sys.path.append(str(ROOT))
 
 from inspector import encoding  # noqa: E402
@@ -47,22 +48,22 @@ from inspector.reports.words import words_text  # noqa: E402
 
 NAME = "inspector"
 POLL = 0.1
-"""Seconds between two looks for a Ctrl-C, or another signal that was held back."""
+"""Seconds between two checks for a Ctrl-C, or another signal that was held back."""
 ANSWER_TIMEOUT = 30.0
-"""Seconds the inspector may take to fetch an answer."""
+"""Seconds that the inspector may take to fetch an answer."""
 REMOTE_TIMEOUT = 30
-"""After GDB's own 2 s the late answer of a busy QEMU would be taken for that to the next packet."""
+"""Seconds. With GDB's own 2 s, a late answer of a busy QEMU would be taken for the next one."""
 VIOLATIONS = 1
-"""The last exit code that says something of the machine."""
+"""The highest exit code that is a statement about the machine."""
 NO_VERDICT = 4
-"""The exit code of an inspector that failed itself, see the manual's page about reports."""
+"""The exit code of an inspector that failed itself; see the manual's page about reports."""
 HELD_BACK = {signal.SIGINT, signal.SIGTERM, signal.SIGHUP}
-"""Signals that would have GDB leave while the stub is in physical mode."""
+"""Signals that would make GDB leave a command while the stub is in physical mode."""
 U64 = (1 << 64) - 1
 
 
 class _Setting(gdb.Parameter):
-    """A setting that is a text, empty where it is not set."""
+    """A setting that is a text; the text is empty if it is not set."""
 
     shown = ""
 
@@ -80,7 +81,7 @@ class _Setting(gdb.Parameter):
 class _InspectorSetting(_Setting):
     """The inspector command that the kvmhv commands run.
 
-    Without it, the one that belongs to this script, or else the first one on PATH."""
+    If it is not set, they run the one installed with this script, or the first one on PATH."""
 
     set_doc = "Set the inspector command that the kvmhv commands run."
     show_doc = "Show the inspector command that the kvmhv commands run."
@@ -107,8 +108,8 @@ class _Prefix(gdb.Command):
     """Commands for KVM-HV on POWER: what L0 believes about nested guests.
 
     They need a stopped machine: a QEMU that runs the host kernel (powernv, or
-    pseries with nested HV), attached to with 'target remote HOST:PORT'.  It may
-    have stopped in the host or in a guest."""
+    pseries with nested HV), to which GDB is attached with 'target remote
+    HOST:PORT'.  It may have stopped in the host or in a guest."""
 
     def __init__(self) -> None:
         super().__init__("kvmhv", gdb.COMMAND_DATA, gdb.COMPLETE_COMMAND, True)
@@ -121,13 +122,13 @@ class _SettingsPrefix(gdb.Command):
         super().__init__(f"{verb} kvmhv", gdb.COMMAND_DATA, gdb.COMPLETE_COMMAND, True)
 
     def invoke(self, argument: str, from_tty: bool) -> None:
-        """Show them all, where no one is named."""
+        """Show all settings, if none is named."""
         for name in SETTINGS:
             gdb.execute(f"show kvmhv {name}")
 
 
 class _Command(gdb.Command):
-    """A command whose arguments are words, of which GDB expressions are evaluated."""
+    """A command whose arguments are words; a word that is a GDB expression is evaluated."""
 
     name = ""
     options: tuple[str, ...] = ("--json",)
@@ -136,7 +137,7 @@ class _Command(gdb.Command):
         super().__init__(f"kvmhv {self.name}", gdb.COMMAND_DATA)
 
     def complete(self, text: str, word: str | None) -> object:
-        """Complete an option; ``word`` is None where only the kind of what follows is asked for."""
+        """Complete an option; ``word`` is None if GDB only asks for the kind of completion."""
         typed = "" if not text or text[-1].isspace() else text.split()[-1]
         if not typed.startswith("-"):
             return self.others(typed)
@@ -144,7 +145,7 @@ class _Command(gdb.Command):
         return [option[known:] for option in self.options if option.startswith(typed)]
 
     def others(self, typed: str) -> object:
-        """Return what may stand where no option does."""
+        """Return the completions of a word that is not an option."""
         return gdb.COMPLETE_EXPRESSION if typed.startswith(("$", "(")) else gdb.COMPLETE_NONE
 
 
@@ -216,7 +217,7 @@ class _Lookup(_OfMachine):
 
 
 class _Capture(_OfMachine):
-    """Save what an inspection needs as a small core file, for the inspector.
+    """Save the memory that an inspection reads as a small core file, for the inspector.
 
     Usage: kvmhv capture FILE [--json]"""
 
@@ -249,7 +250,7 @@ class _Decode(_Command):
     """Decode rmap words; no machine is needed.
 
     Usage: kvmhv decode WORD... [--hash]
-    A WORD is a GDB expression, in quotes if there are blanks in it.  --hash says
+    A WORD is a GDB expression, in quotes if it contains blanks.  --hash says
     that the words are of a guest with the hash MMU."""
 
     name = "decode"
@@ -295,7 +296,7 @@ class _NestedRmapFunction(gdb.Function):
 
 
 class _RmapNestedPrinter:
-    """Prints a ``struct rmap_nested``, where its type is loaded."""
+    """Prints a ``struct rmap_nested``, if its type is loaded."""
 
     def __init__(self, node: gdb.Value) -> None:
         self._node = node
@@ -331,7 +332,9 @@ def _program() -> str:
     if given:
         found = shutil.which(os.path.expanduser(given))
         if found is None:
-            raise gdb.GdbError(f"'{given}' is no program; see 'show kvmhv inspector'")
+            raise gdb.GdbError(
+                f"there is no program '{given}'; give another one with 'set kvmhv inspector FILE'"
+            )
         return found
     own = [ROOT / ".venv" / "bin" / NAME]
     if ROOT.name in ("site-packages", "dist-packages"):
@@ -339,14 +342,14 @@ def _program() -> str:
     found = next((str(path) for path in own if os.access(path, os.X_OK)), shutil.which(NAME))
     if found is None:
         raise gdb.GdbError(
-            "what reads the machine needs the 'inspector' command, and it is not on PATH; "
+            "the command 'inspector' is needed to read the machine, and is not on PATH; "
             "install it (see its README), or say where it is with 'set kvmhv inspector FILE'"
         )
     return found
 
 
 def _machine() -> gdb.RemoteTargetConnection:
-    """Return the connection to the machine; GDB itself runs no such command while it runs."""
+    """Return the connection to the machine; GDB itself refuses to read a running machine."""
     connection = gdb.selected_inferior().connection
     if not isinstance(connection, gdb.RemoteTargetConnection):
         raise gdb.GdbError("no machine is attached; use 'target remote HOST:PORT' first")
@@ -354,8 +357,8 @@ def _machine() -> gdb.RemoteTargetConnection:
 
 
 def _run_inspector(command: str, arguments: list[str]) -> None:
-    """Run a command of the inspector on the machine, and print what it says when it is done."""
-    # Until a command has said something of the machine, the last one's word is not this one's.
+    """Run a command of the inspector on the machine, and print its output when it has ended."""
+    # The exit code of an earlier command must not be taken for the one of this command.
     gdb.set_convenience_variable("kvmhv_exit", NO_VERDICT)
     connection, program = _machine(), _program()
     options = gdb.string_to_argv(gdb.parameter("kvmhv options") or "")
@@ -383,11 +386,11 @@ def _run_inspector(command: str, arguments: list[str]) -> None:
         said, failure = (_text(file) for file in (out, error))
     code = child.returncode
     if not asked and (code == VIOLATIONS or (code == 0 and not said)):
-        # A Python that cannot start ends with 1, too.
+        # A Python that cannot start exits with 1 too, which must not look like violations.
         last = (failure.strip().splitlines() or ["it said nothing"])[-1]
         raise gdb.GdbError(
-            f"'{program}' ended with exit code {code} and has not read the machine, so this is no "
-            f"verdict ({last}); see that it runs in a shell, or 'set kvmhv inspector FILE'"
+            f"'{program}' ended with exit code {code} and did not read the machine, so this is no "
+            f"verdict ({last}); check that it runs in a shell, or 'set kvmhv inspector FILE'"
         )
     if asked and code >= 0:
         gdb.set_convenience_variable("kvmhv_exit", code)
@@ -431,14 +434,17 @@ def _text(file: IO[bytes]) -> str:
 
 @contextlib.contextmanager
 def _lent(connection: gdb.RemoteTargetConnection) -> Iterator[None]:
-    """Hold the stub in physical mode for a block; signals wait until it is as it was."""
+    """Keep the stub in physical mode for a block; signals wait until its mode is restored."""
     before = signal.pthread_sigmask(signal.SIG_BLOCK, HELD_BACK)
     timeout = gdb.parameter("remotetimeout")
     try:
         gdb.execute(f"set remotetimeout {REMOTE_TIMEOUT}", to_string=True)
         mode = connection.send_packet("qqemu.PhyMemMode")
         if mode not in (b"0", b"1"):
-            raise gdb.GdbError("the stub has no physical mode, so it is not QEMU's, or too old")
+            raise gdb.GdbError(
+                "the stub has no physical mode, so it is not QEMU's (or older than 4.1); "
+                "use QEMU 4.1 or later"
+            )
         try:
             connection.send_packet("Qqemu.PhyMemMode:1")
             yield
@@ -450,7 +456,7 @@ def _lent(connection: gdb.RemoteTargetConnection) -> Iterator[None]:
 
 
 def _serve(end: socket.socket, connection: gdb.RemoteTargetConnection) -> bool:
-    """Answer what is asked until the other end closes; say whether anything was."""
+    """Answer requests until the other end closes; return whether any was answered."""
     end.settimeout(ANSWER_TIMEOUT)
     asked = b""
     answered = False
@@ -474,18 +480,21 @@ def _serve(end: socket.socket, connection: gdb.RemoteTargetConnection) -> bool:
 
 
 def _answer(request: list[str], connection: gdb.RemoteTargetConnection) -> bytes:
-    """Answer one request; see inspector/live/served.py for what there is."""
+    """Answer one request; inspector/live/served.py describes the requests."""
     kind, *numbers = request
     if kind == "about":
         return f"GDB {gdb.VERSION}, attached to {connection.details}".encode()
     if kind == "map":
         return bytes(gdb.execute("monitor info mtree -f", to_string=True), "utf-8")
     if kind == "read":
+        # The numbers are pairs of an address and a length in bytes, both hexadecimal.
         memory = gdb.selected_inferior()
         places = [int(number, 16) for number in numbers]
         pairs = zip(places[::2], places[1::2], strict=True)
         return b"".join(bytes(memory.read_memory(*pair)) for pair in pairs)
-    raise gdb.error(f"'{kind}' is not known; {NAME} and kvmhv.py are of different versions")
+    raise gdb.error(
+        f"the request '{kind}' is not known; {NAME} and kvmhv.py are of different versions"
+    )
 
 
 def _install() -> None:

@@ -1,8 +1,8 @@
-"""Where a kernel departs from what must hold, as data.
+"""The places where a kernel departs from what must hold, as data.
 
-Each departure replaces one rule of ``inspector.model.rules`` and says what
-breaks by it.  ``current`` tells whether Linux 6.12 to 7.2 still does so;
-``seen`` whether it was seen on a running kernel or only in its source.
+Each departure replaces one rule of ``inspector.model.rules`` and names the
+invariants that it breaks.  ``current`` says whether Linux 6.12 to 7.2 still does
+so; ``seen`` whether it was seen on a running kernel or only in its source.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ __all__ = ["AS_IT_IS", "DEPARTURES", "Departure", "reading"]
 class Departure:
     """One way in which a kernel does not do what must hold.
 
-    ``rule`` names the field of ``Rules`` that ``does`` replaces; ``breaks``
+    ``rule`` names the field of ``Rules`` that ``does`` replaces; ``breaks`` names
     the invariants that a search finds broken by it.
     """
 
@@ -91,7 +91,7 @@ DEPARTURES = (
         "words_met",
         kernel_walk,
         "A list node that holds LPID 0, L2 page 0 has the word 0, which the walk takes for the "
-        "end of the list; the older entries behind it are not acted on.",
+        "end of the list; it never reaches the older entries after that node.",
         f"for_each_nest_rmap_safe in {_NESTED}",
         "present since nested rmaps were introduced (4.20)",
         ("shadow-leaf-covered",),
@@ -102,9 +102,9 @@ DEPARTURES = (
         "large-page-beyond-memslot",
         "host_shift",
         _aligned_only,
-        "The size of L0's mapping is chosen without a look at the memslot's bounds. A memslot "
-        "that begins or ends inside a large host page gets a leaf that reaches beyond it, an "
-        "rmap index below its array, and a removal that runs past the end of it.",
+        "The kernel chooses the size of L0's mapping without checking the memslot's bounds. A "
+        "memslot that begins or ends inside a large host page gets a leaf that reaches beyond it, "
+        "an rmap index below its array, and a removal that runs past the end of the array.",
         f"kvmppc_book3s_instantiate_page in {_RADIX}, __kvmhv_nested_page_fault and "
         f"kvmhv_remove_nest_rmap_range in {_NESTED}",
         "present since nested rmaps were introduced (4.20)",
@@ -128,8 +128,8 @@ DEPARTURES = (
         "rc-flushed-under-l1-lpid",
         "rc_flushed_lpid",
         _l1_lpid,
-        "Where R or C of a shadow leaf is cleared, the translation is flushed under the number "
-        "that L1 gave the guest and not under the one hardware uses for it.",
+        "When the kernel clears R or C of a shadow leaf, it flushes the translation under the "
+        "LPID that L1 gave the guest, and not under the shadow LPID that the hardware uses.",
         f"kvmhv_update_nest_rmap_rc in {_NESTED}",
         "present since R and C are kept in step (5.0)",
         ("cached-change",),
@@ -142,7 +142,7 @@ DEPARTURES = (
         _always,
         "Where hardware cannot set R or C of a shadow leaf, the kernel sets it there and in L0's "
         "leaf for the page that L1's table leads to now. The shadow leaf may still lead to the "
-        "page before, whose leaf of L0 then lacks the bit.",
+        "previous page, and L0's leaf for that page does not get the bit.",
         f"kvmhv_handle_nested_set_rc in {_NESTED}",
         "present since nested page faults were handled (4.20)",
         ("shadow-leaf-rc",),
@@ -153,8 +153,8 @@ DEPARTURES = (
         "rc-slot-not-aligned",
         "rc_gfn",
         _asked_gfn,
-        "Ageing and dirty logging look for shadow leaves in the slot of the page they were "
-        "asked about, while the entries stand in that of the first page of L0's leaf.",
+        "Ageing and dirty logging look for shadow leaves in the slot of the page that they are "
+        "called for, but the entries are in the slot of the first page of L0's leaf.",
         f"kvm_age_radix and kvm_radix_test_clear_dirty in {_RADIX}",
         "present since R and C are kept in step (5.0)",
         ("shadow-leaf-rc",),
@@ -177,9 +177,9 @@ DEPARTURES = (
         "entry-refused-after-run",
         "result_written_back",
         _little_endian_only,
-        "The size of the state is looked up by its version after that was swapped for a "
-        "big-endian L1. It is then unknown, and L1 is told H_AUTHORITY although L2 has run and "
-        "its shadow leaves and rmap entries exist.",
+        "The kernel looks up the size of the state by its version after it has byte-swapped the "
+        "version for a big-endian L1. The version is then unknown, and L1 gets H_AUTHORITY "
+        "although L2 has run and its shadow leaves and rmap entries exist.",
         f"kvmhv_enter_nested_guest and kvmhv_write_guest_state_and_regs in {_NESTED}",
         "present in 6.12",
         ("entry-reported",),
@@ -190,8 +190,8 @@ DEPARTURES = (
         "entry-at-exact-page",
         "slot_gfn",
         _exact_gfn,
-        "An entry is put into the slot of the page that was touched, not into that of the first "
-        "page of L0's leaf, where R and C are followed up.",
+        "An entry is put into the slot of the page that was touched, not into the slot of the "
+        "first page of L0's leaf, where the kernel looks for it when it updates R and C.",
         f"__kvmhv_nested_page_fault in {_NESTED}",
         "fixed in 5.0: Align gfn to L1 page size when inserting nest-rmap entry",
         ("rmap-slot",),
@@ -235,8 +235,8 @@ DEPARTURES = (
         "flush-all-uses-released-guest",
         "flush_all_holds_guest",
         _never,
-        "A flush of all nested guests takes no reference; one that the flush itself releases is "
-        "used afterwards.",
+        "A flush of all nested guests takes no reference to them; a guest that the flush itself "
+        "releases is used afterwards.",
         f"kvmhv_emulate_tlbie_all_lpid in {_NESTED}",
         "fixed by 51938dfa8a51, which 6.12.107 does not have",
         ("released-guest-unused",),

@@ -1,4 +1,4 @@
-"""Calls of the kernel's functions as the model takes them, and what it may say to one."""
+"""Calls and returns of kernel functions, as the model follows them, and its divergences."""
 
 from __future__ import annotations
 
@@ -30,17 +30,18 @@ SOURCES = {
 """The functions that are followed, and where each is in the kernel's sources."""
 
 SlotWords = tuple[int | None, ...]
-"""A slot as it stands in memory: its word, then ``next`` and word of each node.
+"""A slot as it is stored in memory: its word, then the ``next`` and the word of each node.
 
-None stands for what could not be read.  A long list may be cut off.
+None is a word that could not be read.  A long list may be cut off.
 """
 
 
 class Call(NamedTuple):
     """A function was called.
 
-    ``parent`` is the number of the followed call it was made from.
-    ``values`` are words read before it, ``slots`` slots by kernel address.
+    ``parent`` is the number of the followed call that made this one.
+    ``values`` are words that were read before the call, by name; ``slots`` are
+    the slots that it concerns, by kernel address.
     """
 
     number: int
@@ -52,7 +53,7 @@ class Call(NamedTuple):
 
 
 class Return(NamedTuple):
-    """The call of that number returned."""
+    """The call with this number returned."""
 
     number: int
     result: int
@@ -62,10 +63,10 @@ class Return(NamedTuple):
 
 @dataclass(frozen=True)
 class Divergence:
-    """The first thing that is not as the model has it.
+    """The first difference between the kernel and the model.
 
-    ``slot`` is the kernel address of the slot in question, if it is about
-    one, with its words as ``expected`` and ``found``; else those are texts.
+    If it concerns a slot, ``slot`` is the kernel address of the slot, and
+    ``expected`` and ``found`` are its words; otherwise both are texts.
     """
 
     number: int
@@ -93,7 +94,8 @@ class Array(NamedTuple):
 
 
 def slot_words(words: Sequence[int], nodes: Sequence[int]) -> SlotWords:
-    """Return a slot as it stands in memory, from its words and the addresses of its nodes."""
+    """Return a slot as it is stored in memory, from its words and the addresses of its nodes."""
+    # Node i holds words[i] and the link to node i + 1; the last link is the last word itself.
     links = [*nodes, words[-1]]
     found = [links[0]]
     for link, word in zip(links[1:], words[:-1], strict=True):
@@ -102,6 +104,6 @@ def slot_words(words: Sequence[int], nodes: Sequence[int]) -> SlotWords:
 
 
 def is_cut(words: SlotWords) -> bool:
-    """Say whether a list goes on behind what was written down."""
+    """Say whether a list continues after the words that were recorded."""
     link = words[-2] if len(words) > 2 else words[0]
     return link is not None and encoding.form_of(link) is encoding.SlotForm.LIST

@@ -1,13 +1,13 @@
-"""The model follows a kernel call by call, and says where the two part.
+"""The model follows a kernel call by call, and says where the two first differ.
 
-Each call is what the kernel did: a function, its arguments, and words that
-stood in memory before and after it.  Before a call the words must be those
-the model has; then the model does what the function does; after it they must
-agree again.  What a function is to call in turn (an insertion for a new
-shadow leaf, a removal for a leaf of L0's, the shadow leaves a removal leads
-to) must be called, and nothing else.
+Each call has a function of the kernel, its arguments, and the words that were
+in memory before and after it.  Before the call, the words must equal those of
+the model; then the model does what the function does; after the call, the words
+must agree again.  The calls that a function has to make in turn must be made,
+and no others: an insertion for a new shadow leaf, a removal for a leaf of L0's,
+and the removal of each shadow leaf that such a removal leads to.
 
-A slot is known by its kernel address, so one that the kernel takes outside
+A slot is known by its kernel address, so a slot that the kernel takes outside
 of its array is followed too.
 """
 
@@ -36,7 +36,7 @@ SAME_LEAF = pte.VALID | pte.LEAF | pte.RPN_MASK
 
 @dataclass
 class FollowedVm:
-    """One VM: L0's table for it and its nested guests."""
+    """One VM: L0's table for it, and its nested guests by L1 LPID and by shadow LPID."""
 
     host: Table = field(default_factory=Table)
     guests: dict[int, Guest] = field(default_factory=dict)
@@ -44,7 +44,11 @@ class FollowedVm:
 
 
 class _Open:
-    """A call under way, and what it still has to call or has called."""
+    """A call that has not returned, and the calls that it has made or still has to make.
+
+    ``leaves`` are the shadow leaves that a removal still has to clear, in the
+    order in which the kernel does so.
+    """
 
     def __init__(self, call: Call) -> None:
         self.call = call
@@ -70,43 +74,47 @@ class Follower:
 
     Args:
         page_shift: log2 of the host's page size.
-        tables: whether the calls that change the tables come too, and not
-            only insertions and removals.
+        tables: whether the events include the calls that change the tables,
+            and not only insertions and removals.
         rules: the reading of the specification.
 
-    ``changed`` collects the addresses of the slots that changed; whoever
-    reads it may empty it.
+    ``changed`` collects the addresses of the slots that changed; the caller may
+    empty it after reading it.
     """
 
     def __init__(self, page_shift: int, *, tables: bool = True, rules: Rules = AS_IT_IS) -> None:
         self.page_shift = page_shift
         self.vms: dict[int, FollowedVm] = {}
+        # By the address of a slot: the slot, and the addresses of its nodes, the newest first.
         self.slots: dict[int, ModelSlot] = {}
         self.nodes: dict[int, list[int]] = {}
         self.arrays: dict[int, Array] = {}
         self.changed: set[int] = set()
+        # The addresses of the arrays, sorted, to find the array of a slot by bisection.
         self._order: list[int] = []
         self._tables = tables
         self._rules = rules
+        # By number, the calls that have not returned.
         self._open: dict[int, _Open] = {}
+        # By the key of a leaf (see _key), the number of the last call that cleared it.
         self._touched: dict[tuple[int, int, int], int] = {}
 
-    # --- what is there at the beginning ---
+    # --- the state at the beginning ---
 
     def add_array(self, array: Array) -> None:
-        """Take an rmap array; what stood at its place is forgotten unless it is the same."""
+        """Add an rmap array; an array of another VM at the same address is forgotten."""
         if self.arrays.get(array.address, array)[:2] != array[:2]:
             self._drop_array(array.address)
         self.arrays[array.address] = array
         self._order = sorted(self.arrays)
 
     def add_slot(self, place: int, words: Sequence[int], nodes: Sequence[int]) -> None:
-        """Take a slot that is not empty; ``nodes`` are the addresses of its list nodes."""
+        """Add a slot that is not empty; ``nodes`` are the addresses of its list nodes."""
         self.slots[place] = ModelSlot(words)
         self.nodes[place] = list(nodes)
 
     def add_guest(self, vm: int, guest: Guest) -> None:
-        """Take a nested guest with its shadow table."""
+        """Add a nested guest with its shadow table."""
         state = self._vm(vm)
         before = state.guests.get(guest.l1_lpid)
         if before is not None:
@@ -114,12 +122,12 @@ class Follower:
         state.guests[guest.l1_lpid] = state.by_shadow[guest.shadow_lpid] = guest
 
     def words(self, place: int) -> SlotWords:
-        """Return a slot as it must stand in memory."""
+        """Return a slot as it must be stored in memory."""
         slot = self.slots.get(place)
         return slot_words(slot.words, self.nodes[place]) if slot and slot.words else (0,)
 
     def array_of(self, place: int) -> Array | None:
-        """Return the rmap array a slot's address lies in."""
+        """Return the rmap array that a slot's address lies in."""
         index = bisect_right(self._order, place) - 1
         if index < 0:
             return None
@@ -127,7 +135,7 @@ class Follower:
         return array if place < array.address + WORD * array.npages else None
 
     def gfn_of(self, place: int) -> int | None:
-        """Return the guest page a slot stands for."""
+        """Return the gfn of the slot at an address, None if it lies in no array."""
         array = self.array_of(place)
         return None if array is None else array.base_gfn + (place - array.address) // WORD
 
@@ -139,10 +147,10 @@ class Follower:
         return bool(self._open)
 
     def follow(self, event: Call | Return) -> Divergence | None:
-        """Take the next event; return where kernel and model part, if they do.
+        """Follow the next event; return the divergence of kernel and model, if there is one.
 
         Raises:
-            KeyError, IndexError: the event lacks a word or an argument.
+            KeyError, IndexError: the event is missing a word or an argument.
         """
         if isinstance(event, Call):
             call, before = event, True
@@ -179,6 +187,7 @@ class Follower:
     def _compare(self, found: Mapping[int, SlotWords], when: str) -> None:
         for place, words in found.items():
             expected = self.words(place)
+            # A list that was cut off is compared as far as it was recorded.
             if words != expected[: len(words)] or not (
                 len(words) == len(expected) or is_cut(words)
             ):
@@ -215,7 +224,7 @@ class Follower:
             self._check_insertion(create, place, word)
         elif self._tables:
             raise _Diverged(
-                "an insertion", "one that kvmppc_create_pte makes", "one that nothing asked for"
+                "an insertion", "one that kvmppc_create_pte makes", "one without that caller"
             )
         slot = self.slots.setdefault(place, ModelSlot())
         entry = encoding.decode(word)
@@ -258,11 +267,12 @@ class Follower:
         create.fulfilled = True
 
     def _check_slot(self, vm: FollowedVm, create: Call, leaf: Leaf, place: int) -> None:
-        """See that the slot is that of the first page of L0's leaf for the host page."""
+        """Check that the slot is that of the first page of L0's leaf for the host page."""
         gfn = self.gfn_of(place)
         if gfn is None:
             return
         host = vm.host.at(gfn << self.page_shift)
+        # If L0's leaf was cleared after the call began, it is not known which leaf the call saw.
         touched = 0 if host is None else self._touched.get((create.arguments[0], 0, host.address))
         if host is None or (touched or 0) > create.number:
             return
@@ -286,13 +296,16 @@ class Follower:
             self._check_removal(unmap, opened.call)
         elif self._tables:
             raise _Diverged(
-                "a removal", "one that kvmppc_unmap_pte makes", "one that nothing asked for"
+                "a removal", "one that kvmppc_unmap_pte makes", "one without that caller"
             )
+        # The bits of a frame above the size of the page.
         mask = pte.RPN_MASK & -size
+        # Several entries may lead to one shadow leaf; the kernel clears it at the first of them.
         gone: set[tuple[int, int]] = set()
         first = (gpa >> self.page_shift) - base_gfn
         known = self.slots.keys() | event.slots.keys()
         for place in _places(rmap + WORD * first, size >> self.page_shift, known):
+            # The event has all slots of the range that are not empty, so any other slot is 0.
             if place not in event.slots and self.words(place) != (0,):
                 raise _Diverged("the slot before the call", self.words(place), (0,), place)
             for word in self._empty(place):
@@ -320,12 +333,13 @@ class Follower:
             raise _Diverged(
                 "the shadow leaves that are removed",
                 f"{leaf.entry:#018x} of nested guest {guest.l1_lpid} at {leaf.address:#x} too",
-                "it is left",
+                "it is not removed",
             )
 
     # --- tables ---
 
     def _created(self, call: Call) -> tuple[FollowedVm, Guest | None, Leaf]:
+        """Return the VM, the nested guest unless the table is L0's own, and the new leaf."""
         vm, _, raw, gpa, level, _, lpid = call.arguments[:7]
         shift = (self.page_shift, PMD_SHIFT, PUD_SHIFT)[level]
         state = self._vm(vm)
@@ -333,6 +347,7 @@ class Follower:
         return state, state.by_shadow.get(lpid), leaf
 
     def _table(self, call: Call, lpid: int) -> Table | None:
+        """Return L0's table or a shadow table by its hardware LPID, None if it is not known."""
         state = self._vm(call.arguments[0])
         if lpid == call.values["host_lpid"]:
             return state.host
@@ -340,6 +355,7 @@ class Follower:
         return guest.shadow if guest else None
 
     def _key(self, call: Call, lpid: int, address: int) -> tuple[int, int, int]:
+        """Return VM, shadow LPID (0 for L0's table) and address of a leaf, for ``_touched``."""
         return call.arguments[0], 0 if lpid == call.values["host_lpid"] else lpid, address
 
     def _create(self, opened: _Open, event: Call | Return) -> None:
@@ -377,7 +393,11 @@ class Follower:
         return "" if gfn is None else f" (gfn {gfn:#x})"
 
     def _unmapped(self, call: Call) -> tuple[int, int, int]:
-        """Return entry, address and size of the leaf that kvmppc_unmap_pte clears."""
+        """Return entry, address and size of the leaf that kvmppc_unmap_pte clears.
+
+        Raises:
+            ValueError: the size is impossible.
+        """
         gpa, shift = call.arguments[2:4]
         if shift > pte.TREE_BITS:
             raise ValueError(f"a page of 2^{shift} bytes")
@@ -418,7 +438,7 @@ class Follower:
                 return
             expected = f"that of nested guest {guest.l1_lpid} at {leaf.address:#x}"
         else:
-            expected = "no further one"
+            expected = "no further leaf"
         raise _Diverged(
             "the shadow leaf that a removal leads to", expected, f"that of LPID {lpid} at {gpa:#x}"
         )
@@ -472,6 +492,8 @@ class Follower:
 
     def _committed(self, opened: _Open, event: Call | Return) -> None:
         values = opened.call.values
+        # The new memslot is the fourth argument before Linux 5.17, where the third is the old
+        # memslot.  Since then it is the third, and the fourth is not a pointer.
         for which in ("fourth", "third"):
             rmap = values[f"{which}_rmap"]
             if rmap:
@@ -498,9 +520,11 @@ _STEPS = {
     ("kvmppc_unmap_pte", True): Follower._unmap,
     ("kvmppc_unmap_pte", False): Follower._after_unmap,
 }
+"""What the model does for an event, by its function and by whether it is the call."""
 
 
 def _known(event: Call | Return, *names: str) -> tuple[int, ...]:
+    """Return words of an event by name; a word that could not be read is a divergence."""
     found = []
     for name in names:
         value = event.values[name]
@@ -511,7 +535,11 @@ def _known(event: Call | Return, *names: str) -> tuple[int, ...]:
 
 
 def _places(first: int, count: int, known: Set[int]) -> list[int]:
-    """Return the places of the slots from one on, whatever their number, that are known ones."""
+    """Return the addresses of those of ``count`` slots from ``first`` on that are known.
+
+    ``count`` may be far above the number of known slots, so the smaller set is
+    searched.  Addresses wrap at 2^64.
+    """
     if count <= len(known):
         return [place for i in range(count) if (place := (first + WORD * i) & WORD_MASK) in known]
     steps = sorted(((place - first) & WORD_MASK, place) for place in known)
@@ -519,7 +547,7 @@ def _places(first: int, count: int, known: Set[int]) -> list[int]:
 
 
 def _entry(raw: int) -> int:
-    """Return a page-table entry from its form in memory, as a little-endian kernel loads it."""
+    """Return a page-table entry (big-endian) from the word that a little-endian kernel loads."""
     return int.from_bytes(raw.to_bytes(8, "little"), "big")
 
 

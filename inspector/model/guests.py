@@ -1,7 +1,7 @@
-"""Nested guests: how they come and go, and what L1 asks to have invalidated.
+"""Nested guests: how L0 creates and releases them, and what it invalidates for L1.
 
 The hypercalls of book3s_hv_nested.c: H_SET_PARTITION_TABLE, H_ENTER_NESTED as
-far as it makes a guest, H_TLB_INVALIDATE and H_RPT_INVALIDATE.
+far as it creates a guest, H_TLB_INVALIDATE and H_RPT_INVALIDATE.
 """
 
 from __future__ import annotations
@@ -30,14 +30,14 @@ RANGE_CEILING = 33
 """Pages above which a range is flushed as a whole (``tlb_range_flush_page_ceiling``)."""
 
 H_RPTI_TYPE_TLB, H_RPTI_TYPE_ALL = 0x1, 0xF
-"""What H_RPT_INVALIDATE is asked to forget; ALL is TLB, PWC, PRT and PAT together."""
+"""The kinds of translations that H_RPT_INVALIDATE drops; ALL is TLB, PWC, PRT and PAT together."""
 
 H_RPTI_PAGE_SIZES = {0x1: 12, 0x2: 16, 0x4: 21, 0x8: 30}
 EVERYTHING = (1 << 64) - 1
 
 
 class HcallResult(enum.Enum):
-    """What L1 is told."""
+    """The result that L1 gets from a hypercall."""
 
     SUCCESS = "H_SUCCESS"
     PARAMETER = "H_PARAMETER"
@@ -45,7 +45,7 @@ class HcallResult(enum.Enum):
 
 
 def h_set_partition_table(vm: State, ptcr: int) -> HcallResult:
-    """``kvmhv_set_partition_table``: where L1 keeps its partition table."""
+    """``kvmhv_set_partition_table``: L1 says where its partition table is."""
     if (ptcr & PTCR_SIZE_MASK) > MAX_SIZE_FIELD:
         return HcallResult.PARAMETER
     if vm.memslot_of((ptcr & PTCR_BASE_MASK) >> vm.page_shift) is None:
@@ -55,7 +55,7 @@ def h_set_partition_table(vm: State, ptcr: int) -> HcallResult:
 
 
 def get(vm: State, lpid: int, *, create: bool = False) -> Guest | None:
-    """``kvmhv_get_nested``: take a reference, of a new guest if there is none."""
+    """``kvmhv_get_nested``: take a reference to a guest, which may have to be created."""
     if lpid >= vm.lpid_limit:
         return None
     guest = vm.guests.get(lpid)
@@ -104,7 +104,7 @@ def h_tlb_invalidate(vm: State, ric: int, lpid: int, rb: int, *, prs: bool = Fal
 def h_rpt_invalidate(
     vm: State, lpid: int, kind: int, page_sizes: int, start: int, end: int
 ) -> HcallResult:
-    """``do_h_rpt_invalidate_pat``: a range, or everything, of a nested guest."""
+    """``do_h_rpt_invalidate_pat``: invalidate a range, or everything, of a nested guest."""
     if lpid not in vm.guests:
         return HcallResult.SUCCESS
     if (kind & H_RPTI_TYPE_ALL) == H_RPTI_TYPE_ALL:
@@ -142,7 +142,7 @@ def _flush_page(vm: State, lpid: int, ap: int, address: int) -> bool:
     if guest is None:
         return True
     address &= -size
-    # the kernel counts in its own pages and does at least one, however small L1's page is
+    # The kernel counts in its own pages, and does at least one, however small L1's page is.
     left = (size >> vm.page_shift) or 1
     while left > 0:
         shift = invalidate_shadow(vm, guest, address)
@@ -170,7 +170,7 @@ def _flush_every(vm: State, ric: int) -> None:
 
 
 def _flush_guest(vm: State, guest: Guest, ric: int) -> None:
-    """``kvmhv_emulate_tlbie_lpid``: by RIC the tables, nothing, or tables and partition entry."""
+    """``kvmhv_emulate_tlbie_lpid``: RIC 0 drops the table, 2 also reloads L1's partition entry."""
     if ric in (0, 2):
         guest.shadow.leaves.clear()
         _flush_lpid(vm, guest.shadow_lpid)
@@ -200,10 +200,11 @@ def _release(vm: State, guest: Guest) -> None:
 
 
 def _used(vm: State, guest: Guest, how: str) -> None:
+    """Note a use of a guest if it was released before."""
     if guest.released:
-        vm.misuse.append(f"nested guest {guest.l1_lpid}, released, was {how}")
+        vm.misuse.append(f"the released nested guest {guest.l1_lpid} was {how}")
 
 
 def _flush_lpid(vm: State, lpid: int) -> None:
-    """``kvmhv_flush_lpid``: forget every translation of a hardware LPID."""
+    """``kvmhv_flush_lpid``: drop every cached translation of a hardware LPID."""
     vm.tlb.pop(lpid, None)

@@ -1,8 +1,8 @@
-"""What must hold of a state of the specification whenever ``mmu_lock`` is free.
+"""What must hold for a state of the specification whenever ``mmu_lock`` is free.
 
-The identifiers are those of ``inspector check`` where a memory image can show
-the same; the others are about what no image of memory holds: translations in
-hardware, the pages of the VM's process, memory that was released.
+An invariant that a memory image can show has the identifier that ``inspector
+check`` uses.  The others are about state that no image of memory holds:
+translations in hardware, the pages of the VM's process, memory that was released.
 """
 
 from __future__ import annotations
@@ -48,11 +48,11 @@ class Broken(NamedTuple):
 def broken(
     vm: State, settled: Callable[[int, int], bool] = lambda lpid, address: False
 ) -> list[Broken]:
-    """Return what does not hold.
+    """Return the invariants that do not hold.
 
-    ``settled`` tells of an L2 address that L1 has not changed its translation
-    since it last invalidated it; only there can shadow leaves be held against
-    L1's table.
+    ``settled(lpid, address)`` says that L1 has not changed the translation of an
+    L2 address after it last invalidated it.  Only at such an address can a shadow
+    leaf be compared with L1's table.
     """
     view = vm.view()
     return [
@@ -129,7 +129,7 @@ def _excess(vm: State, rights: RightsJudgement, where: str) -> Iterator[Broken]:
         yield Broken("shadow-leaf-permission", where)
     if rights.excess.larger:
         yield Broken("shadow-leaf-size", where)
-    # hardware that sets R and C itself does so in the shadow leaf alone
+    # Hardware that sets R and C itself sets them in the shadow leaf only.
     if not vm.hardware_sets_rc and rights.excess.recorded:
         yield Broken("shadow-leaf-rc", where)
 

@@ -1,8 +1,8 @@
-"""L1's side: a partition table and radix tables written into its own memory.
+"""L1's side: a partition table and radix tables that L1 writes into its own memory.
 
-The forms are those KVM-HV accepts (``kvmppc_mmu_walk_radix_tree``): a tree of
-52 bits with index widths 13, 9, 9 and 9, or 5 in the last table, where pages
-are of 64 KiB.
+They have a form that KVM-HV accepts (``kvmppc_mmu_walk_radix_tree``): a tree of
+52 bits with index widths 13, 9, 9 and 9; in the last table it is 5 for pages of
+64 KiB.
 """
 
 from __future__ import annotations
@@ -14,11 +14,11 @@ from inspector.model.state import State
 __all__ = ["L1Tables"]
 
 WIDEST = 12 - 8
-"""Size field of a partition table of 4096 entries, the largest KVM accepts."""
+"""Size field of a partition table of 4096 entries, the largest that KVM accepts."""
 
 
 class L1Tables:
-    """The tables of one L1, which takes the memory for them from ``at`` upwards."""
+    """The tables of one L1, in memory that is taken from the L1 address ``at`` upwards."""
 
     def __init__(self, vm: State, at: int) -> None:
         self._vm = vm
@@ -49,6 +49,7 @@ class L1Tables:
         self._store(self._place(lpid, l2, shift), 0)
 
     def _take(self, size: int) -> int:
+        """Return the address of a new table; a table is aligned to its size."""
         start = -(-self._free // size) * size
         self._free = start + size
         return start
@@ -57,7 +58,7 @@ class L1Tables:
         operations.l1_store(self._vm, address, value)
 
     def _place(self, lpid: int, l2: int, shift: int) -> int:
-        """Return where the entry stands, with the tables on the way made."""
+        """Return the address of an entry, and create the tables that lead to it."""
         widths = [*(bits[0] for bits in pte.SUPPORTED_BITS[:-1]), 5 if shift == 16 else 9]
         table, offset = self._roots[lpid], pte.TREE_BITS
         for depth, bits in enumerate(widths):

@@ -16,7 +16,7 @@ from inspector.model.vm import Leaf
 __all__ = ["L1Table", "NoTranslation", "translate"]
 
 Read = Callable[[int], int | None]
-"""Gives the 64-bit entry at an L1 address, in host order; None outside L1's memory."""
+"""Returns the 64-bit entry at an L1 address, in host order; None outside L1's memory."""
 
 
 class NoTranslation(enum.Enum):
@@ -53,7 +53,7 @@ def translate(read: Read, dword: int, address: int) -> Leaf | NoTranslation:
 
 
 class L1Table(NamedTuple):
-    """A table of L1 that can be asked like one of L0's."""
+    """A table of L1, searched like one of L0's tables."""
 
     read: Read
     dword: int
@@ -64,12 +64,12 @@ class L1Table(NamedTuple):
         return leaf if isinstance(leaf, Leaf) else None
 
     def onto(self, frame: int) -> Sequence[Leaf]:
-        """Nobody asks what leads to an L1 page: that is what the rmaps are for."""
+        """Not needed: the rmaps lead from a page of L1 to its leaves."""
         raise NotImplementedError
 
 
 def _leaf(entry: int, address: int, offset: int, depth: int) -> Leaf | NoTranslation:
-    # a leaf in the first table would map 512 GiB
+    # A leaf in the first table would map 512 GiB, which KVM does not support.
     if depth == 0 or entry & pte.RPN_MASK & ((1 << offset) - 1):
         return NoTranslation.UNSUPPORTED
     return Leaf(address >> offset << offset, entry, offset)

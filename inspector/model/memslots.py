@@ -1,7 +1,7 @@
-"""Memslots, and what lies in them.
+"""Memslots, and the leaves that lie in them.
 
-A gfn is looked up in one memslot (``gfn_to_memslot``), and everything kept
-for its page is kept there.
+The kernel looks a gfn up in one memslot (``gfn_to_memslot``), and keeps
+everything about its page there.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ __all__ = ["Range", "holder"]
 
 
 class Range(Protocol):
-    """What matters of a memslot; sizes in pages of the host."""
+    """The range of a memslot, in pages of the host."""
 
     @property
     def base_gfn(self) -> int: ...

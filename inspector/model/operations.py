@@ -1,6 +1,6 @@
 """What can happen to a VM from outside: its process, its vCPUs, its memory layout.
 
-Each operation is atomic, as it is under ``mmu_lock`` or behind the
+Each operation is atomic here.  In the kernel, ``mmu_lock`` makes it so, or the
 invalidation count that makes a fault try again.
 """
 
@@ -35,13 +35,13 @@ __all__ = [
 ]
 
 FAULT_ATTEMPTS = 5
-"""A fault is settled after at most: stale permission, R/C, instantiation, access.
+"""How often an access is tried: for a stale permission, R/C, instantiation, and the access.
 
-A leaf that was widened (the departure present-leaf-widened) can ask for R/C twice.
+The fifth is for a widened leaf (the departure present-leaf-widened): it can need R/C twice.
 """
 
 Trap = FaultOutcome | None
-"""How an access ends: None where it is made."""
+"""How an access ends; None if it succeeds."""
 
 
 def l1_store(vm: State, address: int, value: int) -> None:
@@ -78,7 +78,7 @@ def l2_access(vm: State, lpid: int, address: int, access: Access) -> Trap:
 
 
 def process_map(vm: State, hva: int, frame: int, shift: int, *, writable: bool = True) -> None:
-    """The host gives the process another page there (fault, copy on write, migration, merge)."""
+    """The host maps another page into the process (fault, copy on write, migration, merge)."""
     process_unmap(vm, hva, 1 << shift)
     flags = pte.VALID | pte.LEAF | pte.READ | pte.REFERENCED
     flags |= pte.WRITE | pte.CHANGED if writable else 0
@@ -106,7 +106,7 @@ def process_unmap(vm: State, hva: int, size: int) -> None:
 
 
 def age_pages(vm: State, hva: int, size: int) -> bool:
-    """The host asks whether pages were used, and forgets it (``kvm_age_gfn_hv``)."""
+    """The host asks whether pages were used, and clears that mark (``kvm_age_gfn_hv``)."""
     young = [
         removal.age(vm, memslot, gfn) for memslot, gfns in _mapped(vm, hva, size) for gfn in gfns
     ]
@@ -125,14 +125,14 @@ def delete_memslot(vm: State, id: int) -> None:
 
 
 def move_memslot(vm: State, id: int, base_gfn: int) -> None:
-    """The process moves memory to other guest pages (KVM_MR_MOVE); the array goes along."""
+    """The process moves memory to other guest pages (KVM_MR_MOVE), with its rmap array."""
     memslot = vm.memslots[id]
     removal.flush_memslot(vm, memslot)
     memslot.base_gfn = base_gfn
 
 
 def set_memslot_flags(vm: State, id: int, flags: int) -> None:
-    """The process changes flags; where dirty logging changes, all is unmapped."""
+    """The process changes flags; if dirty logging changes, every page is unmapped."""
     memslot = vm.memslots[id]
     changed, memslot.flags = memslot.flags ^ flags, flags
     if changed & DIRTY_LOGGED:
@@ -147,7 +147,7 @@ def _access(
     access: Access,
     fault: Callable[[bool, bool], FaultOutcome],
 ) -> Trap:
-    """What hardware does: translate, ask the kernel where it must, try again."""
+    """Do what hardware does: translate, call the kernel if that fails, and try again."""
     needed = access.value | pte.REFERENCED | (pte.CHANGED if access.writing else 0)
     cached = vm.tlb.setdefault(lpid, Table())
     held = cached.at(address)
@@ -170,7 +170,7 @@ def _access(
 
 
 def _mapped(vm: State, hva: int, size: int) -> Iterator[tuple[Memslot, range]]:
-    """Yield the guest pages that a range of the process's memory is."""
+    """Yield each memslot that a range of the process's memory backs, and the gfns in it."""
     for memslot in vm.memslots.values():
         first = (max(hva, memslot.hva) - memslot.hva) >> vm.page_shift
         end = min(
@@ -181,6 +181,7 @@ def _mapped(vm: State, hva: int, size: int) -> Iterator[tuple[Memslot, range]]:
 
 
 def _keep_rest(process: Table, leaf: Leaf, without: range, shift: int) -> None:
+    """Map the rest of a leaf that was split, in pages of ``2^shift`` bytes."""
     for address in range(leaf.address, leaf.address + leaf.size, 1 << shift):
         if address not in without:
             flags = leaf.entry & ~pte.RPN_MASK

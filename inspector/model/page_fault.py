@@ -1,4 +1,4 @@
-"""How a page comes to L1 and from there to L2.
+"""How a page is mapped for L1, and from there for L2.
 
 ``__kvmhv_nested_page_fault`` in book3s_hv_nested.c, and
 ``kvmppc_book3s_instantiate_page``, ``kvmppc_create_pte`` and
@@ -30,7 +30,7 @@ FAULT_ADDRESS_MASK = 0x0FFF_FFFF_FFFF_FFFF
 
 
 class Access(enum.Enum):
-    """What is done to a page; the value is the permission it needs."""
+    """How a page is accessed; the value is the permission that this needs."""
 
     READ = pte.READ
     WRITE = pte.WRITE
@@ -43,7 +43,7 @@ class Access(enum.Enum):
 
 
 class FaultOutcome(enum.Enum):
-    """What became of a fault."""
+    """The outcome of a fault."""
 
     RETRY = "the guest tries again"
     TO_L1 = "L1 is told of the fault"
@@ -80,7 +80,7 @@ def nested_page_fault(
 ) -> FaultOutcome:
     """``__kvmhv_nested_page_fault``: L2 touches a page that its shadow table does not allow.
 
-    ``translated`` says that hardware found a translation which forbids the
+    ``translated`` says that hardware found a translation that forbids the
     access (DSISR_PROTFAULT and its like), ``set_rc`` that it could not set R
     or C (DSISR_SET_RC).
     """
@@ -140,7 +140,7 @@ def invalidate_shadow(vm: State, guest: Guest, address: int) -> int:
 
 
 def _allowed(l1: Leaf, access: Access) -> bool:
-    # a page that may be written may be read, in kvmhv_translate_addr_nested
+    # kvmhv_translate_addr_nested takes a page that may be written for one that may be read.
     needed = pte.READ | pte.WRITE if access is Access.READ else access.value
     return bool(l1.entry & needed)
 
@@ -168,10 +168,10 @@ def _set_rc(table: Table, address: int, access: Access) -> bool:
 
 
 def _instantiate(vm: State, gpa: int, memslot: Memslot, access: Access) -> Leaf | None:
-    """``kvmppc_book3s_instantiate_page``: map what the process has there; None if it has nothing.
+    """``kvmppc_book3s_instantiate_page``: map the process's page; None if it has none.
 
-    The leaf returned is the one asked for, which may lack bits of the one
-    that is in the table.
+    The returned leaf is the requested one; the leaf in the table may have
+    further bits.
     """
     hva = memslot.hva + gpa - (memslot.base_gfn << vm.page_shift)
     process = vm.process.at(hva)
@@ -192,13 +192,14 @@ def _instantiate(vm: State, gpa: int, memslot: Memslot, access: Access) -> Leaf 
 
 
 def _shadow_leaf(vm: State, l1: Leaf, host: Leaf, address: int, access: Access) -> Leaf:
-    """Combine L1's and L0's leaves into the one that L2 gets (step 3)."""
+    """Combine L1's and L0's leaves into the leaf that L2 gets (step 3)."""
     rights = l1.entry & (pte.READ | pte.WRITE | pte.EXEC)
     kept = rights | vm.rules.rc_masked(l1.entry, access.writing)
     variable = pte.READ | pte.WRITE | pte.EXEC | pte.REFERENCED | pte.CHANGED
     entry = (host.entry & ~variable) | (host.entry & kept)
     shift = host.shift
     if shift > l1.shift:
+        # The leaf maps only a part of L0's page; L1's address says which.
         shift = PMD_SHIFT if l1.shift > PMD_SHIFT else vm.page_shift
         entry |= l1.translate(address) & ((1 << host.shift) - (1 << shift))
     return Leaf(address & -(1 << shift), entry, shift)
@@ -207,9 +208,9 @@ def _shadow_leaf(vm: State, l1: Leaf, host: Leaf, address: int, access: Access) 
 def _create(
     vm: State, table: Table, leaf: Leaf, lpid: int, entry: tuple[int, ModelSlot] | None = None
 ) -> None:
-    """``kvmppc_create_pte``: set a leaf, and insert its rmap entry if it was not there.
+    """``kvmppc_create_pte``: set a leaf, and insert its rmap entry unless the leaf is present.
 
-    ``entry`` is the L1 LPID and the slot the entry belongs to.
+    ``entry`` is the L1 LPID of the entry, and the slot that it belongs to.
     """
     present = table.at(leaf.address)
     if present is not None and present.shift == leaf.shift:

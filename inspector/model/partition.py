@@ -1,4 +1,4 @@
-"""What L0's partition table says of the table an LPID's guest runs on."""
+"""How L0's partition table names the radix tree that a guest runs on."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ __all__ = ["MAX_SIZE_FIELD", "PTCR_SIZE_MASK", "leads_to"]
 
 PTCR_SIZE_MASK = 0x1F
 MAX_SIZE_FIELD = 4
-"""The size field of what L1 gives to H_SET_PARTITION_TABLE: log2 of the entries, less 8."""
+"""The largest size field that H_SET_PARTITION_TABLE accepts: log2 of the entries, less 8."""
 
 
 def leads_to(dword: int, table: int) -> bool:

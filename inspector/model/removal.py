@@ -1,4 +1,4 @@
-"""How pages go away, and how their R and C bits are cleared.
+"""How pages are unmapped, and how their R and C bits are cleared.
 
 The functions are those of arch/powerpc/kvm/book3s_64_mmu_radix.c and
 book3s_hv_nested.c with the same names; all of them run under ``mmu_lock``.
@@ -26,7 +26,7 @@ __all__ = [
 
 
 def tlbie(vm: State, lpid: int, address: int, size: int) -> None:
-    """``kvmppc_radix_tlbie_page``: forget translations of a hardware LPID in a range."""
+    """``kvmppc_radix_tlbie_page``: drop the cached translations of a hardware LPID in a range."""
     cached = vm.tlb.get(lpid)
     if cached is None:
         return
@@ -43,10 +43,10 @@ def unmap_leaf(
     memslot: Memslot | None = None,
     address: int | None = None,
 ) -> None:
-    """``kvmppc_unmap_pte``: clear a leaf and flush it; with L0's own goes what hangs on it.
+    """``kvmppc_unmap_pte``: clear a leaf and flush it; for a leaf of L0's, empty its rmap slots.
 
-    ``lpid`` is the hardware LPID of the table.  ``address`` is the guest
-    address the kernel takes the leaf for, where it is not the leaf's own.
+    ``lpid`` is the hardware LPID of the table.  ``address`` is the guest address
+    under which the kernel removes the leaf, if it is not the leaf's own.
     """
     address = leaf.address if address is None else address
     table.drop(leaf)
@@ -64,7 +64,7 @@ def unmap_leaf(
 
 
 def remove_rmap_range(vm: State, memslot: Memslot, gpa: int, hpa: int, size: int) -> None:
-    """``kvmhv_remove_nest_rmap_range``: empty the slots of a range, with what they lead to."""
+    """``kvmhv_remove_nest_rmap_range``: empty a range of slots, and clear their shadow leaves."""
     mask = pte.RPN_MASK & -size
     for gfn in range(gpa >> vm.page_shift, (gpa + size) >> vm.page_shift):
         for word in memslot.slot(gfn).remove_all(vm.rules.words_met):
@@ -82,9 +82,9 @@ def _remove_entry(vm: State, word: int, hpa: int, mask: int) -> None:
 def led_to(
     guests: Mapping[int, Guest], word: int, hpa: int, mask: int
 ) -> tuple[Guest, Leaf] | None:
-    """Return the shadow leaf an entry leads to, if it maps into the host page that goes away.
+    """Return the shadow leaf that an entry leads to, if it maps into the unmapped host page.
 
-    ``mask`` are the bits of a frame that lie above the page's size.
+    ``mask`` has the bits of a frame above the size of the host page.
     """
     entry = encoding.decode(word)
     guest = guests.get(entry.lpid)
@@ -100,7 +100,7 @@ def unmap_gfn(vm: State, memslot: Memslot, gfn: int) -> None:
 
 
 def age(vm: State, memslot: Memslot, gfn: int) -> bool:
-    """``kvm_age_radix``: clear R of L0's leaf and tell whether it was set."""
+    """``kvm_age_radix``: clear R of L0's leaf, and return whether it was set."""
     leaf = vm.host.at(gfn << vm.page_shift)
     if leaf is None or not leaf.entry & pte.REFERENCED:
         return False
@@ -109,13 +109,13 @@ def age(vm: State, memslot: Memslot, gfn: int) -> bool:
 
 
 def test_age(vm: State, gfn: int) -> bool:
-    """``kvm_test_age_radix``: tell whether R of L0's leaf is set."""
+    """``kvm_test_age_radix``: return whether R of L0's leaf is set."""
     leaf = vm.host.at(gfn << vm.page_shift)
     return leaf is not None and bool(leaf.entry & pte.REFERENCED)
 
 
 def clear_dirty_log(vm: State, memslot: Memslot) -> set[int]:
-    """``kvmppc_hv_get_dirty_log_radix``: the pages written since the last call."""
+    """``kvmppc_hv_get_dirty_log_radix``: return the pages written since the last call."""
     dirty, memslot.dirty = memslot.dirty, set()
     gfn = memslot.base_gfn
     while memslot.holds(gfn):

@@ -1,13 +1,13 @@
 """What a shadow leaf may have: the size, permissions and R/C bits of the leaves it is made of.
 
 A shadow leaf is made of L1's leaf and L0's (``__kvmhv_nested_page_fault``,
-step 3).  L0's leaf gains permissions as long as it stands, and never loses
-any: it is cleared, and the shadow leaves with it.  L1's leaf may change at
-any time, and L1 invalidate later.
+step 3).  L0's leaf may gain permissions while it exists, and never loses any:
+instead, L0 clears it, and its shadow leaves with it.  L1's leaf may change at
+any time, and L1 may invalidate later.
 
-R and C may be wider for a while: hardware that sets them in the shadow leaf
-by itself tells nobody, and a fault that has read L0's leaf before ageing or
-dirty logging clears a bit there inserts its leaf after.
+R and C may be wider for a while.  Hardware that sets them itself sets them in
+the shadow leaf only.  And a fault may read L0's leaf before ageing or dirty
+logging clears a bit there, and insert its shadow leaf afterwards.
 """
 
 from __future__ import annotations
@@ -23,11 +23,11 @@ __all__ = ["Excess", "L1State", "RightsJudgement", "excess", "judge_rights", "mi
 
 
 class Excess(NamedTuple):
-    """What a leaf has that none of the leaves it may be made of has.
+    """What a leaf has that none of the leaves that it may be made of has.
 
     ``permissions`` and ``recorded`` are bits of a page-table entry;
-    ``attributes`` tells that its cache attribute or PRIV bit is none of
-    theirs.
+    ``attributes`` says that its cache attribute or its PRIV bit differs from
+    that of each of them.
     """
 
     larger: bool
@@ -48,12 +48,12 @@ class L1State(enum.Enum):
 
 
 class RightsJudgement(NamedTuple):
-    """The model's word on what a covered shadow leaf has.
+    """The model's judgement of the rights of a covered shadow leaf.
 
     ``sources`` are L0's leaves in whose slots the kernel's walk meets a live
     entry for it; ``excess`` is what it has beyond them.  ``l1`` is L1's leaf,
-    and ``l1_recorded`` the R/C bits that L1's leaf has clear, where the two
-    agree.
+    and ``l1_recorded`` are the R/C bits that the shadow leaf has and L1's leaf
+    does not have, if the two agree otherwise.
     """
 
     sources: tuple[Leaf, ...]
@@ -64,7 +64,7 @@ class RightsJudgement(NamedTuple):
 
 
 def excess(leaf: Leaf, sources: Sequence[Leaf]) -> Excess:
-    """Return what a leaf has beyond all of some leaves; there must be one."""
+    """Return what a leaf has beyond all ``sources``, of which there must be at least one."""
     permissions = recorded = 0
     for source in sources:
         permissions |= source.entry & pte.PERMISSIONS
@@ -113,7 +113,7 @@ def _ask_l1(vm: VmView, lpid: int, leaf: Leaf) -> tuple[L1State, Leaf | None]:
 
 
 def misplaced(vm: VmView, gfn: int, word: int) -> int | None:
-    """Return the gfn whose slot a live entry should be in; None if it is, or is not live.
+    """Return the gfn whose slot a live entry should be in; None if it is there or not live.
 
     An insertion aligns the gfn to L0's leaf, and ageing and dirty logging
     look into the slot of the leaf's first page only.

@@ -1,8 +1,9 @@
-"""What must hold at each point where a kernel may depart from it.
+"""The rules that must hold, one for each point where a kernel may depart from them.
 
-The transitions ask these rules and nothing else decides.  ``MUST_HOLD`` is
-the reading in which every invariant holds; the kernel as it is, or was, is
-that reading with some of its rules replaced (``inspector.model.departures``).
+The operations of the model decide such a point by these rules only.
+``MUST_HOLD`` is the reading in which every invariant holds; the kernel as it is,
+or was, is that reading with some of its rules replaced
+(``inspector.model.departures``).
 """
 
 from __future__ import annotations
@@ -21,12 +22,13 @@ __all__ = ["MUST_HOLD", "Rules"]
 
 
 def words_met(words: Sequence[int]) -> Sequence[int]:
-    """All words of a slot are met by a walk through it."""
+    """A walk through a slot meets all of its words."""
     return words
 
 
 def host_shift(vm: State, memslot: Memslot, gpa: int, hva: int, shift: int) -> int:
     """L0 maps a large page only where all of it is in the memslot, equally aligned."""
+    # For a power of two, "& -size" rounds down to it, and "| (size - 1)" up to the last byte.
     size = 1 << shift
     first = (gpa & -size) >> vm.page_shift
     last = (gpa | (size - 1)) >> vm.page_shift
@@ -45,7 +47,7 @@ def unmapped_gfns(gfns: range) -> Iterable[int]:
 
 
 def rc_gfn(vm: State, leaf: Leaf, gfn: int) -> int:
-    """R and C are followed up in the slot where the leaf's entries stand."""
+    """R and C are updated by way of the slot that has the leaf's entries."""
     return leaf.address >> vm.page_shift
 
 
@@ -86,7 +88,7 @@ def result_written_back(big_endian: bool) -> bool:
 
 
 def flush_all_holds_guest() -> bool:
-    """A flush of all nested guests holds each of them while it uses it."""
+    """A flush of all nested guests holds a reference to each while it uses it."""
     return True
 
 

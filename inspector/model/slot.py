@@ -1,7 +1,7 @@
 """One rmap slot, as arch/powerpc/kvm/book3s_hv_nested.c treats it.
 
-The model keeps the words in list order.  All of them but the last stand in
-list nodes; the last stands in the slot itself (one entry) or in the last
+The model keeps the words in list order.  All of them but the last are stored in
+list nodes; the last is stored in the slot itself (one entry) or in the last
 ``next``.
 """
 
@@ -14,14 +14,14 @@ from inspector import encoding
 __all__ = ["ModelSlot", "Walk", "kernel_walk"]
 
 Walk = Callable[[Sequence[int]], Sequence[int]]
-"""Which of a slot's words a walk through it meets."""
+"""Returns those of a slot's words that a walk through it meets."""
 
 
 def kernel_walk(words: Sequence[int]) -> Sequence[int]:
-    """Return the words the kernel's own walk meets (``for_each_nest_rmap_safe``).
+    """Return the words that the kernel's own walk meets (``for_each_nest_rmap_safe``).
 
-    The macro takes a zero word for the end, so entries behind a node that
-    holds LPID 0, L2 page 0 are never met.
+    The macro takes a zero word for the end, so it never meets the entries after
+    a node that holds LPID 0, L2 page 0.
     """
     for index, word in enumerate(words):
         if word == 0:
@@ -50,8 +50,8 @@ class ModelSlot:
     def insert(self, lpid: int, gpa: int, walk: Walk = kernel_walk) -> bool:
         """``kvmhv_insert_nest_rmap``: add an entry unless the walk meets it.
 
-        The first entry is kept in the slot itself.  Every further one comes
-        first, in a node, and the oldest stays the tail for good.
+        The first entry is stored in the slot itself.  Every further entry is put
+        first, in a node, so the oldest entry always stays the last.
         """
         word = encoding.encode(lpid, gpa)
         if not self._words:

@@ -1,9 +1,9 @@
 """Everything the specification says about one VM and its nested guests.
 
 The four structures are L1's tables (words in L1's memory), L0's table for L1,
-the shadow tables and the rmap slots.  Around them stand what they depend on:
-the page table of the VM's process, the memslots, the host's partition table,
-and the translations that hardware may still hold.
+the shadow tables and the rmap slots.  They depend on further state: the page
+table of the VM's process, the memslots, the host's partition table, and the
+translations that hardware may still hold.
 
 Frames are physical addresses, but the specification gives no meaning to their
 values: two states that differ only by a renaming of frames are the same.
@@ -37,7 +37,7 @@ class Memslot:
     """A memslot and its rmap array.
 
     ``slots`` is keyed by the index into the array.  The kernel as it is can
-    use an index outside of it; such a slot is kept too, under that index.
+    use an index outside the array; such a slot is kept under that index.
     """
 
     id: int
@@ -49,7 +49,7 @@ class Memslot:
     dirty: set[int] = field(default_factory=set)
 
     def slot(self, gfn: int) -> ModelSlot:
-        """Return the slot the kernel takes for a gfn, made if it is empty."""
+        """Return the slot that the kernel takes for a gfn; create it if it is empty."""
         return self.slots.setdefault(gfn - self.base_gfn, ModelSlot())
 
     def holds(self, gfn: int) -> bool:
@@ -82,14 +82,15 @@ class Guest:
 
 @dataclass
 class State:
-    """One VM: what the kernel keeps of it and what that depends on.
+    """One VM: the state that the kernel keeps of it, and the state that this depends on.
 
     ``process`` is the page table of the VM's process, by host virtual
-    address; ``lpids`` the hardware LPIDs in use on the host and ``partition``
-    what its partition table says of them.  ``tlb`` holds the translations that
-    hardware may still use, by hardware LPID.  ``misuse`` says where released
-    memory was used, ``unreported`` which guests ran without L1 being told.
-    ``big_endian`` is L1's own byte order; its tables are always big-endian.
+    address; ``lpids`` are the hardware LPIDs in use on the host, and
+    ``partition`` has the table of each in the host's partition table.  ``tlb``
+    holds the translations that hardware may still use, by hardware LPID.
+    ``misuse`` says where released memory was used, ``unreported`` which guests
+    ran although L1 was told otherwise.  ``big_endian`` is L1's own byte order; its
+    tables are always big-endian.
     """
 
     page_shift: int
@@ -121,7 +122,7 @@ class State:
         return None
 
     def read_l1(self, address: int) -> int | None:
-        """Return a doubleword of L1's memory, None outside of it (``kvm_read_guest``)."""
+        """Return a doubleword of L1's memory, None outside its memory (``kvm_read_guest``)."""
         if self.memslot_of(address >> self.page_shift) is None:
             return None
         return self.l1_memory.get(address, 0)
@@ -155,7 +156,7 @@ class State:
                     yield memslot.base_gfn + index, memslot.slots[index]
 
     def view(self) -> VmState:
-        """Return what can be judged of this state."""
+        """Return this state in the form that the judgements need."""
         return _View(
             self.page_shift,
             self.host,
@@ -171,7 +172,7 @@ class State:
 
 @dataclass
 class _View(VmState):
-    """A state whose L1 tables are walked when they are asked."""
+    """A state whose L1 tables are walked only when an address is looked up in them."""
 
     asked: dict[int, l1_walk.L1Table] = field(default_factory=dict)
 

@@ -1,15 +1,15 @@
-"""What must hold of a whole VM, said of one entry and of one shadow leaf.
+"""What must hold for a whole VM, stated for one entry and for one shadow leaf.
 
-When L0 takes a host page away from a guest it finds its own leaf for that
+When L0 takes a host page away from a guest, it finds its own leaf for that
 page and empties the rmap slots of every guest page in it
-(``kvmppc_unmap_pte``, ``kvmhv_remove_nest_rmap_range``).  Each entry met
-there leads to a shadow leaf, which is cleared if it still maps into that
-host page.  A present shadow leaf that no such walk reaches outlives the page.
+(``kvmppc_unmap_pte``, ``kvmhv_remove_nest_rmap_range``).  Each entry that it
+meets there leads to a shadow leaf, which it clears if the leaf still maps into
+that host page.  A shadow leaf that no such walk reaches outlives the page.
 
-A stale entry, one that leads to no leaf or to a leaf that maps elsewhere, is
-legal: KVM never removes single entries.  A shadow leaf that L1's table no
-longer agrees with is legal too, as long as L0 can find it: L1 may change its
-table and invalidate later.
+A stale entry leads to no leaf, or to a leaf that maps elsewhere.  It is legal:
+KVM never removes a single entry.  A shadow leaf that L1's table no longer
+agrees with is legal too, as long as L0 can find it: L1 may change its table and
+invalidate later.
 """
 
 from __future__ import annotations
@@ -60,7 +60,7 @@ class Leaf(NamedTuple):
 
 
 class EntryPlace(NamedTuple):
-    """An entry and where it stands: its slot, its position, and whether the kernel meets it."""
+    """An entry and its place: the slot, the position in list order, whether the kernel meets it."""
 
     gfn: int
     position: int
@@ -89,12 +89,12 @@ class LeafState(enum.Enum):
 
 
 class LeafJudgement(NamedTuple):
-    """The model's word on one shadow leaf.
+    """The model's judgement of one shadow leaf.
 
-    ``entries`` are all entries for it in any slot; ``backing`` L0's leaves
-    for its host page; ``l1`` and ``host`` the leaves its L2 address goes
-    through, and ``expected`` the frame they lead to, None where one of them
-    maps nothing.  ``agrees`` is None where that cannot be said.
+    ``entries`` are all entries for it in any slot; ``backing`` are L0's leaves
+    for its host page; ``l1`` and ``host`` are the leaves of L1 and L0 that
+    translate its L2 address, and ``expected`` is the frame that they lead to,
+    None if one of them maps nothing.  ``agrees`` is then None too.
     """
 
     state: LeafState
@@ -105,12 +105,12 @@ class LeafJudgement(NamedTuple):
     expected: int | None
 
     def agrees(self, leaf: Leaf) -> bool | None:
-        """Say whether the leaf is where L1's and L0's tables lead."""
+        """Say whether the leaf maps the frame that L1's and L0's tables lead to."""
         return None if self.expected is None else self.expected == leaf.frame
 
 
 class Tables(Protocol):
-    """A radix table that can be asked."""
+    """A radix table that can be searched."""
 
     def at(self, address: int) -> Leaf | None:
         """Return the leaf that translates an address."""
@@ -120,7 +120,7 @@ class Tables(Protocol):
 
 
 class VmView(Protocol):
-    """What the model asks of a VM, however it is kept."""
+    """What the model needs to know of a VM, in whatever form the VM is kept."""
 
     page_shift: int
 
@@ -159,6 +159,7 @@ def judge_leaf(vm: VmView, lpid: int, leaf: Leaf) -> LeafJudgement:
     """Say whether L0 finds a shadow leaf again when its host page goes away."""
     backing = tuple(vm.host.onto(leaf.frame))
     entries = tuple(vm.entries_for(lpid, leaf))
+    # The entries in the slots that L0 empties when it takes the host page away.
     consulted = [
         place
         for place in entries
@@ -175,6 +176,7 @@ def judge_leaf(vm: VmView, lpid: int, leaf: Leaf) -> LeafJudgement:
     elif consulted:
         state = LeafState.HIDDEN
     elif (
+        # The leaf has an entry, but in a slot of the page that L1's table leads to now.
         host is not None
         and expected != leaf.frame
         and any(0 <= (place.gfn << vm.page_shift) - host.address < host.size for place in entries)
@@ -195,6 +197,7 @@ class Table:
 
     def at(self, address: int) -> Leaf | None:
         """Return the leaf that translates an address."""
+        # A leaf is kept under its first address, so each page size has one candidate.
         for shift in (12, 16, 21, 30):
             leaf = self.leaves.get(address >> shift << shift)
             if leaf is not None and leaf.shift >= shift and address < leaf.address + leaf.size:
@@ -207,13 +210,14 @@ class Table:
 
     def inside(self, address: int, size: int) -> list[Leaf]:
         """Return the leaves that begin in a range of addresses."""
+        # Look up each page of the range, or go through all leaves, whichever is less.
         if (size >> 12) < len(self.leaves):
             places = range(address, address + size, 1 << 12)
             return [self.leaves[place] for place in places if place in self.leaves]
         return [leaf for leaf in self.leaves.values() if 0 <= leaf.address - address < size]
 
     def put(self, leaf: Leaf) -> None:
-        """Set a leaf where none is."""
+        """Set a leaf, in place of one that begins at the same address."""
         self.leaves[leaf.address] = leaf
 
     def drop(self, leaf: Leaf) -> None:
@@ -227,7 +231,7 @@ class VmState:
 
     ``slots`` maps a gfn to its words in list order; ``shadows`` and
     ``l1_tables`` map the L1 LPID of a nested guest to its tables.  ``walk``
-    tells which words of a slot the kernel meets.
+    returns the words of a slot that the kernel meets.
     """
 
     page_shift: int
