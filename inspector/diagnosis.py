@@ -222,7 +222,7 @@ def _of_vm(vm: Vm) -> Observation:
     if not vm.radix:
         return _remark(
             what,
-            "hash MMU: it has no nested guests and is not checked",
+            "hash MMU, so it has no nested guests; checked are its rmap words, rings and memslots",
             "boot the L1 guest's Linux without 'disable_radix'",
         )
     if vm.locked:

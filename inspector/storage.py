@@ -255,8 +255,9 @@ def contents_of(path: Path, limit: int) -> bytes:
     except OSError as error:
         raise BadData(f"cannot read {path}: {error.strerror or error}") from error
     if max(found.size, len(data)) > limit:
+        size = found.size if found.size > limit else f"more than {limit}"
         raise BadData(
-            f"{path} has {max(found.size, limit + 1)} bytes, and at most {limit} can be read; "
+            f"{path} has {size} bytes, and at most {limit} can be read; "
             "check that it is the right file"
         )
     return bytes(data)

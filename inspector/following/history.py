@@ -16,7 +16,7 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from inspector.errors import BadData, InspectorError
+from inspector.errors import BadData, InspectorError, TargetLost
 from inspector.following.stores import stored_range
 from inspector.kernel.symbols import CodePlace, Symbols
 from inspector.kvm.snapshot import Snapshot, Vm
@@ -330,8 +330,12 @@ class _Sweep:
             return
         self._progress(Doing.RETURNING, "")
 
-        def on() -> bool:
-            return self._replay.run_to(self.end, time.monotonic() + RETURN_SECONDS)
+        def on() -> None:
+            if not self._replay.run_to(self.end, time.monotonic() + RETURN_SECONDS):
+                raise TargetLost(
+                    f"the replay is at instruction {self._replay.position}, and did not come back "
+                    f"to {self.end}, where it was found, in {RETURN_SECONDS:.0f} s; record anew"
+                )
 
         try:
             on()

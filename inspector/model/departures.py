@@ -252,8 +252,9 @@ def reading(departures: Iterable[Departure]) -> Rules:
     Raises:
         ValueError: two departures replace the same rule.
     """
-    chosen = {departure.rule: departure.does for departure in departures}
-    if len(chosen) != len(list(departures)):
+    every = list(departures)
+    chosen = {departure.rule: departure.does for departure in every}
+    if len(chosen) != len(every):
         raise ValueError("two departures replace the same rule")
     return dataclasses.replace(MUST_HOLD, **chosen)
 
