@@ -138,7 +138,7 @@ def test_raw_images_that_cannot_be_opened(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("data", [b"x", b"hello, world\n", b"DISKDUMP" * 9, bytes(4096)])
 def test_what_is_no_dump_is_said_to_be_none(tmp_path: Path, data: bytes) -> None:
-    with pytest.raises(BadData, match=r"no dump of a format that is known.*raw:FILE@0xADDRESS"):
+    with pytest.raises(BadData, match=r"not a dump of a known format.*raw:FILE@0xADDRESS"):
         open_dump(saved(tmp_path, data))
 
 

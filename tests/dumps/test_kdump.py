@@ -267,7 +267,7 @@ def test_a_damaged_page_is_missing_and_the_others_are_not(tmp_path: Path, compre
         (0, 1, "0 bytes cannot hold a page"),
         (4097, 1, "4097 bytes cannot hold a page"),
         (100, 0, "100 bytes instead of 4096"),
-        (100, 3, "name no one compression"),
+        (100, 3, "do not name one compression"),
         (0xFFFF_FFFF, 1, "cannot hold a page"),
     ],
 )
