@@ -1,4 +1,4 @@
-"""Dumps of every kind through one door, raw images, flattened files and filtered ELF cores."""
+"""Dumps of every kind through ``open_dump``: raw images, flattened files, filtered ELF cores."""
 
 from __future__ import annotations
 

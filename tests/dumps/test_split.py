@@ -1,4 +1,4 @@
-"""The files of a split dump: together they are the whole dump, and what lacks is named."""
+"""The files of a split dump: together they are the whole dump, and missing files are named."""
 
 from __future__ import annotations
 
