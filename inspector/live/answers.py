@@ -130,7 +130,7 @@ FOR_GDB = (
         _bytes_or_error(b"0123456789abcdef"),
         OWN_MEMORY.limit,
     ),
-    _form("why it stands still", rb"\?", STOP.fullmatch),
+    _form("why it is stopped", rb"\?", STOP.fullmatch),
     GO,
     _form("register", rb"p[0-9a-f]{1,4}", _bytes_or_error(REGISTER_DIGITS), REGISTER_LIMIT),
     _form("registers", rb"g", _bytes_or_error(REGISTER_DIGITS), LIST_LIMIT),

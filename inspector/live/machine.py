@@ -366,7 +366,7 @@ def _not_attached(host: str, port: int, said: str) -> TargetNotSupported:
 def _see_that_it_is_free(host: str, port: int) -> None:
     """Refuse a stub of this host that serves another client.
 
-    QEMU would serve the waiting connection later, and stop the machine when nobody needs it.
+    QEMU would serve the waiting connection later, and stop the machine for a client that is gone.
     """
     if is_local(host) and is_taken(port):
         raise TargetNotSupported(

@@ -32,7 +32,7 @@ def open_served(target: str) -> tuple[str, StubMemory]:
     """Return the name of the lender of the machine, and the machine's memory.
 
     Raises:
-        TargetNotSupported: the target names no socket, or nobody answers.
+        TargetNotSupported: the target does not name a socket, or the lender does not answer.
     """
     try:
         descriptor = os.dup(int(target.removeprefix(SERVED_PREFIX)))

@@ -167,7 +167,7 @@ class SegmentedMemory:
         found = np.zeros((rows.size, length), dtype=np.uint8)
         present[rows] = self._contents.gather(offsets[rows], found)
         data[rows] = found
-        # the others may go on in the adjacent segment
+        # the others may continue in the adjacent segment
         for row in np.flatnonzero(known & ~whole):
             try:
                 piece = self.read(int(where[row]), length)
