@@ -1,1 +1,1 @@
-"""Dumps: one file for each format, and for how a file is wrapped."""
+"""Dumps: one module for each format, and for each way in which a file is wrapped."""

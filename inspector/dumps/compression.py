@@ -1,4 +1,4 @@
-"""The compressions a page of a kdump-compressed dump can have."""
+"""The compressions that a page of a kdump-compressed dump can have."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ class PageDamaged(ValueError):  # noqa: N818
 
 
 def require(flags: int) -> None:
-    """Refuse a dump whose compression cannot be undone here, before anything is read of it.
+    """Refuse a dump whose compression cannot be undone here, before any page of it is read.
 
     Raises:
         TargetNotSupported: an optional package is needed.
@@ -45,7 +45,7 @@ def expand(data: bytes, flags: int, size: int) -> bytes:
     elif kind in _EXPANDERS:
         page = _EXPANDERS[kind](data, size)
     else:
-        raise PageDamaged(f"its flags {flags:#x} name no one compression")
+        raise PageDamaged(f"its flags {flags:#x} do not name one compression")
     if len(page) != size:
         raise PageDamaged(f"it expands to {len(page)} bytes instead of {size}")
     return page
@@ -75,7 +75,7 @@ def _snappy(data: bytes, size: int) -> bytes:
 
     try:
         if cramjam.snappy.decompress_raw_len(data) != size:
-            raise PageDamaged("snappy: it is not of one page")
+            raise PageDamaged("snappy: it does not expand to one page")
         return bytes(cramjam.snappy.decompress_raw(data))
     except cramjam.DecompressionError as error:
         raise PageDamaged(f"snappy: {error}") from error
@@ -86,7 +86,7 @@ def _zstd(data: bytes, size: int) -> bytes:
 
     try:
         if zstandard.frame_content_size(data) > size:
-            raise PageDamaged("zstd: it is not of one page")
+            raise PageDamaged("zstd: it expands to more than one page")
         return zstandard.ZstdDecompressor().decompress(data, max_output_size=size)
     except zstandard.ZstdError as error:
         raise PageDamaged(f"zstd: {error}") from error

@@ -1,6 +1,6 @@
 """ELF core files: QEMU's ``dump-guest-memory``, kdump's vmcore, this tool's own captures.
 
-Only what the ELF specification fixes is used: program headers, their
+The reader uses only what the ELF specification fixes: program headers, their
 physical addresses, and notes.  ``EI_DATA`` gives the byte order of the
 headers; it says nothing about the kernel (QEMU writes big-endian headers for
 a machine that has not started Linux yet).
@@ -34,7 +34,7 @@ PT_NOTE = 4
 PN_XNUM = 0xFFFF
 NO_ADDRESS = (1 << 64) - 1
 HEADERS_LIMIT = 1 << 28
-"""More than this is not asked for at once, whatever a header says."""
+"""Bytes of headers or notes that are read at once, at most, whatever a header says."""
 
 FILE_HEADER = np.dtype(
     [
@@ -94,7 +94,7 @@ class Note(NamedTuple):
 
 
 class ElfCore(NamedTuple):
-    """An opened core: its memory, its notes, and how its file is cut off if it is."""
+    """An opened core: its memory, its notes, and how its file is cut off, if it is."""
 
     memory: SegmentedMemory
     notes: tuple[Note, ...]
@@ -144,6 +144,7 @@ def read_core(file: DumpFile) -> ElfCore:
                 "give a dump of the KVM-HV host (a vmlinux goes to --kernel, beside a dump)"
             )
         if phnum == PN_XNUM:
+            # the number of program headers is too large for its field, and is in sh_info
             first = _part(file, ehdr["shoff"], SECTION_HEADER.itemsize)
             phnum = header_of(first, SECTION_HEADER, byte_order)["info"]
         headers = np.frombuffer(
@@ -172,10 +173,11 @@ def _part(file: DumpFile, position: int, length: int) -> bytes:
 
 
 def _memory(file: DumpFile, loads: NDArray[np.void]) -> tuple[SegmentedMemory, str]:
-    """Return the memory in the segments, and how the file is cut off if it is.
+    """Return the memory in the segments, and how the file is cut off, if it is.
 
-    What the headers count as memory (``memsz``) without bytes in the file
-    (``filesz``) was left out by who wrote the dump; it is not zeros.
+    Bytes that the headers count as memory (``memsz``), but not as bytes of the
+    file (``filesz``), were left out when the dump was written; they are not
+    zeros.
     """
     starts, known = _physical(loads)
     starts, loads = starts[known], loads[known]
@@ -188,7 +190,8 @@ def _memory(file: DumpFile, loads: NDArray[np.void]) -> tuple[SegmentedMemory, s
         for why, there, all_ in ((CUT_OFF, held, sizes), (LEFT_OUT, sizes, whole))
         if (less := all_ > there).any()
     ]
-    # a gap between segments may be one in the dump as well as one in the machine
+    # A gap between segments may be a gap in the dump or in the machine, so everything up to the
+    # last segment counts as memory that the machine may have.
     ram = Ranges(addresses([0]), addresses([np.max(starts + whole, initial=0)]))
     some = held > 0
     memory = file.contents.view(starts[some], held[some], offsets[some], lost).within(ram)
@@ -201,13 +204,14 @@ def _memory(file: DumpFile, loads: NDArray[np.void]) -> tuple[SegmentedMemory, s
 
 
 def _physical(loads: NDArray[np.void]) -> tuple[U64, NDArray[np.bool_]]:
-    """Return the physical address of each segment, and which have one.
+    """Return the physical address of each segment, and which segments have one.
 
-    A core of the running kernel's own view (/proc/kcore) gives none for
-    what is not in the linear map, and some writers leave all of them zero;
-    then the virtual address in the linear map tells.
+    The running kernel's core (/proc/kcore) gives no physical address for
+    segments outside the linear map, and some writers set all of them to zero;
+    then the address is taken from the virtual one, if that is in the linear map.
     """
     physical, virtual = (loads[name].astype(np.uint64) for name in ("paddr", "vaddr"))
+    # unsigned: an address below the linear map wraps around to one beyond its size
     linear = virtual - np.uint64(LINEAR_MAP) < np.uint64(LINEAR_SIZE)
     unset = (physical == np.uint64(NO_ADDRESS)) | ((physical == 0) & linear)
     physical[unset] = virtual[unset] - np.uint64(LINEAR_MAP)
@@ -215,7 +219,10 @@ def _physical(loads: NDArray[np.void]) -> tuple[U64, NDArray[np.bool_]]:
 
 
 def parse_notes(data: bytes, byte_order: str) -> Iterable[Note]:
-    """Yield the notes in the contents of a note segment or section."""
+    """Yield the notes in the contents of a note segment or section.
+
+    The name and the data of a note are each padded to four bytes.
+    """
     position = 0
     while position + 12 <= len(data):
         name_size, size, kind = struct.unpack_from(byte_order + "III", data, position)
@@ -229,8 +236,8 @@ def parse_notes(data: bytes, byte_order: str) -> Iterable[Note]:
 def write_core(memory: SegmentedMemory, notes: Iterable[Note], byte_order: str) -> bytes:
     """Return an uncompressed ELF core that holds these segments and notes.
 
-    ``p_paddr`` is the physical address and ``p_vaddr`` the same place in the
-    kernel's linear map, as in the kernel's own vmcore.
+    ``p_paddr`` is the physical address of a segment and ``p_vaddr`` its address
+    in the kernel's linear map, as in the kernel's own vmcore.
     """
     packed = b"".join(_packed(note, byte_order) for note in notes)
     segments = memory.starts.size

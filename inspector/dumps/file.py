@@ -1,9 +1,10 @@
 """The bytes of a dump file by their position, however the file is wrapped.
 
-Of a plain file only what is asked for is read.  A packed one (this tool's
-captures are zstd frames) is unpacked.  The flattened form of makedumpfile, which is
-for pipes, is a sequence of records that say where in the file their bytes
-belong; an index of the records makes it a file again.
+Of a plain file, only the bytes that are asked for are read.  A packed file
+(this tool's captures are zstd frames) is unpacked into memory.  The flattened
+form of makedumpfile, which is for pipes, is a sequence of records that say
+where in the file their bytes belong; an index of the records makes it a file
+again.
 """
 
 from __future__ import annotations
@@ -38,18 +39,18 @@ POSITION_LIMIT = 1 << 62
 WINDOW = 1 << 16
 """Bytes of a flattened file that are read at once to find the next record."""
 RECORDS_LIMIT = 1 << 22
-"""Records of a flattened file; makedumpfile writes some hundred KiB with each."""
+"""Records that a flattened file may have; makedumpfile writes some hundred KiB with each."""
 EMPTY_LIMIT = 1 << 16
-"""Records without bytes; makedumpfile writes none."""
+"""Records without bytes that it may have; makedumpfile writes none."""
 OVERLAPS_LIMIT = 1 << 28
-"""So much work is done for records that overlap; makedumpfile rewrites its headers only."""
+"""Assignments that overlapping records may cost; makedumpfile rewrites only its headers."""
 
 
 @dataclass(frozen=True)
 class DumpFile:
-    """An opened file: ``contents`` has its bytes, with positions for addresses.
+    """An opened file: ``contents`` has its bytes, with positions in the file as addresses.
 
-    ``cut`` says how its wrapping is cut off, if it is.
+    ``cut`` says how the wrapping of the file is cut off, if it is.
     """
 
     path: Path
@@ -59,15 +60,15 @@ class DumpFile:
 
     @property
     def size(self) -> int:
-        """Where the file ends."""
+        """The size of the file in bytes."""
         return self.contents.end
 
     def holds(self, position: int, length: int) -> bool:
-        """Say whether some bytes lie before the end of the file."""
+        """Say whether all of these bytes lie before the end of the file."""
         return position >= 0 and length >= 0 and position + length <= self.size
 
     def beginning(self, length: int) -> bytes:
-        """Return the first bytes, fewer where there are fewer."""
+        """Return the first bytes, fewer if the file is shorter."""
         return self.contents.read(0, min(length, self.size)) if self.contents.has(0) else b""
 
 
@@ -119,19 +120,21 @@ def _remedy(error: OSError) -> str:
 
 
 def _unflattened(path: Path, contents: Contents) -> tuple[SegmentedMemory, str]:
-    """Return the file that was flattened, and how it is cut off if it is."""
+    """Return the contents of the file that was flattened, and how it is cut off, if it is."""
+    # a record: the position of its bytes in the file, and how many of them follow
     record = struct.Struct(">qq")
+    # row i is one record: its position in the file, its size, and where its bytes lie in here
     starts, sizes, offsets = array("Q"), array("Q"), array("Q")
     end = contents.size
     if end >= 32 and record.unpack(contents.read(16, 16)) != (FLAT_TYPE, FLAT_VERSION):
-        raise BadData(f"{path} has a flattened form that is not known; try 'makedumpfile -R'")
+        raise BadData(f"{path} is flattened in an unknown form; try 'makedumpfile -R'")
     cut = ""
     place = FLAT_HEADER
     held, begin = b"", 0
     empty = 0
     while not cut:
         if place + record.size > end:
-            cut = f"{path} is cut off: its flattened form has no end"
+            cut = f"{path} is cut off: its flattened form has no end record"
             break
         if place + record.size > begin + len(held):
             held, begin = contents.read(place, min(WINDOW, end - place)), place
@@ -140,7 +143,7 @@ def _unflattened(path: Path, contents: Contents) -> tuple[SegmentedMemory, str]:
             break
         place += record.size
         if not (0 <= position < POSITION_LIMIT and 0 <= size < POSITION_LIMIT):
-            raise BadData(f"{path} is damaged: a record of its flattened form cannot be; {AGAIN}")
+            raise BadData(f"{path} is damaged: its flattened form has a bad record; {AGAIN}")
         if size > end - place:
             cut = f"{path} is cut off within a record of its flattened form"
             size = end - place
@@ -149,7 +152,7 @@ def _unflattened(path: Path, contents: Contents) -> tuple[SegmentedMemory, str]:
             sizes.append(size)
             offsets.append(place)
         else:
-            # A hole in a file reads as one record without bytes after the other.
+            # A hole in the flattened file reads as zeros, that is as endless empty records.
             empty += 1
         place += size
         if len(starts) > RECORDS_LIMIT or empty > EMPTY_LIMIT:
@@ -159,10 +162,12 @@ def _unflattened(path: Path, contents: Contents) -> tuple[SegmentedMemory, str]:
 
 
 def _latest(path: Path, starts: U64, sizes: U64, offsets: U64) -> tuple[U64, U64, U64]:
-    """Cut records that overlap, so that of each byte the one written last remains."""
+    """Cut records that overlap, so that each byte comes from the record that was written last."""
     order = np.argsort(starts, kind="stable")
     if np.all(starts[order][1:] >= (starts + sizes)[order][:-1]):
         return starts, sizes, offsets
+    # Between two neighbouring edges, all bytes belong to the same record: the last one that
+    # covers them.  ``owner`` has its index, -1 where no record lies.
     edges = np.unique(np.concatenate((starts, starts + sizes)))
     first = np.searchsorted(edges, starts)
     last = np.searchsorted(edges, starts + sizes)

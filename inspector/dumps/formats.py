@@ -1,6 +1,6 @@
-"""Open a dump, whatever its format: what the file begins with tells.
+"""Open a dump of any format, which is recognized by the first bytes of the file.
 
-A format is one file in this package and one line here.
+A format is one module of this package and one case of ``open_dump``.
 """
 
 from __future__ import annotations
@@ -19,21 +19,22 @@ from inspector.memory.interface import PhysicalMemory
 __all__ = ["PREFIXES", "Dump", "open_dump"]
 
 PREFIXES = (RAW_PREFIX, SPLIT_PREFIX)
-"""What a target begins with that is more than the name of a file."""
+"""The prefixes of targets that are more than the name of a file."""
 
 CUT = "cut off"
 FILTERS = {2: "cache", 4: "private cache", 8: "user", 16: "free"}
-"""What makedumpfile's dump level leaves out; level 1, zero pages, loses nothing in this format."""
+"""The pages that each bit of makedumpfile's dump level leaves out.  Bit 1 leaves out pages of
+zeros, and loses nothing in this format."""
 
 
 @dataclass(frozen=True)
 class Dump:
     """An opened dump.
 
-    ``kind`` says for people what it is.  ``dump_level`` is makedumpfile's,
-    None where the format has none.  ``core`` is there for ELF cores.
-    ``lacks`` says what is missing as a whole: files of a split dump that were
-    not given, or the end of a file that is cut off.
+    ``kind`` says for people what the dump is.  ``dump_level`` is
+    makedumpfile's, None if the format has none.  ``core`` is set for ELF
+    cores.  ``lacks`` says what is missing as a whole: files of a split dump
+    that were not given, or the end of a file that is cut off.
     """
 
     memory: PhysicalMemory
@@ -58,7 +59,7 @@ def open_dump(target: str | Path) -> Dump:
     """Open a dump: a file, ``split:FILE,FILE,...``, or a raw image as ``raw:FILE@0xADDRESS``.
 
     Raises:
-        BadData: it is damaged or truncated, or of no format that is known.
+        BadData: it is damaged or truncated, or its format is not known.
         TargetNotSupported: it is of another architecture, or compressed in
             a way that needs a package that is not installed.
     """
@@ -84,9 +85,9 @@ def open_dump(target: str | Path) -> Dump:
         lacks = lacks or _again(kdump.cut)
         return Dump(kdump.memory, kind, kdump.notes, kdump.layout.level, lacks=lacks)
     if file.cut:
-        raise BadData(f"{file.cut}, and what there is of it is no dump; {AGAIN}")
+        raise BadData(f"{file.cut}, and the part before that is not a dump; {AGAIN}")
     raise BadData(
-        f"{file.path} is no dump of a format that is known (it begins with {magic!r}); give a "
+        f"{file.path} is not a dump of a known format (it begins with {magic!r}); give a "
         "capture of this tool, an ELF core or a kdump-compressed dump, or a raw image of "
         f"memory as {RAW_PREFIX}FILE@0xADDRESS"
     )

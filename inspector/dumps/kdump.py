@@ -1,11 +1,12 @@
 """kdump-compressed dumps: makedumpfile's, and QEMU's ``dump-guest-memory -z/-l/-s``.
 
-The file is: a header, a sub header, two bitmaps with a bit for each page of
-the physical address space (what is memory; what is in the dump), one
+The file has a header, a sub header, two bitmaps with a bit for each page of
+the physical address space (which pages are memory; which are in the dump), one
 descriptor for each page in the dump, and the pages, each compressed on its
-own.  The descriptor of a page is found by counting the bits before its own,
-and counts are kept for runs of the bitmap that a read has reached: opening a
-dump reads its headers, and a read touches what it needs.
+own.  To find the descriptor of a page, the reader counts the bits before the
+page's own bit.  It keeps a count for each run of the bitmap that a read has
+reached: opening a dump reads its headers, and a read touches only the parts
+that it needs.
 """
 
 from __future__ import annotations
@@ -83,20 +84,26 @@ SUB_HEADER = np.dtype(
 )
 """``struct kdump_sub_header``.  Which members are valid depends on the header's version."""
 BLOCK_SIZE_32 = 416
-"""Where a 32-bit machine has ``block_size``."""
+"""Where the header of a 32-bit machine has ``block_size``."""
 ALIKE = 444
-"""Bytes of the header that all files of a split dump share."""
+"""Bytes of the header up to ``total_ram_blocks``, which are equal in all files of a split dump."""
 
 RUN = 1 << 12
 """Bytes of bitmap for which one count is kept; a bit is a page."""
 SCAN_STEP = 1 << 20
+"""Bytes of bitmap that are read at once."""
 EAGER_BITMAP = 1 << 25
 """Bitmaps up to this size are counted when the dump is opened, to see that it is whole."""
 LAST_DESCRIPTORS = 1 << 14
+"""Page descriptors at the end whose pages are looked for in the file when the dump is opened."""
 BATCH = 1 << 22
+"""Bytes of pages, or of runs of the bitmap, that are worked on at once."""
 CACHE = 1 << 24
+"""Bytes of expanded pages that are kept."""
 _LOWER = np.array([(1 << bit) - 1 for bit in range(8)], dtype=np.uint8)
+"""For each bit of a byte, the mask of the bits before it: the lowest bit is the first page."""
 _ONES = np.array([value.bit_count() for value in range(256)], dtype=np.uint8)
+"""For each value of a byte, the number of its bits that are set."""
 
 ELSEWHERE = "in another file of this split dump"
 INCOMPLETE = "not in the dump, which was not written to its end"
@@ -105,7 +112,16 @@ HERE, IS_ABSENT, IS_EXCLUDED, IS_ELSEWHERE = range(4)
 
 
 class Layout(NamedTuple):
-    """What the headers say, in bytes of the file and in pages of memory."""
+    """The contents of the headers.
+
+    ``pages`` is how many pages of the physical address space the bitmaps
+    describe; the file holds those from ``first`` up to, but not including,
+    ``end``, which are all of them unless the dump is ``split``.
+    ``memory_bits``, ``dumped_bits`` and ``descriptors`` are the positions in
+    the file of the two bitmaps and of the page descriptors.  ``level`` is
+    makedumpfile's dump level.  ``notes`` and ``vmcoreinfo`` are each a position
+    and a length in bytes, 0 for none.
+    """
 
     byte_order: str
     version: int
@@ -124,7 +140,7 @@ class Layout(NamedTuple):
 
     @property
     def descriptor(self) -> np.dtype[np.void]:
-        """One page descriptor."""
+        """The type of one page descriptor."""
         order = self.byte_order
         return np.dtype(
             [
@@ -137,7 +153,7 @@ class Layout(NamedTuple):
 
     @property
     def compression(self) -> str:
-        """The compression the header announces."""
+        """The compression that the header announces."""
         names = [name for flag, name in compression.NAMES.items() if self.flags & flag]
         return " and ".join(names) or "not compressed"
 
@@ -151,9 +167,9 @@ class Layout(NamedTuple):
 class Kdump:
     """An opened kdump-compressed dump.
 
-    ``cut`` says how its file is cut off, where it is; of a large one that is seen only when it is
-    read.  ``alike`` is the part of its header that all files of a split dump share:
-    the machine, the time, the compression and the sizes.
+    ``cut`` says how its file is cut off, if it is; of a large file this is seen only when the
+    missing part is read.  ``alike`` is the part of its header that all files of a split dump
+    share: the machine, the time, the compression and the sizes.
     """
 
     memory: KdumpMemory
@@ -274,15 +290,21 @@ class KdumpMemory:
         self._file = file
         self._layout = layout
         self._counts = np.zeros(1, dtype=np.int64)
+        """Element i: the pages in the dump before run i of the bitmap, as far as it is counted."""
         self._skipped: int | None = None
+        """Pages in the dump before ``first``: their descriptors are in other files."""
         self._cache: OrderedDict[int, bytes] = OrderedDict()
+        """Expanded pages by their number, the one that was used last at the end."""
         self._damaged: dict[int, str] = {}
+        """By the number of the page, why a page of the dump cannot be read."""
         level = layout.level
         self._excluded = f"excluded by makedumpfile's dump level {level}" if level else LEFT_OUT
 
     @cached_property
     def ram(self) -> Ranges:
         """Where the machine has memory, as the first bitmap says."""
+        # ``edges`` collects the pages at which the bits change: at every other one, from the
+        # first on, a range begins, and at the next one it ends
         layout = self._layout
         edges = [addresses([])]
         before = np.zeros(1, dtype=np.uint8)
@@ -346,7 +368,11 @@ class KdumpMemory:
         return Records(data, present)
 
     def cut_at_its_end(self) -> str:
-        """Return how the file is cut off: whether descriptors or the last pages lie behind it."""
+        """Return how the file is cut off, an empty text if it is not.
+
+        It is cut off if page descriptors, or the data of the last pages, lie
+        beyond its end.
+        """
         layout = self._layout
         if not layout.pages:
             return ""
@@ -370,6 +396,7 @@ class KdumpMemory:
         """Fill rows that each lie within one page, a batch of pages at a time."""
         size, length = self._layout.page_size, data.shape[1]
         order = rows[np.argsort(where[rows], kind="stable")]
+        # ``numbers`` has the distinct pages; the rows of page i are order[first[i]:first[i + 1]]
         numbers, first = np.unique(where[order] // np.uint64(size), return_index=True)
         first = np.append(first, order.size)
         step = max(1, BATCH // size)
@@ -383,11 +410,15 @@ class KdumpMemory:
             if length == size:
                 data[chosen] = matrix[index]
                 continue
+            # a view that copies nothing: row i has the bytes of the pages from byte i on
             windows = np.lib.stride_tricks.sliding_window_view(matrix.reshape(-1), length)
             data[chosen] = windows[index * size + inside[chosen].astype(np.int64)]
 
     def _pages(self, numbers: U64) -> tuple[Bytes, NDArray[np.bool_]]:
-        """Return distinct pages in ascending order, as rows, and which of them are there."""
+        """Return pages as rows, and which of them could be read.
+
+        The numbers of the pages are distinct and in ascending order.
+        """
         size = self._layout.page_size
         matrix = np.zeros((numbers.size, size), dtype=np.uint8)
         ok = np.zeros(numbers.size, dtype=np.bool_)
@@ -406,7 +437,7 @@ class KdumpMemory:
         self._damaged |= dict.fromkeys(numbers[rows[~there]].tolist(), CUT_OFF)
         rows, found = rows[there], found[there]
         columns = (found[name].tolist() for name in ("offset", "size", "flags"))
-        # Pages of zeros are all described by one and the same place.
+        # All pages of zeros share one place in the file, which is expanded only once.
         expanded: dict[tuple[int, int, int], bytes] = {}
         for row, *place in zip(rows.tolist(), *columns, strict=True):
             offset, stored, flags = place
@@ -428,6 +459,7 @@ class KdumpMemory:
             self._cache.popitem(last=False)
 
     def _page(self, number: int, offset: int, stored: int, flags: int) -> bytes | None:
+        """Return a page expanded; None if it cannot be read, and note why."""
         layout = self._layout
         try:
             if layout.incomplete and (not offset or not self._file.holds(offset, stored)):
@@ -454,7 +486,7 @@ class KdumpMemory:
         return {IS_EXCLUDED: self._excluded, IS_ELSEWHERE: ELSEWHERE}.get(state, ABSENT)
 
     def _states(self, numbers: U64) -> NDArray[np.uint8]:
-        """Say of each page whether it is in the dump, or why not."""
+        """Return for each page that it is in this file, or why it is not."""
         layout = self._layout
         states = np.full(numbers.size, IS_ABSENT, dtype=np.uint8)
         known = np.flatnonzero(numbers < np.uint64(layout.pages))
@@ -468,6 +500,7 @@ class KdumpMemory:
         return states
 
     def _bits(self, bitmap: int, numbers: U64) -> NDArray[np.bool_]:
+        """Return the bit of each page in the bitmap at a position of the file."""
         found = self._contents(np.uint64(bitmap) + (numbers >> np.uint64(3)), 1)
         bit: NDArray[np.bool_] = (
             (found[:, 0] >> (numbers & np.uint64(7)).astype(np.uint8)) & 1
@@ -475,9 +508,10 @@ class KdumpMemory:
         return bit
 
     def _ranks(self, numbers: U64) -> U64:
-        """Return the place among the descriptors of pages in ascending order."""
+        """Return the index of the descriptor of each page; the pages are in ascending order."""
         layout = self._layout
         if self._skipped is None:
+            # 0 for the call below, which counts from the beginning of the bitmap
             self._skipped = 0
             self._skipped = int(self._ranks(addresses([layout.first]))[0])
         byte = (numbers >> np.uint64(3)).astype(np.int64)
@@ -485,7 +519,8 @@ class KdumpMemory:
         if numbers.size:
             self._count_to(int(run[-1]))
         ranks = self._counts[run]
-        # The end of the last run is asked for, too, and is read as the end of the run before.
+        # A caller may ask for the page after the last one, whose run may lie beyond the bitmap.
+        # The count before that run is the answer; the last run is read in its place and not used.
         last = (layout.descriptors - layout.dumped_bits) // RUN - 1
         runs, back = np.unique(np.minimum(run, last), return_inverse=True)
         step = BATCH // RUN
@@ -493,6 +528,7 @@ class KdumpMemory:
             part = runs[begin : begin + step]
             rows = np.flatnonzero((back >= begin) & (back < begin + part.size))
             block = self._contents((layout.dumped_bits + part * RUN).astype(np.uint64), RUN)
+            # before[i, n]: the bits that are set in the first n bytes of run i
             before = np.zeros((part.size, RUN + 1), dtype=np.int64)
             np.cumsum(_ONES[block], axis=1, out=before[:, 1:])
             line = back[rows] - begin
@@ -503,7 +539,7 @@ class KdumpMemory:
         return (ranks - self._skipped).astype(np.uint64)
 
     def _count_to(self, run: int) -> None:
-        """Count the pages in the runs of the bitmap before this one."""
+        """Count the pages in the runs of the bitmap before this run, unless that is done."""
         layout = self._layout
         known = self._counts.size - 1
         if run <= known:
@@ -514,6 +550,7 @@ class KdumpMemory:
             length = min(SCAN_STEP, run * RUN - begin)
             block = _part(self._file, layout.dumped_bits + begin, length, "bitmap", SCAN_STEP)
             words = np.frombuffer(block, dtype=np.uint64).reshape(-1, RUN // 8)
+            # most runs of a large dump are zeros, and need no look at each of their bytes
             counts = np.zeros(len(words), dtype=np.int64)
             some = words.any(axis=1)
             counts[some] = _ONES[words[some].view(np.uint8)].sum(axis=1, dtype=np.int64)
@@ -522,7 +559,7 @@ class KdumpMemory:
         self._counts = np.concatenate(parts)
 
     def _descriptors(self, ranks: U64) -> tuple[NDArray[np.void], NDArray[np.bool_]]:
-        """Return page descriptors, and which of them are in the file."""
+        """Return the page descriptors with these indices, and which of them are in the file."""
         kind = self._layout.descriptor
         places = np.uint64(self._layout.descriptors) + ranks * np.uint64(kind.itemsize)
         data, present = self._file.contents.read_many(places, kind.itemsize)

@@ -1,7 +1,7 @@
 """Decompress LZO1X, as makedumpfile -l and QEMU's kdump-lzo write it.
 
-The stream is described in Documentation/staging/lzo.rst of the kernel.  No
-wheel of liblzo exists, and a page is small.
+The stream is described in Documentation/staging/lzo.rst of the kernel.  The
+decoder is written in Python because no wheel of liblzo exists; a page is small.
 """
 
 from __future__ import annotations
@@ -10,11 +10,11 @@ __all__ = ["LzoError", "decompress"]
 
 
 class LzoError(ValueError):
-    """The data are not one LZO1X stream of at most the size that was allowed."""
+    """The data are not one LZO1X stream, or expand to more bytes than allowed."""
 
 
 def decompress(data: bytes, limit: int) -> bytes:
-    """Return what a stream expands to, ``limit`` bytes at most.
+    """Return the data that a stream expands to, ``limit`` bytes at most.
 
     Raises:
         LzoError: the stream is damaged, truncated, or expands to more.
@@ -35,6 +35,8 @@ def _expand(data: bytes, limit: int) -> tuple[bytearray, int]:
     at = 0
     literals = 0
     """How many literals the last instruction copied: 0, 1 to 3, or 4 for a run."""
+    # Only the first byte can be a count of literals, plus 17.  The branches below are the
+    # instructions of lzo.rst; two bits of a match say how many literals follow it.
     if data[0] > 17:
         literals = data[0] - 17
         at = 1 + literals
@@ -78,6 +80,7 @@ def _expand(data: bytes, limit: int) -> tuple[bytearray, int]:
             raise LzoError("a match begins before the data")
         if len(out) + length + literals > limit:
             raise LzoError(f"it expands to more than {limit} bytes")
+        # a match that is longer than its distance repeats the bytes that it writes itself
         if length <= distance:
             out += out[begin : begin + length]
         else:
@@ -96,7 +99,7 @@ def _literals(data: bytes, at: int, length: int) -> bytes:
 
 
 def _long(data: bytes, at: int, code: int, mask: int) -> tuple[int, int]:
-    """Return a length that may go on in further bytes, and where the reader stands then."""
+    """Return a length that may continue in further bytes, and the position after it."""
     length = code & mask
     if length == 0:
         length = mask

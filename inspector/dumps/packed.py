@@ -1,7 +1,8 @@
 """Files packed with xz, gzip or zstd, unpacked piece by piece, up to a limit.
 
-A few KB can unpack to more than any machine has: what a file says of itself
-is not believed, and what it asks for is not granted beyond the limits.
+A few KB can unpack to more bytes than any machine has.  So the sizes that a
+file announces are not trusted, and no file gets more memory than the limits
+allow.
 """
 
 from __future__ import annotations
@@ -21,15 +22,16 @@ AGAIN = "copy it again, or take another dump"
 """What to do with a file that is not whole."""
 
 UNPACKED_LIMIT = 1 << 32
-"""A file may unpack to this many bytes; more is taken for a bomb."""
+"""Bytes that a file may unpack to; a file that exceeds this is taken for a bomb."""
 
 STEP = 1 << 12
 """Bytes that are unpacked at once: a bomb is seen before it takes much more than the limit."""
 IN_VAIN = 1 << 24
 """Bytes in a row that may unpack to nothing; a hole of terabytes would otherwise be read."""
 DICTIONARY_LIMIT = 1 << 28
-"""Bytes an xz stream may ask for; the strongest preset of xz takes a quarter of it."""
+"""Bytes that an xz stream may ask for; the strongest preset of xz takes a quarter of that."""
 GZIP_WINDOW = 31
+"""zlib's ``wbits`` for a gzip header (16) and the largest window (15)."""
 
 
 class _Stream(Protocol):
@@ -41,7 +43,7 @@ class _Stream(Protocol):
 
 
 class _Packing(NamedTuple):
-    """How a stream is begun, and what is raised where it is damaged."""
+    """A function that begins a stream, and the exception that a damaged stream raises."""
 
     begin: Callable[[], _Stream]
     damage: type[Exception]
@@ -71,18 +73,18 @@ _PACKINGS: dict[bytes, Callable[[], _Packing]] = {
 
 
 def is_packed(data: bytes) -> bool:
-    """Say whether a file that begins so is packed in a way that is known."""
+    """Say whether a file with this beginning is packed in a known way."""
     return data.startswith(tuple(_PACKINGS))
 
 
 def pieces(data: bytes) -> Iterator[bytes]:
-    """Yield some bytes in the pieces that ``unpack`` takes."""
+    """Yield the data in the pieces that ``unpack`` takes."""
     for begin in range(0, len(data), STEP):
         yield data[begin : begin + STEP]
 
 
 def unpack(path: Path, packed: Iterable[bytes]) -> bytes:
-    """Return what the contents of a packed file unpack to; streams may follow each other.
+    """Return the unpacked contents of a packed file; streams may follow each other.
 
     Args:
         path: the file, for messages.
@@ -119,5 +121,5 @@ def unpack(path: Path, packed: Iterable[bytes]) -> bytes:
                 f"{path} is damaged: {in_vain >> 20} MiB of it unpack to nothing; {AGAIN}"
             )
     if stream is None or not stream.eof:
-        raise BadData(f"{path} is truncated: it ends within what is packed; {AGAIN}")
+        raise BadData(f"{path} is truncated: it ends inside its packed data; {AGAIN}")
     return out.getvalue()

@@ -1,8 +1,8 @@
 """Raw images: the bytes of physical memory from some address on, and nothing else.
 
 QEMU's ``pmemsave``, a ``memory-backend-file`` and GDB's ``dump binary
-memory`` make them.  A file does not say where its first byte belongs, so the
-target does: ``raw:FILE@0xADDRESS``, from address 0 without one.
+memory`` make them.  The file does not say where its first byte belongs, so the
+target does: ``raw:FILE@0xADDRESS``.  Without an address, the image begins at 0.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ def parse_raw(target: str) -> RawTarget:
     """Read ``raw:FILE@0xADDRESS``.
 
     Raises:
-        BadData: the address is not one.
+        BadData: the address is not a number.
     """
     name = target.removeprefix(RAW_PREFIX)
     path, mark, text = name.rpartition("@")
@@ -50,7 +50,7 @@ def open_raw(raw: RawTarget) -> SegmentedMemory:
     """Open a raw image.
 
     Raises:
-        BadData: the file cannot be read, or does not fit behind its address.
+        BadData: the file cannot be read, or does not fit at its address.
     """
     file: DumpFile = open_file(raw.path, wrapped=False)
     if not is_address(raw.start) or not is_address(raw.start + file.size - 1):

@@ -24,7 +24,7 @@ SPLIT_PREFIX = "split:"
 
 
 class SplitMemory:
-    """The physical memory in the files of a split dump, each the owner of a range of pages."""
+    """The physical memory in the files of a split dump, each of which holds a range of pages."""
 
     name = "physical"
     ram = None
@@ -39,7 +39,7 @@ class SplitMemory:
         pieces = []
         while length > 0:
             if not is_address(address):
-                raise MemoryNotReadable(address, length, "it is no address")
+                raise MemoryNotReadable(address, length, "it is not an address")
             owner = int(self._owner(addresses([address]))[0])
             here = length
             if owner < self._ends.size:
@@ -53,6 +53,7 @@ class SplitMemory:
         """Return ``length`` bytes at each physical address."""
         data = np.zeros((where.size, length), dtype=np.uint8)
         present = np.zeros(where.size, dtype=np.bool_)
+        # ``within``: the first and the last byte of the record are in the same file
         owner = self._owner(where)
         within = self._owner(where + np.uint64(max(length, 1) - 1)) == owner
         for number, part in enumerate(self._parts):
@@ -67,6 +68,7 @@ class SplitMemory:
         return Records(data, present)
 
     def _owner(self, where: U64) -> NDArray[np.int64]:
+        """Return the index of the file in whose range each address is."""
         return np.searchsorted(self._ends, where, side="right").astype(np.int64)
 
 
@@ -74,16 +76,18 @@ def open_split(target: str) -> tuple[Kdump, SplitMemory, str]:
     """Open the files of a split dump.
 
     Returns:
-        The first of them, the memory in all, and what lacks: files (see ``what_lacks``), or
-        the end of one.
+        The first file, the memory in all of them, and what is missing: files (see
+        ``what_lacks``), or the end of a file.
 
     Raises:
         BadData: a file cannot be read, or is not one of the same split dump.
-        TargetNotSupported: as of ``read_kdump``.
+        TargetNotSupported: as for ``read_kdump``.
     """
     names = [name for name in target.removeprefix(SPLIT_PREFIX).split(",") if name]
     if len(names) < 2:
-        raise BadData(f"'{target}' names no two files; give all as {SPLIT_PREFIX}FILE,FILE,...")
+        raise BadData(
+            f"'{target}' names fewer than two files; give all as {SPLIT_PREFIX}FILE,FILE,..."
+        )
     opened = sorted(
         ((_part(Path(name)), name) for name in names), key=lambda item: item[0].layout.first
     )
@@ -91,10 +95,10 @@ def open_split(target: str) -> tuple[Kdump, SplitMemory, str]:
     reached = first
     for part, name in others:
         if part.alike != first.alike:
-            raise BadData(f"{name} is no file of the same split dump as {first_name}")
+            raise BadData(f"{name} is not a file of the same split dump as {first_name}")
         if part.layout.first < reached.layout.end:
             raise BadData(
-                f"{name} has pages that another file has too, from physical "
+                f"{name} has pages that another file also has, from physical "
                 f"{_address(part.layout, part.layout.first)}; give each file once"
             )
         reached = part
@@ -106,7 +110,7 @@ def open_split(target: str) -> tuple[Kdump, SplitMemory, str]:
 def _part(path: Path) -> Kdump:
     file = open_file(path)
     if file.beginning(len(KDUMP_MAGIC)) != KDUMP_MAGIC:
-        raise BadData(f"{path} is no kdump-compressed dump, so it is no file of a split one")
+        raise BadData(f"{path} is not a kdump-compressed dump, so it is not part of a split one")
     kdump = read_kdump(file)
     if not kdump.layout.split:
         raise BadData(f"{path} is a whole dump, not a file of a split one; give it alone")
@@ -114,7 +118,11 @@ def _part(path: Path) -> Kdump:
 
 
 def what_lacks(layouts: Sequence[Layout]) -> str:
-    """Say which physical addresses are in files of a split dump that were not given, if any."""
+    """Say which physical addresses are in files of a split dump that were not given, if any.
+
+    Args:
+        layouts: those of the files that were given, by their first page.
+    """
     ranges: list[str] = []
     reached = 0
     for first, end in (*((one.first, one.end) for one in layouts), (layouts[0].pages,) * 2):

@@ -1,1 +1,1 @@
-"""A live machine: attached to by GDB, stopped and read over its stub or out of its QEMU."""
+"""A live machine: GDB attaches to it, and it is read over QEMU's stub or out of QEMU's memory."""

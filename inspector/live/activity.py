@@ -1,9 +1,9 @@
-"""Whether a machine runs, told from the process of its QEMU without touching it.
+"""Whether a machine runs, observed from its QEMU process without touching the machine.
 
-QEMU stops the machine when a client connects, and does not say whether it
-stood still before.  The threads of its vCPUs do: one that is halted still
-wakes up for the kernel's timers, at the latest after the four seconds of its
-watchdog (kernel/watchdog.c); one of a stopped machine never does.
+QEMU stops the machine when a client connects, and does not say whether it was
+stopped before.  The threads of its vCPUs show it: the thread of a halted vCPU
+still wakes up for the kernel's timers, at the latest after the four seconds of
+the watchdog (kernel/watchdog.c); the threads of a stopped machine never do.
 """
 
 from __future__ import annotations
@@ -14,15 +14,17 @@ from pathlib import Path
 __all__ = ["Activity"]
 
 PATIENCE = 5.0
+"""Seconds in which a vCPU of a running machine runs at least once."""
 PAUSE = 0.005
+"""Seconds between two looks."""
 SHARE = 10
-"""A vCPU's thread has run for at least this part of the time that the busiest has."""
+"""A thread counts as a vCPU's if it ran for at least 1/SHARE of the busiest thread's time."""
 STARTED = 10_000_000
-"""Nanoseconds after which a thread can be told to be a vCPU's."""
+"""Nanoseconds that the busiest thread must have run before vCPUs can be told from others."""
 
 
 class Activity:
-    """What the vCPUs of a QEMU process do, from now on.
+    """The activity of the vCPUs of a QEMU process from now on.
 
     Args:
         pid: a process on this host, QEMU or not.
@@ -38,7 +40,7 @@ class Activity:
         }
 
     def is_stopped(self, patience: float = PATIENCE) -> bool:
-        """Wait until a vCPU has run; true if none does, false also where it cannot be told."""
+        """Wait until a vCPU has run; true if none does in time, false also if it cannot be told."""
         deadline = time.monotonic() + patience
         while self._vcpus:
             if any(_ran(task) != ran or _wants(task) for task, ran in self._vcpus.items()):

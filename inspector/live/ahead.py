@@ -1,7 +1,7 @@
-"""What takes a while before a machine can be attached to, begun as soon as its name is known.
+"""Begins the slow steps of attaching to a machine as soon as the machine's name is known.
 
-GDB starts, and QEMU's vCPUs are given the time to show that they run, while
-the modules of the inspector are loaded.
+While the modules of the inspector are loaded, GDB starts, and QEMU's vCPUs have
+time to show that they run.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ PORT_LIMIT = 65535
 
 
 class Behind(NamedTuple):
-    """What is behind a port: the process, if it is on this host, and what its vCPUs do since."""
+    """The process behind a port, if it is on this host, and the activity of its vCPUs."""
 
     process: int | None
     activity: Activity | None
@@ -31,7 +31,7 @@ _known: dict[tuple[str, int], Behind] = {}
 
 
 def begin(target: str) -> None:
-    """Begin, if a word of a command line is the name of a live target."""
+    """Begin the slow steps, if a word of a command line is the name of a live target."""
     if target.startswith(LIVE_PREFIX):
         gdb.start_ahead()
         with contextlib.suppress(InspectorError):
@@ -40,13 +40,13 @@ def begin(target: str) -> None:
 
 
 def end() -> None:
-    """End what was begun and is not needed."""
+    """End the GDB that was started and is not needed, and forget what was seen."""
     gdb.end_ahead()
     _known.clear()
 
 
 def behind(host: str, port: int) -> Behind:
-    """Return what is behind a port."""
+    """Return the process behind a port and its activity, since ``begin`` if that was called."""
     return _known.pop((host, port), None) or _seen(host, port)
 
 
@@ -59,7 +59,7 @@ def address_of(target: str) -> tuple[str, int]:
     """Return the host and the port of a live target.
 
     Raises:
-        TargetNotSupported: it is none.
+        TargetNotSupported: the name does not have the form of one.
     """
     host, _, port = target.removeprefix(LIVE_PREFIX).rpartition(":")
     known = target.startswith(LIVE_PREFIX) and host and port.isdecimal()

@@ -1,9 +1,9 @@
-"""What may be asked of QEMU's stub, and which form an answer to it has.
+"""The questions that may be asked of QEMU's stub, and the form of the answer to each.
 
-This is the one list of both.  A question that has no form here is not sent,
-and an answer that has not the form of the question that was asked is not
-passed on.  No question has a form that would let a stub ask GDB for files
-(``F...``, answers to ``vFile``), or have GDB load any.
+This is the only list of both.  A question that has no form here is not sent,
+and an answer that does not have the form of its question is not passed on.  No
+form would let a stub ask GDB for files (``F...``, answers to ``vFile``), or
+make GDB load any.
 """
 
 from __future__ import annotations
@@ -49,13 +49,14 @@ STOP = re.compile(
     rb"(?:T[0-9a-f]{2}(?:thread:%b;|[ra]?watch:%b;)*|S[0-9a-f]{2}"
     rb"|[WX][0-9a-f]{2}(?:;process:[0-9a-f]{1,8})?)" % (THREAD, ADDRESS)
 )
-"""Says that the machine stands still, or that it has ended."""
+"""The reply that says that the machine has stopped, or has ended."""
 
 
 class Form(NamedTuple):
-    """A kind of question, and what an answer to it looks like.
+    """A kind of question, and the form of an answer to it.
 
-    ``limit`` is how many bytes an answer to a question has at most.
+    ``answer`` says whether a packet has that form, and ``limit`` how many
+    bytes the answer to a question may have.
     """
 
     name: str
@@ -83,11 +84,11 @@ def _form(
 
 
 def _bytes_or_error(digits: bytes) -> Callable[[bytes], object]:
-    """Return what says whether an answer is bytes written in digits, or an error."""
+    """Return a function that says whether an answer is bytes written in digits, or an error."""
     error = re.compile(ERROR)
 
     def admits(answer: bytes) -> object:
-        # of thousands of digits, this takes a tenth of what a pattern does
+        # for thousands of digits, this takes a tenth of the time that a pattern takes
         return error.fullmatch(answer) or not (len(answer) % 2 or answer.translate(None, digits))
 
     return admits
@@ -102,11 +103,12 @@ GO = _form(
     rb"[cs]|vCont(?:;(?:[cs]|[CS][0-9a-f]{2})(?::%b)?)+" % THREAD,
     STOP.fullmatch,
 )
-"""Answered when the machine has stopped.  QEMU refuses none: a refusal would leave it standing."""
+"""Answered when the machine has stopped.  QEMU does not refuse it, so an error is not an answer:
+it would leave the machine stopped."""
 MONITOR = _form(
     "monitor command", rb"qRcmd,[0-9a-f]+", rb"O(?:[0-9a-f]{2})+|%b" % DONE, CONTENT_LIMIT
 )
-"""Answered by any number of packets with what was printed, and one that says OK."""
+"""Answered by any number of packets with output, and a last one with OK."""
 BREAKPOINT = _form("breakpoint", rb"[Zz][1-4],%b,[0-9a-f]{1,8}" % ADDRESS, DONE)
 """Software breakpoints (Z0) are writes, and have no form."""
 MEMORY = rb"m%b,[0-9a-f]{1,4}" % ADDRESS
@@ -116,10 +118,10 @@ OWN_MEMORY = _form(
     lambda answer: True,
     lambda question: max(len(b"E00"), 2 * _last_number(question)),
 )
-"""For whoever decodes the digits, which tells whether they are some."""
+"""For the relay's own reads: decoding the answer shows whether it consists of digits."""
 CHANGE_OF_MODE = _form("change of the mode", rb"Qqemu\.PhyMemMode:[01]", DONE)
 REGISTER_DIGITS = b"0123456789abcdefx"
-"""A register that is not known is so many ``x``."""
+"""A register whose value is not known is written as that many ``x``."""
 
 FOR_GDB = (
     _form(
@@ -128,7 +130,7 @@ FOR_GDB = (
         _bytes_or_error(b"0123456789abcdef"),
         OWN_MEMORY.limit,
     ),
-    _form("why it stands still", rb"\?", STOP.fullmatch),
+    _form("why it is stopped", rb"\?", STOP.fullmatch),
     GO,
     _form("register", rb"p[0-9a-f]{1,4}", _bytes_or_error(REGISTER_DIGITS), REGISTER_LIMIT),
     _form("registers", rb"g", _bytes_or_error(REGISTER_DIGITS), LIST_LIMIT),
@@ -139,7 +141,7 @@ FOR_GDB = (
     BREAKPOINT,
     _form("ways to go on", rb"vCont\?", rb"(?:vCont(?:;[cCsSt])*)?"),
 )
-"""What is passed on when GDB asks it."""
+"""The questions of GDB that are passed on."""
 
 FOR_US = (
     *FOR_GDB,
@@ -155,34 +157,35 @@ FOR_US = (
     _form("physical mode", rb"qqemu\.PhyMemMode", rb"[01]?"),
     CHANGE_OF_MODE,
 )
-"""What the relay asks by itself besides."""
+"""All questions that are sent: those of GDB, and those of the relay itself."""
 
 WRITES = (b"M", b"X", b"G", b"P", b"Z")
 REFUSED, UNKNOWN, NO_SUCH_FILE = b"E01", b"", b"E00"
 OF_ITS_OWN = {b"qAttached": b"1"}
-"""What the relay answers by itself: the machine was there before GDB, which must not end it."""
+"""The questions of GDB that the relay answers itself, with their answers.  ``qAttached`` says that
+the machine was there before GDB, so that GDB does not kill it."""
 
 PACKET_SIZES = range(1 << 10, (1 << 14) + 1)
-"""Bytes; QEMU says 4096."""
+"""Bytes of a packet that a stub may announce; QEMU announces 4096."""
 ADMITTED = (b"qXfer:features:read+", b"vContSupported+", b"multiprocess+")
-"""Abilities of a stub of which GDB may know.  Every other one would have GDB ask for more: which
-files run, what they are linked with, what the processor traced."""
+"""Abilities of a stub of which GDB may know.  Any other would make GDB ask for more: which files
+run, which libraries they use, what the processor has traced."""
 
 
 def form_of(question: bytes, forms: tuple[Form, ...] = FOR_US) -> Form | None:
-    """Return the form of a question, None if it may not be asked."""
+    """Return the form of a question, None for a question that must not be asked."""
     return next((form for form in forms if form.question.fullmatch(question)), None)
 
 
 def local_answer(question: bytes) -> bytes:
-    """Return what GDB is told about a question that is not passed on."""
+    """Return the answer that GDB gets to a question that is not passed on."""
     if question[:1] in WRITES:
         return REFUSED
     return OF_ITS_OWN.get(question.partition(b":")[0], UNKNOWN)
 
 
 def abilities(answer: bytes) -> bytes:
-    """Return the abilities of a stub of which GDB may know."""
+    """Return the part of a stub's answer to ``qSupported`` of which GDB may know."""
     given = answer.split(b";")
     kept = [ability for ability in ADMITTED if ability in given]
     for ability in given:
@@ -195,5 +198,5 @@ def abilities(answer: bytes) -> bytes:
 
 
 def is_exit(answer: bytes) -> bool:
-    """Say whether a stop is the end of the machine."""
+    """Say whether a stop reply reports the end of the machine."""
     return answer[:1] in (b"W", b"X")

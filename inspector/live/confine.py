@@ -1,12 +1,12 @@
-"""Takes from a process what it does not need: files to write, the network, memory without end.
+"""Confines a process: it cannot write to files or use the network, and its memory is limited.
 
-GDB and the relay read what a stub sends, which may be hostile.  Should one
-of them be misled all the same, it has no means to do harm: it can write no
-file, connect to nobody, and grow only so far.
+GDB and the relay read the packets of a stub, which may be hostile.  If one of
+them is misled all the same, it has no means to do harm: it can write to no
+file, make no connection, and use only a limited amount of memory.
 
-``launcher`` gives the command that starts a program so confined: a Python
-that confines itself and then becomes the program.  What this kernel cannot
-take away stays.
+``launcher`` returns the command that starts a confined program: a Python
+process that confines itself and then becomes the program.  A protection that
+this kernel does not have is left out.
 """
 
 from __future__ import annotations
@@ -37,17 +37,18 @@ RULE_PATH_BENEATH = 1
 
 EXECUTE, WRITE_FILE, READ_FILE, READ_DIR = (1 << bit for bit in range(4))
 OF_FILES = {1: 13, 2: 14, 3: 15, 4: 15, 5: 16}
-"""How many rights over files a version of Landlock knows; later ones know as many as the last."""
+"""How many rights over files each version of Landlock knows; later versions know as many as the
+last one here."""
 NETWORK_SINCE, SCOPES_SINCE = 4, 6
 TCP = 0b11
-"""To listen and to connect; no rule grants either."""
+"""The rights to bind a TCP port and to connect to one; no rule grants either."""
 SCOPES = 0b11
-"""To sockets in the abstract name space, and to signals to other processes."""
+"""The restriction of sockets in the abstract name space, and of signals to other processes."""
 
 RULESET = struct.Struct("=QQQ")
-"""The rights over files, over the network, and the scopes that a rule set handles."""
+"""The rights over files, the rights over the network, and the scopes that a rule set handles."""
 BENEATH = struct.Struct("=Qi")
-"""The rights that are granted, and the open folder or file at which they begin."""
+"""The rights that a rule grants, and the descriptor of the folder or file where it grants them."""
 
 
 class Limits(NamedTuple):
@@ -56,9 +57,9 @@ class Limits(NamedTuple):
     Args:
         memory: MiB of address space.
         processor: seconds of processor time, None for no limit.
-        writes: whether it may write to files; those it has open, only.
-        dies: whether it ends with the thread that started it.
-        landlock: whether Landlock is used where there is any.
+        writes: whether it may write to the files that it has open.
+        dies: whether it ends when the thread that started it ends.
+        landlock: whether Landlock is used, if the kernel has it.
     """
 
     memory: int
@@ -73,7 +74,7 @@ FILES = 128
 
 
 def confine(limits: Limits) -> None:
-    """Confine this process, and all it starts; there is no way back.
+    """Confine this process, and every process that it starts; this cannot be undone.
 
     Raises:
         OSError: a limit could not be set.
@@ -84,35 +85,37 @@ def confine(limits: Limits) -> None:
     if limits.dies:
         parent = os.getppid()
         libc.prctl(PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
+        # the parent may have ended before the kernel was told to kill this process with it
         if os.getppid() != parent:
-            raise OSError("whoever started this has ended")
+            raise OSError("the process that started this one has ended")
     _limit(resource.RLIMIT_AS, limits.memory * MIB)
     _limit(resource.RLIMIT_CORE, 0)
     _limit(resource.RLIMIT_NOFILE, FILES)
     if not limits.writes:
         _limit(resource.RLIMIT_FSIZE, 0)
     if limits.processor is not None:
-        # whoever started it can raise the soft limit again
+        # the soft limit only, because the process that started this one may raise it again
         _limit(resource.RLIMIT_CPU, limits.processor, hard=False)
     if limits.landlock:
         _landlock(libc)
 
 
 def _no_network(libc: ctypes.CDLL) -> None:
-    """Leave of the network only the sockets that are open, where the kernel lets a user do that."""
+    """Take the network from this process, if the kernel permits it; open sockets stay usable."""
+    # without privileges, a network namespace needs a user namespace of its own
     if libc.unshare(CLONE_NEWNET):
         libc.unshare(CLONE_NEWUSER | CLONE_NEWNET)
 
 
 def _libc() -> ctypes.CDLL:
-    # whoever only wants the command of the launcher does not wait for it
+    # a caller that only needs the command of the launcher does not wait for this import
     import ctypes
 
     return ctypes.CDLL(None, use_errno=True)
 
 
 def _limit(kind: int, value: int, hard: bool = True) -> None:
-    """Lower a limit; one that is lower already stays."""
+    """Lower a limit; a limit that is lower already stays."""
     _, most = resource.getrlimit(kind)
     if most != resource.RLIM_INFINITY:
         value = min(value, most)
@@ -127,7 +130,10 @@ def landlock_version() -> int:
 
 
 def _landlock(libc: ctypes.CDLL) -> None:
-    """Leave of all files only reading and running, and nothing of TCP, where the kernel can."""
+    """Permit only reading and executing of files, and no TCP, as far as the kernel can enforce it.
+
+    Writing to /dev/null stays permitted.
+    """
     version = landlock_version()
     if not version:
         return
@@ -135,6 +141,7 @@ def _landlock(libc: ctypes.CDLL) -> None:
     network = TCP if version >= NETWORK_SINCE else 0
     scopes = SCOPES if version >= SCOPES_SINCE else 0
     fields = RULESET.pack(files, network, scopes)
+    # an older version knows only the first field, or the first two, and is given only those
     known = 8 if version < NETWORK_SINCE else 16 if version < SCOPES_SINCE else RULESET.size
     rules = libc.syscall(CREATE_RULESET, fields, known, 0)
     if rules < 0:
@@ -155,7 +162,7 @@ def _landlock(libc: ctypes.CDLL) -> None:
 def program(module: str) -> list[str]:
     """Return the command that runs ``main`` of a module of this package in a bare Python.
 
-    The package's folder comes last on the path, so that nothing beside the
+    The package's folder comes last on the path, so that no file beside the
     package is taken for a module of Python's own.
     """
     folder = os.path.abspath(__file__)
@@ -166,18 +173,18 @@ def program(module: str) -> list[str]:
 
 
 def launcher(limits: Limits, command: Sequence[str]) -> list[str]:
-    """Return the command that starts a program confined."""
+    """Return the command that starts a program in a confined process."""
     given = ",".join("" if value is None else str(int(value)) for value in limits)
     return [*program(__name__), given, *command]
 
 
 def main() -> None:
-    """Confine this process and become the program; the arguments are the limits and its command."""
+    """Confine this process and become the program; the arguments are the limits and the command."""
     given, *command = sys.argv[1:]
     memory, processor, *flags = given.split(",")
     limits = Limits(int(memory), int(processor) if processor else None, *(f == "1" for f in flags))
     with contextlib.suppress(OSError):
         confine(limits)
         os.execv(command[0], command)
-    # nobody reads what could be said here: whoever waits for the program sees that it ended
+    # nobody reads a message from here; the process that waits for the program sees that it ended
     os._exit(127)

@@ -1,4 +1,4 @@
-"""The inspector's end of the relay, which stands between GDB and QEMU's stub."""
+"""The inspector's end of the relay, the process between GDB and QEMU's stub."""
 
 from __future__ import annotations
 
@@ -21,9 +21,10 @@ MODULE = "inspector.live.relay"
 BATCH = 1 << 12
 """Ranges in one request; the relay has many packets under way at once."""
 FAREWELL = 12.0
-"""Seconds in which a relay leaves the machine, or cannot; it ends by itself before."""
+"""Seconds to wait until a relay has left the machine; it ends earlier by itself, in any case."""
 PATIENCE = 4 * terms.SILENT + terms.PATIENCE
-"""Seconds in which a relay answers: that much it gives the stub itself, and says so."""
+"""Seconds to wait for an answer of the relay, which itself waits so long for the stub at most, and
+then reports that the stub is silent."""
 
 
 class Connection:
@@ -32,8 +33,8 @@ class Connection:
     Args:
         host: where QEMU's stub listens.
         port: its TCP port.
-        resume: connect at once, without a GDB, and let the machine go on at
-            the end, however it was found.
+        resume: connect at once, without a GDB, and let the machine run at the
+            end, even if it was found stopped.
     """
 
     def __init__(self, host: str, port: int, resume: bool = False) -> None:
@@ -63,14 +64,14 @@ class Connection:
         self._lender = Lender(ours, BATCH, PATIENCE)
 
     def keep_stopped(self) -> None:
-        """Say that the machine was found stopped and is to be left so; only before GDB connects."""
+        """Tell the relay to leave the machine stopped; only possible before GDB connects."""
         self._lender.tell(terms.KEEP_STOPPED)
 
     def about(self) -> tuple[str, str]:
         """Return QEMU's answers to ``info status`` and ``info replay`` when it was connected to.
 
         Raises:
-            ConnectionLost: it is not; what was said begins with what is the matter.
+            ConnectionLost: the relay has no connection; the first word of ``said`` says why.
         """
         status, _, replay = self._ask("about").decode().partition(terms.SEPARATOR)
         return status, replay
@@ -85,7 +86,7 @@ class Connection:
         self._ask("hold")
 
     def go(self) -> None:
-        """Let a machine that is held go on."""
+        """Let a machine that is held run again."""
         self._ask("go")
 
     def packet(self, text: str) -> str:
@@ -120,7 +121,7 @@ class Connection:
 
     @contextlib.contextmanager
     def _explaining(self) -> Iterator[None]:
-        """Say of a stub that breaks the protocol what it said."""
+        """Explain to the user how a stub has broken the protocol."""
         try:
             yield
         except ConnectionLost as error:
@@ -130,13 +131,13 @@ class Connection:
             raise TargetNotSupported(
                 f"{self._place} does not speak as QEMU's stub does: {reason}. Nothing more of it "
                 "is used; give the port that QEMU was started with ('-gdb tcp:127.0.0.1:PORT'). "
-                f"Should it be a machine that stands still, 'inspector resume gdb:{self._place}' "
-                "lets it go on",
+                f"If it is a machine that is stopped, 'inspector resume gdb:{self._place}' "
+                "lets it run",
                 Stage.QEMU,
             ) from error
 
     def close(self) -> bool:
-        """Have the machine left as it was found; false if that was not possible."""
+        """Have the relay leave the machine as it was found; false if that was not possible."""
         self._lender.close()
         try:
             return self._process.wait(FAREWELL) != terms.STUCK
@@ -145,7 +146,7 @@ class Connection:
             self._process.wait()
             return False
         finally:
-            # the relay does this itself, unless it was ended before
+            # the relay removes the socket itself, unless it was killed before
             with contextlib.suppress(OSError):
                 os.unlink(self.socket_name)
                 os.rmdir(os.path.dirname(self.socket_name))
@@ -157,10 +158,10 @@ def _place(text: str) -> Endpoint:
 
 
 def _listening() -> tuple[socket.socket, str]:
-    """Return a socket in a folder that nobody else may enter, and its name.
+    """Return a socket in a folder that only this user can enter, and its name.
 
     Raises:
-        TargetNotSupported: there is no place for it.
+        TargetNotSupported: the socket cannot be made.
     """
     folder = ""
     listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)

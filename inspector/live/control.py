@@ -1,9 +1,9 @@
-"""Control of an attached machine that stands still: where it stops, registers, running on.
+"""Control of an attached, stopped machine: breakpoints, watchpoints, registers, running on.
 
-This is no change to the machine's memory.  Watchpoints go to QEMU's stub as
-packets, not through GDB's own ``watch``: that one reads the word through
-whatever context the vCPU is in, and passes over writes that change nothing.
-They compare virtual addresses, in every context.
+Nothing here changes the machine's memory.  Watchpoints go to QEMU's stub as
+packets, and not through GDB's own ``watch``: GDB would read the word in
+whatever context the vCPU is in, and ignore writes that change nothing.
+Watchpoints compare virtual addresses, in every context.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ OK = "OK"
 
 
 class Instruction(NamedTuple):
-    """An instruction: its bytes in the order they have in memory, and GDB's text for it."""
+    """An instruction: its bytes in the order of memory, and GDB's text for it."""
 
     data: bytes
     text: str
@@ -39,7 +39,7 @@ class Control:
     def run(self, timeout: float) -> bool:
         """Let the machine run until it stops; false if it had to be stopped after a time.
 
-        It stands still afterwards, also after Ctrl-C.
+        The machine is stopped afterwards, also after Ctrl-C.
 
         Args:
             timeout: seconds to wait for a stop.
@@ -58,9 +58,12 @@ class Control:
 
     @contextlib.contextmanager
     def watching(self, places: Sequence[tuple[int, int]]) -> Iterator[None]:
-        """Have the machine stop behind every store to some ``(address, length)`` for a block.
+        """Make the machine stop after every store to one of the places, for the length of a block.
 
-        The machine stands still afterwards, and the watchpoints are gone.
+        The machine is stopped afterwards, and the watchpoints are removed.
+
+        Args:
+            places: ``(address, length)`` of each place, in bytes.
 
         Raises:
             TargetNotSupported: the stub has no watchpoints.
@@ -68,6 +71,7 @@ class Control:
         placed: list[tuple[int, int]] = []
         try:
             for place in places:
+                # before it is set: an interrupted request may have set it
                 placed.append(place)
                 if self._watchpoint("Z", *place) != OK:
                     raise TargetNotSupported(
@@ -82,12 +86,12 @@ class Control:
 
     @contextlib.contextmanager
     def breakpoints(self) -> Iterator[Callable[[int], Callable[[], None]]]:
-        """Give a function that places a breakpoint at an address and returns what removes it.
+        """Yield a function that sets a breakpoint at an address and returns one that removes it.
 
         They are GDB's hardware breakpoints, which write nothing and which GDB
         steps over with this one vCPU.  They compare virtual addresses, in
-        every context.  The machine stands still behind the block, and all of
-        them are gone.
+        every context.  After the block the machine is stopped, and all of the
+        breakpoints are removed.
         """
         machine = self._machine
         placed: set[str] = set()
@@ -115,7 +119,7 @@ class Control:
         """Return a register of the vCPU that stopped, by GDB's name for it.
 
         Raises:
-            GdbError: there is none of this name.
+            GdbError: there is no register of this name.
         """
         answer = self._machine.gdb.command(
             f'-data-evaluate-expression "(unsigned long)${name}"'

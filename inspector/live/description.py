@@ -1,8 +1,8 @@
 """The description of a machine's registers, as QEMU's stub gives it: checked, and written anew.
 
-GDB reads it with a parser of XML that does a great deal more.  So only what
-is understood here is written for GDB: one document without entities,
-comments or other files, of features with registers and the types of these.
+GDB reads it with an XML parser that accepts a great deal more.  So only the
+elements that are understood here are written for GDB: one document without
+entities, comments or other files, of features with registers and their types.
 """
 
 from __future__ import annotations
@@ -41,12 +41,12 @@ WITHIN = {
     "union": "feature",
     "field": "union",
 }
-"""Which element stands in which; a file that is included is a feature."""
+"""The element in which each element may occur; a file that is included is a feature."""
 WORD, NUMBER = r"[\w.+-]{1,64}", "[0-9]{1,5}"
 
 
 def _attributes(**forms: str) -> re.Pattern[str]:
-    """Return what the attributes of an element look like that are written anew."""
+    """Return the pattern of the attributes of an element that is written anew."""
     known = "|".join(f'{name.replace("_", "-")}="{form}"' for name, form in forms.items())
     return re.compile(rf"(?:\s+(?:{known}))*")
 
@@ -70,15 +70,15 @@ NEEDED = {
 
 
 class NotDescribed(ValueError):  # noqa: N818
-    """A description that is not as QEMU's are; the message says how."""
+    """A description that QEMU would not give; the message says why."""
 
 
 class OtherArchitecture(NotDescribed):
-    """The description of a machine that is not 64-bit POWER."""
+    """The description of a machine that is not 64-bit POWER; the message is its architecture."""
 
 
 class Description(NamedTuple):
-    """What GDB is given, and the bytes of each register by its number."""
+    """The text that GDB is given, and the size in bytes of each register by its number."""
 
     text: bytes
     sizes: dict[int, int]
@@ -91,7 +91,8 @@ def described(fetch: Callable[[str], bytes]) -> Description:
         fetch: returns a file of it, by its name.
 
     Raises:
-        NotDescribed: it is not as QEMU's are.
+        NotDescribed: QEMU would not give it.
+        OtherArchitecture: it describes a machine that is not 64-bit POWER.
     """
     return _Reader(fetch).result()
 
@@ -118,7 +119,7 @@ class _Reader:
         return Description(text.encode(), self._sizes)
 
     def _file(self, name: str, outer: str) -> None:
-        """Read a file whose outermost elements stand in another one."""
+        """Read a file whose outermost elements belong in the element ``outer``."""
         data = self._fetch(name)
         if len(data) > TEXT_LIMIT:
             raise NotDescribed(f"{name} has more than {TEXT_LIMIT} bytes")
@@ -190,12 +191,12 @@ class _Reader:
             raise NotDescribed(f"{name} has <{element}> with something in it")
         if element == "reg":
             self._register(name, given)
-        # none of them has a space in it
+        # no attribute has a space in it, so this changes only the spaces between them
         written = " ".join((element, *attributes.split()))
         self._written.append(f"<{written}{'/' if empty else ''}>")
 
     def _register(self, name: str, given: dict[str, str]) -> None:
-        """Note the size of a register; those without a number follow the one before."""
+        """Note the size of a register; one without a number has the number after the last."""
         bits, number = int(given["bitsize"]), int(given.get("regnum", self._number))
         if not 0 < bits <= BIT_LIMIT or number >= NUMBER_LIMIT or number in self._sizes:
             raise NotDescribed(f"{name} has register {number} of {bits} bits")

@@ -1,8 +1,8 @@
-"""Bytes straight out of the memory of a QEMU process on this host.
+"""Bytes read straight out of the memory of a QEMU process on this host.
 
-QEMU says at which of its own addresses guest RAM lies (``gpa2hva``); the
-bytes are then copied with ``process_vm_readv``, a thousand records to a
-system call.  Only reading is possible this way.
+QEMU says at which of its own addresses guest RAM lies (``gpa2hva``).  The
+bytes are then copied with ``process_vm_readv``, about a thousand records with
+one system call.  This system call can only read.
 """
 
 from __future__ import annotations
@@ -89,7 +89,9 @@ class DirectMemory:
         self._gather(vectors, into)
 
     def _gather(self, vectors: U64, into: Bytes) -> None:
-        """Copy what lies at each (address, length) of the process, one after the other."""
+        """Copy the bytes at each (address, length) of the process, one after the other."""
+        # A row of ``vectors`` is a struct iovec of the process.  Each call takes up to IOV_MAX of
+        # them and fills one local iovec, whose length is their sum.
         lengths = np.add.reduceat(vectors[:, 1], np.arange(0, len(vectors), IOV_MAX))
         local = np.array([into.ctypes.data, 0], dtype=np.uint64)
         for first, length in zip(range(0, len(vectors), IOV_MAX), lengths, strict=True):
@@ -108,11 +110,11 @@ class DirectMemory:
 
 
 class Copier:
-    """Copies the same ranges of memory in as little time as can be, and tells what has changed.
+    """Copies the same ranges of memory as fast as possible, and tells which words have changed.
 
     Args:
-        ranges: which, of whole words.
-        fill: copies them into a buffer, one behind the other.
+        ranges: the ranges, of whole words.
+        fill: copies them into a buffer, one after the other.
     """
 
     def __init__(self, ranges: Ranges, fill: Callable[[Bytes], None]) -> None:
@@ -123,11 +125,11 @@ class Copier:
 
     @property
     def memory(self) -> SegmentedMemory:
-        """What is copied next, or was copied last, up to ``keep``."""
+        """The memory in the buffer, which shows the last copy and each later one up to ``keep``."""
         return SegmentedMemory.of_ranges(self._buffer, self.ranges)
 
     def departures(self, record: RecordingMemory) -> U64:
-        """Return the addresses of the words that are not as they were recorded."""
+        """Return the addresses of the words that differ from the recorded ones."""
         return record.departures(self._buffer, self.ranges)
 
     def copy(self) -> None:
@@ -136,11 +138,12 @@ class Copier:
 
     def keep(self) -> None:
         """Compare further copies with this one."""
+        # the buffer of the copy that was kept before is used again
         other = self._kept if self._kept is not None else _touched(self.ranges.total)
         self._kept, self._buffer = self._buffer, other
 
     def changed(self) -> U64:
-        """Return the addresses of the 64-bit words that are not as in the copy that was kept."""
+        """Return the addresses of the 64-bit words that differ from the copy that was kept."""
         if self._kept is None:
             raise ValueError("no copy was kept")
         words = np.flatnonzero(self._buffer.view(np.uint64) != self._kept.view(np.uint64))
@@ -151,7 +154,7 @@ class Copier:
 
 
 def _touched(size: int) -> Bytes:
-    """Return a buffer whose pages are there, so that they need not be found in a stop."""
+    """Return a buffer whose pages are allocated, so that a stop has no page faults to wait for."""
     buffer = np.zeros(size, dtype=np.uint8)
     buffer[:: mmap.PAGESIZE] = 1
     return buffer
@@ -160,8 +163,8 @@ def _touched(size: int) -> Bytes:
 def see_that_it_is_qemu(pid: int, ram: Ranges, hva: U64) -> None:
     """Refuse a process that is not QEMU, or that has no memory for RAM where a stub says it is.
 
-    The stub names addresses in the process that has the port.  Where that is
-    not QEMU, as with a forwarded port, they would be somebody else's secrets.
+    The stub names addresses in the process that has the port.  If that is not
+    QEMU, as with a forwarded port, another program's secrets would be read.
 
     Args:
         pid: the process.
@@ -169,7 +172,7 @@ def see_that_it_is_qemu(pid: int, ram: Ranges, hva: U64) -> None:
         hva: address in the process of each range, as the stub says.
 
     Raises:
-        TargetNotSupported: it is not QEMU, or not with that memory.
+        TargetNotSupported: it is not QEMU, or does not have that memory.
     """
     try:
         lines = Path(f"/proc/{pid}/maps").read_text("utf-8", "replace").splitlines()
@@ -182,6 +185,8 @@ def see_that_it_is_qemu(pid: int, ram: Ranges, hva: U64) -> None:
     programs = (mapping[4].rpartition("/")[2] for mapping in found if "x" in mapping[3])
     if not any("qemu" in program for program in programs):
         raise TargetNotSupported(f"process {pid} is not QEMU (a forwarded port?)")
+    # The mappings are in the order of their addresses: ``at`` moves over those that follow each
+    # other without a gap.
     writable = [(int(m[1], 16), int(m[2], 16)) for m in found if m[3].startswith("rw")]
     for start, size in zip(hva.tolist(), ram.sizes.tolist(), strict=True):
         at = start
@@ -214,10 +219,10 @@ def _failure(pid: int, address: int, length: int) -> InspectorError:
 
 
 def hva_of(text: str) -> int:
-    """Return the address in QEMU's own memory out of an answer to ``gpa2hva``.
+    """Return the address in QEMU's own memory that an answer to ``gpa2hva`` gives.
 
     Raises:
-        TargetNotSupported: the answer is not one.
+        TargetNotSupported: the answer gives no address.
     """
     last = text.strip().rsplit(" ", 1)[-1]
     try:

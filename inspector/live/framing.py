@@ -1,13 +1,13 @@
 """The frames of GDB's remote serial protocol, decoded and encoded.
 
-A packet is ``$content#checksum``.  Between packets stand acknowledgements
-(``+``, ``-``) and, from GDB only, requests to stop (byte 3).  In the content
+A packet is ``$content#checksum``.  Between packets there are acknowledgements
+(``+``, ``-``) and, from GDB only, requests to stop (byte 3).  In the content,
 ``}`` announces a byte that was xored with 0x20, and ``*`` a count of
 repetitions of the byte before it.
 
-Whoever passes packets on decodes them and encodes them anew: a byte that has
-a meaning of its own for the reader then never gets there as the sender wrote
-it.  GDB takes a second ``$`` inside a packet for the beginning of another.
+The relay decodes every packet and encodes it anew, so that no byte with a
+special meaning reaches GDB as the stub wrote it.  GDB, for example, takes a
+second ``$`` inside a packet for the beginning of another packet.
 """
 
 from __future__ import annotations
@@ -25,19 +25,19 @@ START, END, ESCAPE, REPEAT = b"$", b"#", b"}", b"*"
 ACKNOWLEDGED, NOTIFIES = ord("+"), ord("%")
 FLIP = 0x20
 COUNT_BASE = 29
-"""What is added to a count of repetitions so that it can be printed."""
+"""The number that is added to a count of repetitions to make it a printable byte."""
 COUNTS = range(ord(" "), ord("~") + 1)
 CHECKED_AT_ONCE = 256
-"""Bytes whose sum Adler-32 keeps whole: 256 * 255 is less than its modulus."""
+"""Bytes whose sum Adler-32 does not reduce: 256 * 255 is less than its modulus, 65521."""
 SPECIAL = {byte: bytes((ESCAPE[0], byte ^ FLIP)) for byte in b"$#}*"}
 
 
 class Malformed(ValueError):  # noqa: N818
-    """Bytes that are no frame; the message says what was expected and what came."""
+    """Bytes that are not a frame; the message says what was expected and what came."""
 
 
 class Sign(enum.Enum):
-    """What stands between packets and means something."""
+    """A byte between packets that has a meaning."""
 
     INTERRUPT = 3
     REPEAT = ord("-")
@@ -46,8 +46,8 @@ class Sign(enum.Enum):
 
 def checksum(content: bytes) -> int:
     """Return the sum of all bytes, modulo 256."""
-    # Adler-32 that begins at 0 has the sum in its low half; Python's own ``sum`` takes four times
-    # as long, which shows where memory is read
+    # The low half of an Adler-32 that begins at 0 is the sum of the bytes.  Python's ``sum`` takes
+    # four times as long, which can be measured when memory is read.
     if len(content) <= CHECKED_AT_ONCE:
         return zlib.adler32(content, 0) & 0xFF
     view = memoryview(content)
@@ -56,18 +56,18 @@ def checksum(content: bytes) -> int:
 
 
 def encoded(content: bytes) -> bytes:
-    """Return the packet that carries a content."""
+    """Return the packet that has this content."""
     if any(map(content.__contains__, SPECIAL)):
         content = b"".join(SPECIAL.get(byte, bytes((byte,))) for byte in content)
     return b"$%b#%02x" % (content, checksum(content))
 
 
 def decoded(wire: bytes) -> bytes:
-    """Return the content that stands between ``$`` and ``#``.
+    """Return the content of a packet, from the bytes between its ``$`` and its ``#``.
 
     Raises:
-        Malformed: an escape or a count is not whole, or the content is longer
-            than ``CONTENT_LIMIT``.
+        Malformed: an escape or a count is incomplete, or the content is
+            longer than ``CONTENT_LIMIT``.
     """
     if ESCAPE not in wire and REPEAT not in wire:
         return wire
@@ -95,17 +95,17 @@ class Decoder:
     """Takes bytes as they come, and gives packets and signs.
 
     Args:
-        interrupts: whether requests to stop may stand between packets, as
-            they do in what GDB sends.
+        interrupts: whether requests to stop may come between packets, as they
+            do from GDB.
     """
 
     def __init__(self, interrupts: bool) -> None:
         self._interrupts = interrupts
         self._buffer = bytearray()
         self._at = 0
-        """Where in the buffer that begins which was not given yet."""
+        """Where in the buffer the bytes begin that were not given out yet."""
         self._between = 0
-        """Bytes that stood between packets since the last one."""
+        """Bytes between packets that have come after the last packet."""
 
     def feed(self, data: bytes) -> None:
         """Take bytes that have come."""
@@ -118,7 +118,7 @@ class Decoder:
         """Return the content of the next whole packet or the next sign, None if there is none yet.
 
         Raises:
-            Malformed: what has come is no packet.
+            Malformed: the bytes that have come are neither.
         """
         buffer = self._buffer
         while self._at < len(buffer):
@@ -145,6 +145,7 @@ class Decoder:
             if len(self._buffer) - begin > CONTENT_LIMIT:
                 raise Malformed(f"a packet of more than {CONTENT_LIMIT} bytes")
             return None
+        # the ``#`` is followed by two digits of checksum
         if len(self._buffer) < end + 3:
             return None
         wire = bytes(self._buffer[begin:end])

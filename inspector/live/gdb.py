@@ -1,4 +1,4 @@
-"""Starting GDB, which takes a while: as soon as it is known that it will be needed."""
+"""Starts GDB, which takes a while, as soon as it is known that it will be needed."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ CANDIDATES = ("gdb-multiarch", "gdb")
 ARGUMENTS = (
     *("--nx", "--quiet", "--interpreter=mi3", "-iex", "set auto-load off"),
     *("-iex", "set debuginfod enabled off"),
-    # no file is looked for that a stub could name
+    # GDB looks for no file that a stub could name
     *("-iex", "set auto-solib-add off", "-iex", "set sysroot /dev/null"),
     # GDB 13 may abort when its target goes away; no core file is left in the user's directory
     *("-iex", "maintenance set internal-error corefile no"),
@@ -32,24 +32,25 @@ MEMORY = 2048
 PROCESSOR = 120
 """Seconds of processor time from one renewal to the next; a command takes less than one."""
 RENEWED_AFTER = 30.0
+"""Seconds from one renewal to the next, at least."""
 LIMITS = Limits(MEMORY, PROCESSOR)
 NETWORK = "/proc/self/ns/net"
 WITHHELD = ("DEBUGINFOD_URLS",)
-"""Variables of the environment that would have GDB ask servers for files."""
+"""Environment variables that would make GDB ask servers for files."""
 _ahead: list[subprocess.Popen[bytes]] = []
 
 
 def start_ahead() -> None:
-    """Start the GDB that ``start`` will give."""
+    """Start the GDB that ``start`` will return."""
     program = _program()
     if program is not None:
-        # what is the matter is said where it is needed
+        # ``start`` reports the error, where GDB is needed
         with contextlib.suppress(OSError):
             _ahead.append(_started(program))
 
 
 def start() -> subprocess.Popen[bytes]:
-    """Return a GDB, in a session of its own so that Ctrl-C does not reach it.
+    """Return a GDB in a session of its own, so that Ctrl-C does not reach it.
 
     Raises:
         TargetNotSupported: there is no GDB on this host.
@@ -66,7 +67,7 @@ def start() -> subprocess.Popen[bytes]:
 
 
 def protections() -> str:
-    """Say in a few words what is in force for GDB and the relay on this host."""
+    """Say in a few words which protections are in force for GDB and the relay on this host."""
     network = os.readlink(NETWORK)
     done = subprocess.run(
         confine.launcher(LIMITS, [shutil.which("readlink") or "readlink", NETWORK]),
@@ -80,20 +81,21 @@ def protections() -> str:
         "limits of memory and file size",
         f"no file is written or made (Landlock {version})"
         if version
-        else "an empty file can be made, since this kernel has no Landlock (Linux 5.13 or later)",
+        else "an empty file can be made, because this kernel has no Landlock (Linux 5.13 or later)",
         "no network"
         if apart
         else "no TCP (Landlock)"
         if version >= confine.NETWORK_SINCE
-        else "the network can be used, since this kernel gives no namespace to this user",
+        else "the network can be used, because this kernel gives no namespace to this user",
     )
     return "; ".join(words)
 
 
 def renew(process: subprocess.Popen[bytes]) -> None:
-    """Give a GDB that answers its processor time anew: a session may last for hours."""
+    """Extend the processor time of a GDB that answers, because a session may last for hours."""
     with contextlib.suppress(OSError, ValueError, IndexError):
         fields = Path(f"/proc/{process.pid}/stat").read_text().rpartition(") ")[2].split()
+        # utime and stime in clock ticks; the fields begin after the name of the process
         used = sum(map(int, fields[11:13])) // os.sysconf("SC_CLK_TCK")
         _, most = resource.prlimit(process.pid, resource.RLIMIT_CPU)
         soft = used + PROCESSOR if most == resource.RLIM_INFINITY else min(used + PROCESSOR, most)
@@ -112,7 +114,8 @@ def _program() -> str | None:
 
 
 def _started(program: str) -> subprocess.Popen[bytes]:
-    # a GDB ends with the thread that started it; only the main one lasts as long as the process
+    # ``dies`` ends GDB with the thread that started it, and only the main thread lasts as long as
+    # the process
     dies = threading.current_thread() is threading.main_thread()
     kept = {name: value for name, value in os.environ.items() if name not in WITHHELD}
     return subprocess.Popen(

@@ -1,7 +1,7 @@
-"""Who is asked for a machine's memory over a socket, since only one can speak to its stub.
+"""The process that lends a machine's memory over a socket, because its stub takes one client.
 
-A request is a line of ASCII, and the answer the line ``ok LENGTH``, ``error
-LENGTH`` or ``lost LENGTH`` and so many bytes.
+A request is a line of ASCII.  The answer is the line ``ok LENGTH``, ``error
+LENGTH`` or ``lost LENGTH``, and that many bytes.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from inspector.errors import TargetLost, TargetNotSupported, shown
 __all__ = ["SIGNALS", "ConnectionLost", "Lender", "RequestRefused"]
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-"""Those that are kept waiting where an exception would do harm."""
+"""The signals that are kept waiting where an exception would do harm."""
 PIECE = 1 << 18
 LINE_LIMIT = 64
 SAID = 600
@@ -27,18 +27,18 @@ SAID = 600
 
 BATCH_BYTES = 1 << 23
 ANSWER_LIMIT = 1 << 26
-"""Bytes; what is read at once is less."""
+"""Bytes that an answer may announce; no batch of ranges has as many."""
 
 PATIENCE = 60.0
 """Seconds in which a question is answered, counted from when it is asked."""
 RATE = 1 << 15
-"""Bytes of an announced answer that arrive at least in every second beyond that."""
+"""Bytes of memory for which the deadline of a question is one second later."""
 
 Span = tuple[int, int]
 
 
 class RequestRefused(TargetNotSupported):
-    """What was asked could not be done; ``said`` is the other end's word for it."""
+    """The request could not be carried out; ``said`` is the other end's reason."""
 
     def __init__(self, request: str, said: str) -> None:
         self.said = said
@@ -46,7 +46,7 @@ class RequestRefused(TargetNotSupported):
 
 
 class ConnectionLost(TargetLost):
-    """The other end answers nothing more; ``said`` is its last word."""
+    """The other end answers nothing more; ``said`` is its last message."""
 
     def __init__(self, request: str, said: str) -> None:
         self.said = said
@@ -54,13 +54,13 @@ class ConnectionLost(TargetLost):
 
 
 class Lender:
-    """The other end of a socket.
+    """The process at the other end of a socket, which lends the machine.
 
-    A question that was interrupted while its answer was waited for is no
-    obstacle: the answer is passed over before the next question.
+    A question may be interrupted while its answer is waited for: the answer
+    is then passed over before the next question.
 
     Args:
-        end: the socket, which is taken over.
+        end: the socket, which this object closes.
         batch: ranges in one request.
         patience: seconds in which the other end answers a question, beside
             the time that its bytes take.
@@ -69,12 +69,12 @@ class Lender:
     def __init__(self, end: socket.socket, batch: int, patience: float = PATIENCE) -> None:
         self._end = end
         self._patience = patience
-        # A machine lent to this process is not told when the process ends early.
+        # a user of ``open_served`` has nothing to close, so the socket is closed with this object
         weakref.finalize(self, end.close)
         self._batch = batch
         self._heard = bytearray()
         self._owed = 0
-        """Answers that were not heard to their end."""
+        """Answers that were not received to their end, 0 or 1."""
         self._torn = False
         """Whether a request may have been sent in part."""
         self._last_word = ""
@@ -102,7 +102,7 @@ class Lender:
                 if kind == b"lost":
                     raise self._lost(request, answer.decode("utf-8", "replace"))
             self._torn = True
-            # what the other end said last can be read, also if it takes nothing more
+            # the last message of the other end can be read even if it takes no more requests
             with contextlib.suppress(BrokenPipeError):
                 self._end.sendall(request.encode() + b"\n")
             self._owed, self._torn = 1, False
@@ -115,12 +115,12 @@ class Lender:
         raise RequestRefused(request, said) if kind == b"error" else self._lost(request, said)
 
     def _lost(self, request: str, said: str) -> ConnectionLost:
-        """Keep why there is no answer, for whoever asks again."""
+        """Keep the reason why there is no answer, for the next request."""
         self._last_word = said
         return ConnectionLost(request, said)
 
     def _answer(self, deadline: float) -> tuple[bytes, bytes]:
-        """Hear the next answer to its end: its kind, and what it says."""
+        """Receive the next answer to its end; return its kind and its bytes."""
         while (end := self._heard.find(b"\n")) < 0:
             if len(self._heard) > LINE_LIMIT:
                 raise ValueError(f"it says {bytes(self._heard[:LINE_LIMIT])!r}")
@@ -133,6 +133,7 @@ class Lender:
         while len(self._heard) < whole:
             self._listen(deadline)
         answer = bytes(memoryview(self._heard)[end + 1 : whole])
+        # an exception in between would leave an answer that is taken, but still owed
         with _uninterrupted():
             del self._heard[:whole]
             self._owed = 0
@@ -142,7 +143,7 @@ class Lender:
         left = max(0.0, deadline - time.monotonic())
         if not select.select([self._end], [], [], left)[0]:
             raise OSError("it did not answer in time")
-        # what was taken from the socket and not kept would be missing in every answer from then on
+        # bytes that are taken from the socket and not kept would shift all answers that follow
         with _uninterrupted():
             piece = self._end.recv(PIECE)
             self._heard += piece
@@ -150,7 +151,7 @@ class Lender:
             raise OSError("the connection was closed")
 
     def tell(self, text: str) -> None:
-        """Send what is not answered."""
+        """Send a text that has no answer."""
         self._end.sendall(text.encode())
 
     def read_ranges(self, ranges: list[Span]) -> list[bytes]:
@@ -175,7 +176,7 @@ class Lender:
 
 @contextlib.contextmanager
 def _uninterrupted() -> Iterator[None]:
-    """Keep signals waiting for a block."""
+    """Keep signals waiting for the length of a block."""
     before = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
     try:
         yield

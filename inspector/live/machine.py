@@ -1,15 +1,15 @@
 """A running QEMU machine, attached to through GDB.
 
-The relay on GDB's connection stops the machine and lets it go on, and only the
+The relay on GDB's connection stops the machine and lets it run, and only the
 relay knows whether it runs.  GDB attaches, and takes the machine for stopped
 from then on; it lets the machine run only between two stops at breakpoints
 (``control``).  Bytes come over the relay's connection, in the stub's physical
-mode, or straight from the QEMU process where that is on this host and may be
+mode, or straight from the QEMU process if that is on this host and may be
 read.
 
-The machine is let go on right after attaching.  One that was found stopped
+The machine resumes right after attaching.  A machine that was found stopped
 stays stopped to the end.  A read outside ``stopped()`` is allowed: straight
-from the process it does not stop the machine, over GDB's connection it stops
+from the process it does not stop the machine; over GDB's connection it stops
 the machine for just that read.
 """
 
@@ -53,15 +53,15 @@ class LiveMachine:
         port: its TCP port.
         read_path: ``"auto"``, ``"gdb"`` or ``"direct"``.
         keep_stopped: whether the machine is known to be stopped, and is to be
-            left so.  If not given, it is looked at, where its QEMU is a
-            process of this host.
+            left so.  If it is false, the machine's QEMU is watched to find
+            that out, provided that it is a process of this host.
 
-    ``keep_stopped`` says that the machine is not let go on, because it was
-    found stopped.  One that replays a recording always is, and ``replays`` is
-    true then.
+    ``keep_stopped`` says that the machine is never let run, because it was
+    found stopped.  A machine that replays a recording always is, and
+    ``replays`` is true then.
 
-    ``stops`` holds the length in seconds of every time the machine stood
-    still for this session, as seen from here (so it is an upper bound).
+    ``stops`` holds the length in seconds of every stop of the machine for this
+    session, as seen from here (so it is an upper bound).
 
     Raises:
         TargetNotSupported: nothing answers, or it is not QEMU emulating a
@@ -105,7 +105,7 @@ class LiveMachine:
     ) -> None:
         try:
             if isinstance(error, GdbError):
-                # where the relay has closed GDB's connection, it knows better why
+                # if the relay has closed GDB's connection, its own error is the better one
                 with contextlib.suppress(ConnectionLost):
                     self._connection.about()
         finally:
@@ -113,7 +113,7 @@ class LiveMachine:
 
     @property
     def stopped_seconds(self) -> float:
-        """How long the machine stood still in all."""
+        """How many seconds the machine was stopped in all."""
         return sum(self.stops)
 
     def close(self, after: BaseException | None = None) -> None:
@@ -123,7 +123,7 @@ class LiveMachine:
             after: the error that ends the session.
 
         Raises:
-            TargetNotSupported: it could not be let go on.
+            TargetNotSupported: the machine could not be let run.
         """
         before = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
         try:
@@ -149,7 +149,7 @@ class LiveMachine:
         try:
             yield
         except BaseException:
-            # whoever is interrupted while it asks cannot ask any more, and leaves with ``close``
+            # after an interrupted request the relay cannot be asked; ``close`` resumes the machine
             with contextlib.suppress(InspectorError):
                 self._end_stop()
             raise
@@ -170,7 +170,7 @@ class LiveMachine:
         return self.stopped()
 
     def forget(self) -> None:
-        """Keep nothing that was read: the machine goes on, or is taken elsewhere."""
+        """Drop the bytes that were kept, because the machine runs again or its replay is moved."""
         self._over_stub.forget()
 
     def monitor(self, text: str) -> str:
@@ -212,7 +212,7 @@ class LiveMachine:
     def _one_block(self) -> Ranges | None:
         """Return the map of a machine whose memory is one block that begins at 0, None for others.
 
-        Three short answers tell; GDB takes ten milliseconds for the map of all there is.
+        Three short answers are enough to see that; the map of everything takes ten milliseconds.
         """
         blocks = large_blocks(self.monitor("info ramblock"))
         if len(blocks) != 1:
@@ -259,6 +259,7 @@ class LiveMachine:
         where = addresses([int(start) for start in self._ram.starts])
         where = np.concatenate((where, where[:1] + self._ram.sizes[:1] // np.uint64(2)))
         length = int(min(PROBE_LENGTH, self._ram.sizes.min()))
+        # the machine is stopped already, by attaching, so the read must not stop and resume it
         self._depth += 1
         try:
             expected = self._over_stub.read_many(where, length)
@@ -288,10 +289,10 @@ class LiveMachine:
 
 
 def resumed(host: str, port: int) -> str:
-    """Let a machine go on, however it was found; returns what QEMU said of its state before.
+    """Let a machine run, however it was found; return the state that QEMU reported before.
 
     Raises:
-        TargetNotSupported: it cannot be connected to, or does not go on.
+        TargetNotSupported: no connection can be made, or the machine does not run again.
     """
     _see_that_it_is_free(host, port)
     relay_to = Connection(host, port, resume=True)
@@ -317,14 +318,20 @@ def _not_power(host: str, port: int, what: str) -> TargetNotSupported:
 def _stuck(host: str, port: int, after: BaseException | None = None) -> TargetNotSupported:
     before = f"{after}; after that, " if isinstance(after, InspectorError) else ""
     return TargetNotSupported(
-        f"{before}the machine at {host}:{port} could not be let go on, since its stub does not "
+        f"{before}the machine at {host}:{port} could not be resumed, because its stub does not "
         "answer; "
-        f"'inspector resume gdb:{host}:{port}' does it when it can be reached"
+        f"run 'inspector resume gdb:{host}:{port}' when it can be reached"
     )
 
 
 def _not_attached(host: str, port: int, said: str) -> TargetNotSupported:
-    """Say why a relay is not connected to a stub, from its own word for it."""
+    """Return the error that explains why a relay is not connected to a stub.
+
+    Args:
+        host: where the stub listens.
+        port: its TCP port.
+        said: the last message of the relay, which begins with a word of ``terms``.
+    """
     place = f"{host}:{port}"
     what, _, reason = said.partition(" ")
     if what == terms.OTHER:
@@ -337,10 +344,10 @@ def _not_attached(host: str, port: int, said: str) -> TargetNotSupported:
         )
     if what == terms.SILENCE:
         return TargetNotSupported(
-            f"{place} takes the connection and says nothing: it is no GDB stub, or another "
+            f"{place} takes the connection and says nothing: it is not a GDB stub, or another "
             "client is attached to it (QEMU serves one at a time; end that one first), or the "
-            f"network fails; should the machine stand still, 'inspector resume gdb:{place}' lets "
-            "it go on",
+            f"network fails; if the machine is stopped, 'inspector resume gdb:{place}' lets "
+            "it run",
             Stage.PORT,
         )
     if what == terms.UNREACHED and not _is_known(host):
@@ -359,7 +366,7 @@ def _not_attached(host: str, port: int, said: str) -> TargetNotSupported:
 def _see_that_it_is_free(host: str, port: int) -> None:
     """Refuse a stub of this host that serves another client.
 
-    A connection left waiting would be served later, and stop the machine for nobody.
+    QEMU would serve the waiting connection later, and stop the machine for a client that is gone.
     """
     if is_local(host) and is_taken(port):
         raise TargetNotSupported(

@@ -1,8 +1,9 @@
-"""A GDB that is spoken to in MI, without waiting longer than it takes.
+"""A GDB that is controlled over MI, without waiting longer than an answer takes.
 
-pygdbmi starts nothing here and waits for nothing: its ``write`` pauses for
-0.2 s after each command and does not match tokens, so commands go out with a
-token of their own and output is read until the record with that token.
+pygdbmi does not start GDB here, nor does it wait for answers: its ``write``
+would pause for 0.2 s after each command, and does not match tokens.  So each
+command is sent with a token of its own, and output is read until the record
+with that token.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ __all__ = ["GdbError", "GdbProcess", "GdbSilent", "Result"]
 TIMEOUT = 30.0
 STRING = re.compile(rb'"(?:[^"\\]|\\.)*"')
 VALUE = b"\1"
-"""Stands for a string, a tuple or a list while a record is gone through."""
+"""Replaces a string, a tuple or a list while a record is checked."""
 RESULT = rb"[\w-]+=" + VALUE
 GROUP = re.compile(
     rb"\{(?:%b(?:,%b)*)?\}|\[(?:(?:%b|%b)(?:,(?:%b|%b))*)?\]"
@@ -35,9 +36,9 @@ GROUP = re.compile(
 RECORD = re.compile(rb"\d+\^[a-z]+(?:,%b)*" % RESULT)
 DEPTH = 32
 LINE_LIMIT = 1 << 24
-"""Bytes of one line that GDB prints."""
+"""Bytes of one line that GDB may print."""
 SAID_LIMIT = 1 << 20
-"""Bytes that a command prints, of which more is passed over."""
+"""Bytes of the output of a command that are kept; more is dropped."""
 REASON_LIMIT = 400
 STREAMS = (b'~"', b'@"', b'&"')
 
@@ -47,7 +48,7 @@ class GdbError(TargetNotSupported):
 
 
 class GdbSilent(TargetLost):
-    """GDB said nothing for as long as was to be waited."""
+    """GDB did not answer in the time that it was given."""
 
 
 class Result(NamedTuple):
@@ -58,7 +59,7 @@ class Result(NamedTuple):
 
 
 class _Wait(NamedTuple):
-    """What is waited for, for how many seconds, and until when: however much GDB says meanwhile."""
+    """What is waited for, the timeout in seconds, and the deadline, which no output moves."""
 
     what: str
     timeout: float
@@ -87,14 +88,14 @@ class GdbProcess:
 
     @property
     def pid(self) -> int:
-        """The process."""
+        """The id of the process."""
         return self._process.pid
 
     def command(self, text: str, timeout: float = TIMEOUT) -> Result:
         """Run one MI command and return its result.
 
-        Lines that are no records are passed over: a signal that was raised
-        in the middle of a read leaves a torn one.
+        Lines that are not records are passed over: a signal that was raised
+        in the middle of a read leaves a torn line.
 
         Raises:
             GdbError: GDB answered with an error.
@@ -107,7 +108,7 @@ class GdbProcess:
             line = self._line(wait)
             self._note_state(line)
             if line[:2] in STREAMS and line.endswith(b'"'):
-                # what a target has GDB print is of no use beyond that, and has no end
+                # a target can make GDB print without end
                 if sum(map(len, said)) < SAID_LIMIT:
                     said.append(line)
             elif line.startswith(token) and (record := _parsed(line)) is not None:
@@ -123,30 +124,30 @@ class GdbProcess:
         return self.command(f'-interpreter-exec console "{text}"', timeout).text
 
     def resume(self) -> None:
-        """Let the target go on.
+        """Let the target run.
 
         Raises:
             TargetLost: it has ended.
         """
-        # Set first: after a Ctrl-C in between, it must be taken for running.
+        # Set first: after a Ctrl-C in between, the target must count as running.
         self.running = True
         try:
             self.command("-exec-continue")
-            # GDB answers before it sends the packet, and takes the next when the stub has it.
+            # GDB answers before it sends the packet, and takes the next command when it is sent.
             self.command("-gdb-show confirm")
         except GdbError as error:
-            # there is nothing to let go on; waiting for it to stop would be in vain
+            # no target runs, so that waiting for it to stop would be in vain
             self.running = False
             raise TargetLost(f"{CLOSED} ({error})") from error
 
     def interrupt(self) -> None:
-        """Stop a target that runs, and wait until it is stopped."""
+        """Stop a running target, and wait until it is stopped."""
         if self.running:
             self.command("-exec-interrupt")
             self.wait_stopped()
 
     def wait_stopped(self, timeout: float = TIMEOUT) -> None:
-        """Wait until GDB reports that the target stands still.
+        """Wait until GDB reports that the target is stopped.
 
         Raises:
             GdbSilent: it has not stopped in time.
@@ -159,7 +160,7 @@ class GdbProcess:
             raise TargetLost(CLOSED)
 
     def close(self) -> None:
-        """End GDB, without its doing anything more; never raises."""
+        """Kill GDB, before it can do anything more; never raises."""
         self._process.kill()
         self._process.wait()
         for pipe in (self._process.stdin, self._process.stdout):
@@ -201,7 +202,7 @@ class GdbProcess:
             if sum(map(len, self._partial)) > LINE_LIMIT:
                 raise TargetNotSupported(
                     f"GDB printed over {LINE_LIMIT >> 20} MiB in one line (waiting for "
-                    f"'{wait.what}'), so what it is attached to is not QEMU"
+                    f"'{wait.what}'), so it is not attached to QEMU"
                 )
             piece = os.read(self._out, 1 << 18)
             if not piece:
@@ -210,13 +211,15 @@ class GdbProcess:
             if whole:
                 whole[0] = b"".join((*self._partial, whole[0]))
                 self._partial = []
+                # in reverse, because the next line is taken from the end
                 self._lines.extend(reversed(whole))
             self._partial.append(rest)
         return self._lines.pop()
 
 
 def _is_record(line: bytes) -> bool:
-    """Say whether a line is a result record of GDB/MI, whole and in order."""
+    """Say whether a line is a whole, well-formed result record of GDB/MI."""
+    # strings are replaced first, then tuples and lists from the innermost ones outwards
     bare = STRING.sub(VALUE, line)
     for _ in range(DEPTH):
         bare, found = GROUP.subn(VALUE, bare)
@@ -226,7 +229,7 @@ def _is_record(line: bytes) -> bool:
 
 
 def _parsed(line: bytes) -> dict[str, Any] | None:
-    # pygdbmi looks for the end of what is open for ever
+    # pygdbmi would look for ever for the end of a string, a tuple or a list that is left open
     if not _is_record(line):
         return None
     try:
@@ -237,5 +240,5 @@ def _parsed(line: bytes) -> dict[str, Any] | None:
 
 
 def _text(line: bytes) -> str:
-    """Return what a line of console, target or log output says."""
+    """Return the text of a line of console, target or log output."""
     return line[2:-1].decode("unicode_escape", "replace")

@@ -1,7 +1,7 @@
 """Which physical addresses of a QEMU machine are RAM.
 
-QEMU's stub answers reads of addresses where nothing is with zeros, so the
-map it prints for ``info mtree -f`` is consulted before every read.
+QEMU's stub returns zeros for addresses where there is nothing, so the map that
+it prints for ``info mtree -f`` is consulted before every read.
 """
 
 from __future__ import annotations
@@ -16,10 +16,10 @@ from inspector.memory.ranges import Ranges
 __all__ = ["Block", "large_blocks", "parse_mtree"]
 
 LARGE = 1 << 26
-"""Bytes; no machine for Linux has its memory in blocks that are smaller."""
+"""Bytes; no machine that runs Linux has its memory in smaller blocks."""
 
 END_LIMIT = 1 << 60
-"""Physical addresses have fewer bits than this on every POWER."""
+"""The end of the physical addresses that can be; every POWER processor has fewer bits."""
 
 _LINE = re.compile(r"^ +([0-9a-f]{16})-([0-9a-f]{16}) \(prio -?\d+, (\w+)\): ")
 _BLOCK = re.compile(
@@ -29,7 +29,7 @@ _SPACE = re.compile(r'^ AS "(memory)"')
 
 
 class Block(NamedTuple):
-    """A block of RAM as QEMU has it: its name, bytes, and address in QEMU's own memory."""
+    """A block of RAM in QEMU: its name, its size in bytes, and its address in QEMU's own memory."""
 
     name: str
     size: int
@@ -37,10 +37,10 @@ class Block(NamedTuple):
 
 
 def large_blocks(text: str) -> list[Block]:
-    """Return the blocks in ``info ramblock`` that a kernel could have for its memory.
+    """Return the blocks in ``info ramblock`` that could be a kernel's memory.
 
-    The others are firmware's and devices'.  A version of QEMU that prints no
-    addresses gives none.
+    The others belong to firmware and devices.  The output of a version of QEMU
+    that prints no addresses has none.
     """
     blocks = (Block(m[1], int(m[2], 16), int(m[3], 16)) for m in _BLOCK.finditer(text))
     return [block for block in blocks if block.size >= LARGE]

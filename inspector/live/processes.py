@@ -1,4 +1,4 @@
-"""Processes of this host, and what they listen on; nothing that takes long to load."""
+"""Processes of this host, and the ports they listen on; this module loads quickly."""
 
 from __future__ import annotations
 
@@ -50,8 +50,8 @@ def holds_end(pid: int, there: Endpoint, here: Endpoint) -> bool:
 
     Args:
         pid: the process.
-        there: that far end.
-        here: the near one, whoever has it.
+        there: the far end.
+        here: the near end, which may belong to any process.
     """
     inodes = {
         f"socket:[{row[9]}]"
@@ -112,7 +112,7 @@ def process_behind(port: int) -> int | None:
 
 
 def _is_qemu(folder: Path) -> bool:
-    """Say whether a process is called so: it is most likely the one."""
+    """Say whether a process is called QEMU, and so most likely owns the port."""
     try:
         return "qemu" in (folder / "comm").read_text()
     except OSError:

@@ -1,34 +1,35 @@
-"""What stands between GDB and QEMU's stub, as a process of its own.
+"""The relay: a process of its own between GDB and QEMU's stub.
 
-It speaks the remote protocol with both and passes no byte on as it came.
-What GDB asks is compared with the list in ``answers``: questions that write
-are refused here, whoever sends them.  What the stub sends must be an answer
-of the right form to the question that was asked; it is decoded, and encoded
-anew for GDB.  Anything else ends the connection.
+The relay speaks the remote protocol with both and passes no byte on as it
+came.  It compares the questions of GDB with the list in ``answers``, and
+refuses all questions that write.  A packet of the stub must be an answer of
+the right form to the question that was asked; the relay decodes it, and
+encodes it anew for GDB.  Anything else ends the connection.
 
-While GDB waits for nothing and the machine stands still, the inspector asks
-here for memory, many packets under way at once, which is several times as
-fast as through GDB.
+While GDB waits for nothing and the machine is stopped, the inspector asks
+the relay for memory, with many packets under way at once.  This is several
+times as fast as reading through GDB.
 
 The relay outlives both.  When the inspector or GDB goes away, in whatever
 way, the machine gets its virtual mode back, loses the breakpoints that were
-set, and runs on, or is left stopped if it was found stopped.  No stub can keep
-the relay from that: it waits for nothing without an eye on the inspector and
-on the clock.
+set, and runs, or stays stopped if it was found stopped.  No stub can keep the
+relay from that: whenever the relay waits, it also watches the inspector and
+the clock.
 
-What the inspector asks is a line of ASCII over a socket, and the answer the
-line ``ok LENGTH`` or ``error LENGTH`` and so many bytes, as in ``served``:
+A request of the inspector is a line of ASCII over a socket.  The answer is the
+line ``ok LENGTH`` or ``error LENGTH`` and that many bytes, as in ``served``:
 
     about                    what QEMU's monitor said at the beginning, in two parts
     ends                     address and port of both ends of the connection, the stub's first
     read ADDRESS LENGTH ...  physical memory, hexadecimal; the bytes one after the other
     packet TEXT              a packet that sets or removes a breakpoint, and its answer
     monitor TEXT             a command of QEMU's monitor, and what it printed
-    hold, go                 stop the machine and let it go on, for which GDB needs no waking
+    hold, go                 stop the machine and let it run, which GDB need not know of
 
-With the environment variable INSPECTOR_PACKET_LOG it adds a line to that file
-for each packet: the time in seconds, ``>`` to the stub, ``<`` from it or
-``!`` for a question of GDB's that was not passed, and the packet, cut short.
+If the environment variable INSPECTOR_PACKET_LOG names a file, the relay adds a
+line to it for each packet: the time in seconds, ``>`` to the stub, ``<`` from
+it or ``!`` for a question of GDB's that was not passed on, and the packet, cut
+short.
 """
 
 from __future__ import annotations
@@ -82,13 +83,13 @@ from inspector.live.terms import (
 __all__ = ["COMMANDS", "GO", "Relay", "main"]
 
 COMMANDS = re.compile(r"info [\w -]+|gpa2hva 0x[0-9a-f]+|replay_(seek|break) \d+")
-"""Commands of the monitor that may be given; none of them names a file."""
+"""The commands of the monitor that the inspector may give; none of them names a file."""
 GO = b"vCont;c"
 DETACH = b"D"
 DESCRIPTION_PART = re.compile(rb"qXfer:features:read:([^:]*):([0-9a-f]{1,8}),([0-9a-f]{1,8})")
 
 GIVEN_UP = 8
-"""Seconds after which a relay that leaves ends, whatever it does."""
+"""Seconds after which a relay that is leaving the machine ends, done or not."""
 MEMORY = 512
 """MiB that the relay may use."""
 
@@ -103,12 +104,18 @@ class Relay:
         self._guard = guard
         self._from_gdb = Decoder(interrupts=True)
         self._asked = bytearray()
+        """Bytes of the inspector that are not a whole request yet."""
         self._gdb_waits = False
+        """Whether GDB has resumed the machine and waits for a stop."""
         self._description: Description | None = None
         self.about = ("", "")
 
     def begin(self, found: str) -> bool:
-        """Look how the machine was found; true if it shall be left standing."""
+        """Find out how the machine was found; true if it is to be left stopped.
+
+        QEMU pauses a running machine when a client connects.  So a state other
+        than plain "paused" is a state in which the machine was found.
+        """
         self.about = self.stub.monitor("info status").strip(), self.stub.monitor("info replay")
         if self.stub.is_physical():
             self.stub.virtual()
@@ -118,11 +125,11 @@ class Relay:
         return found == KEEP_STOPPED or self.about[0] != PAUSED or REPLAYING in self.about[1]
 
     def serve(self) -> None:
-        """Pass on and answer until GDB or the inspector goes away.
+        """Pass packets on and answer requests until GDB or the inspector goes away.
 
         Raises:
-            StubLost: the stub did.
-            Abandoned: the inspector did, or this process shall end.
+            StubLost: the stub went away.
+            Abandoned: the inspector went away, or this process is to end.
         """
         ends = [self.stub.end, self.control, *([self.gdb] if self.gdb is not None else ())]
         wanted = {end.fileno(): select.POLLIN for end in ends}
@@ -138,13 +145,13 @@ class Relay:
                 return
 
     def _stopped(self, reply: bytes) -> None:
-        """Tell GDB that the machine has stopped, if GDB let it go on."""
+        """Tell GDB that the machine has stopped, if GDB had resumed it."""
         if self._gdb_waits:
             self._gdb_waits = False
             self._say(encoded(reply))
 
     def _to_stub(self, gdb: socket.socket) -> bool:
-        """Answer what GDB has sent; false at its end."""
+        """Handle the packets that GDB has sent; false if GDB detaches or is gone."""
         try:
             piece = gdb.recv(PIECE)
         except OSError:
@@ -158,8 +165,8 @@ class Relay:
                 if isinstance(packet, Sign):
                     raise Malformed("a request to send a packet again")
                 if packet[:1] == DETACH:
-                    # GDB's own farewell, when its input is closed; how the machine is left is said
-                    # here
+                    # GDB detaches when its input is closed; the relay alone decides how the
+                    # machine is left
                     return False
                 self._say(ACKNOWLEDGED)
                 self._pass(packet)
@@ -168,7 +175,7 @@ class Relay:
         return bool(piece)
 
     def _pass(self, question: bytes) -> None:
-        """Pass on a question of GDB's, or answer it here."""
+        """Pass a question of GDB's on to the stub, or answer it here."""
         if self.stub.runs:
             raise StubLost(f"GDB asks '{shown(question)}' of a machine that runs")
         form = answers.form_of(question, answers.FOR_GDB)
@@ -187,7 +194,7 @@ class Relay:
             self._say(encoded(answers.local_answer(question)))
 
     def _of_its_size(self, question: bytes, answer: bytes) -> bytes:
-        """Return an answer; one with a register has as many bytes as the description says."""
+        """Return an answer; check that a register has as many bytes as the description says."""
         if question[:1] == b"p" and answer[:1] != b"E" and self._description is not None:
             size = self._description.sizes.get(int(question[1:], 16))
             if size is not None and len(answer) not in (0, 2 * size):
@@ -198,7 +205,7 @@ class Relay:
         return answer
 
     def _part(self, name: bytes, begin: bytes, length: bytes) -> bytes:
-        """Return a part of the machine's description, which is one file for GDB."""
+        """Return a part of the machine's description, which GDB gets as a single file."""
         if self._description is None:
             self._description = self.stub.described()
         if self._description is None:
@@ -216,7 +223,7 @@ class Relay:
                 self._guard.send(self.gdb, data, time.monotonic() + PATIENCE)
 
     def _asking(self) -> bool:
-        """Answer what the inspector has asked; false at its end."""
+        """Answer the requests that the inspector has sent; false if it is gone."""
         try:
             piece = self.control.recv(PIECE)
             self._asked += piece
@@ -258,7 +265,7 @@ class Relay:
 
 
 def _tell(control: socket.socket, problem: str) -> None:
-    """Say what went wrong to whoever asks next."""
+    """Leave a message for the inspector, which it reads as the answer to its next request."""
     text = problem.encode()
     with contextlib.suppress(OSError):
         control.send(b"lost %d\n" % len(text) + text)
@@ -268,10 +275,11 @@ def _connected(host: str, port: int, guard: Guard) -> socket.socket:
     """Return a connection to the stub.
 
     Raises:
-        OSError: there is none at the place.
+        OSError: no connection can be made.
         StubSilent: nothing answers there.
     """
-    # a name is looked up by the C library, which cannot watch for the inspector's end meanwhile
+    # The C library looks the name up, and cannot watch for the inspector's end meanwhile: an
+    # alarm limits the time.
     signal.alarm(GIVEN_UP)
     places = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
     signal.alarm(0)
@@ -292,15 +300,16 @@ def _connected(host: str, port: int, guard: Guard) -> socket.socket:
 
 
 def main() -> None:
-    """Serve one inspector and end; the arguments are its descriptors, and where the stub is.
+    """Serve one inspector and end.
 
-    Args: host, port, the descriptor to ask over, the one that GDB connects
-    to (or -1), the name that one has in the file system, and ``resume`` for
-    a machine that shall run afterwards, however it was found.
+    The arguments of the command are the stub's host and port, the descriptor
+    of the socket to the inspector, that of the socket to which GDB connects
+    (or -1), the name of the latter in the file system, and ``resume`` for a
+    machine that is to run afterwards, even if it was found stopped.
     """
     for number in (signal.SIGHUP, signal.SIGINT):
         signal.signal(number, signal.SIG_IGN)
-    # the guard sees SIGTERM, wherever it waits
+    # SIGTERM becomes a byte in a pipe, which the guard sees wherever it waits
     signalled, noticed = os.pipe()
     os.set_blocking(noticed, False)
     signal.set_wakeup_fd(noticed)
@@ -313,7 +322,7 @@ def main() -> None:
         code = _served(guard, (host, int(port)), control, (int(listens), name), found)
     except Abandoned:
         code = LEFT
-    # nothing is left to do, and somebody waits
+    # nothing is left to do, and the inspector waits for the exit code
     os._exit(code)
 
 
@@ -324,7 +333,7 @@ def _served(
     listener: tuple[int, str],
     found: str,
 ) -> int:
-    """Connect to GDB and to the stub, and relay; returns the exit code."""
+    """Connect to GDB and to the stub, and relay; return the exit code."""
     gdb = None
     descriptor, name = listener
     if descriptor >= 0:
@@ -347,7 +356,7 @@ def _served(
 
 
 def _relayed(relay: Relay, guard: Guard, found: str) -> int:
-    """Relay until somebody goes away, and leave the machine; returns the exit code."""
+    """Relay until one of the three ends goes away, and leave the machine; return the exit code."""
     stub = relay.stub
     keep_stopped = found == KEEP_STOPPED
     word, problem = UNREACHED, ""
@@ -355,11 +364,11 @@ def _relayed(relay: Relay, guard: Guard, found: str) -> int:
         keep_stopped = _begun(relay, guard, found)
         word, problem = GONE, "GDB has ended"
         relay.serve()
-    except Exception as error:  # whatever it is, the machine is not left standing for it
+    except Exception as error:  # no error may leave the machine stopped
         began = word == GONE
         word, problem = _word(error, word), str(error)
         if not began or word == BROKEN:
-            # no answer is worth waiting for
+            # the stub does not keep to the protocol, so its answers are not waited for
             if not keep_stopped:
                 stub.farewell()
             _tell(relay.control, f"{word} {problem}")
@@ -368,14 +377,14 @@ def _relayed(relay: Relay, guard: Guard, found: str) -> int:
     try:
         stub.leave(keep_stopped)
         return LEFT
-    except Exception:  # the same
+    except Exception:  # as above
         return LEFT if stub.ended else STUCK
     finally:
         _tell(relay.control, f"{word} {problem}")
 
 
 def _begun(relay: Relay, guard: Guard, found: str) -> bool:
-    """Look how the machine was found, also for an inspector that has gone away meanwhile."""
+    """Find out how the machine was found, even if the inspector has gone away meanwhile."""
     try:
         return relay.begin(found)
     except Abandoned:
@@ -385,7 +394,7 @@ def _begun(relay: Relay, guard: Guard, found: str) -> bool:
 
 
 def _word(error: Exception, stage: str) -> str:
-    """Return how that begins which the inspector is told of an error."""
+    """Return the first word of the message that tells the inspector of an error."""
     words = {StubRefused: FOREIGN, ProtocolBroken: BROKEN, OtherMachine: OTHER}
     if stage == UNREACHED:
         words[StubSilent] = SILENCE
@@ -393,7 +402,7 @@ def _word(error: Exception, stage: str) -> str:
 
 
 def _leave(guard: Guard) -> None:
-    """See that this process ends soon, whatever the stub does."""
+    """Make sure that this process ends soon, whatever the stub does."""
     if not guard.leaving:
         signal.alarm(GIVEN_UP)
         guard.leave()
@@ -402,7 +411,7 @@ def _leave(guard: Guard) -> None:
 def _gdb_of(
     listener: socket.socket, control: socket.socket, guard: Guard, found: str
 ) -> tuple[socket.socket, str]:
-    """Wait until GDB connects; how the machine was found may be said before."""
+    """Wait until GDB connects; the inspector may say before how the machine was found."""
     wanted = {end.fileno(): select.POLLIN for end in (listener, control)}
     while True:
         ready = guard.ready(wanted)

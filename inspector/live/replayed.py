@@ -1,9 +1,9 @@
 """A machine that replays a recording (QEMU's -icount with rr=replay).
 
-Places in a recording are instruction counts.  The replay is taken back to
-the beginning and let run on to a count, which gives the same instructions
-every time.  QEMU's own way back, GDB's reverse-continue, does the same for
-every single stop, and twice.
+Places in a recording are instruction counts.  To reach a place, the replay is
+taken back to the beginning and run to that count, which executes the same
+instructions every time.  QEMU's own way back, GDB's reverse-continue, does the
+same for every single stop, and twice.
 """
 
 from __future__ import annotations
@@ -19,13 +19,14 @@ __all__ = ["ReplayStuck", "ReplayedMachine"]
 
 REWIND_PAUSES = (0.1, 0.2, 0.4, 0.8, 1.6, 3.2, 6.4)
 SLICE = 4.0
-"""Seconds after which a replay is stopped to see whether it gets on."""
+"""Seconds after which a replay is stopped to see whether it executes instructions."""
 IDLE_SLICES = 2
+"""Slices in a row without an instruction after which the replay counts as stuck."""
 _COUNT = re.compile(r"instruction count = (\d+)")
 
 
 class ReplayStuck(TargetLost):
-    """The replay runs but executes nothing more; from the beginning it may go through."""
+    """The replay runs but executes nothing more; a run from the beginning may get past that."""
 
 
 class ReplayedMachine:
@@ -47,13 +48,13 @@ class ReplayedMachine:
         self.control = Control(machine)
         if "shutdown" in self._status():
             raise TargetNotSupported(
-                "the replay has run past the end of its recording, from where QEMU cannot take it "
-                "back; start it again, and stop it before (fixtures/lab/lab record does)"
+                "the replay has run past the end of its recording, and QEMU cannot take it back "
+                "from there; start it again, and stop it earlier (fixtures/lab/lab record does)"
             )
 
     @property
     def position(self) -> int:
-        """The instruction count the replay stands at."""
+        """The instruction count at which the replay is."""
         text = self._machine.monitor("info replay")
         match = _COUNT.search(text)
         if match is None:
@@ -64,7 +65,7 @@ class ReplayedMachine:
         """Take the replay back to the beginning of the recording.
 
         Raises:
-            TargetNotSupported: QEMU cannot, or does not come to rest there.
+            TargetNotSupported: QEMU cannot do that, or does not come to rest there.
         """
         self._machine.forget()
         problem = shown(self._machine.monitor("replay_seek 0").strip())
@@ -76,7 +77,7 @@ class ReplayedMachine:
         self.settle()
 
     def settle(self) -> None:
-        """Wait until the replay stands still after it was taken back.
+        """Wait until the replay is stopped after it was taken back.
 
         QEMU then runs for a moment without telling GDB.
 
@@ -93,7 +94,7 @@ class ReplayedMachine:
         )
 
     def stop_at(self, count: int) -> None:
-        """Have the replay stop at an instruction count, which must lie ahead."""
+        """Make the replay stop at an instruction count, which must lie ahead."""
         problem = shown(self._machine.monitor(f"replay_break {count}").strip())
         if problem:
             raise TargetNotSupported(f"QEMU cannot stop the replay at {count}: {problem}")
@@ -114,12 +115,12 @@ class ReplayedMachine:
             here = self.position
             idle = idle + 1 if here == before else 0
             if idle == IDLE_SLICES:
-                raise ReplayStuck(f"the replay does not go on from instruction {here}")
+                raise ReplayStuck(f"the replay executes nothing more after instruction {here}")
             before = here
         return False
 
     def run_to(self, count: int, deadline: float) -> bool:
-        """Let the replay run on to an instruction count; false if the deadline came first.
+        """Let the replay run to an instruction count; false if the deadline came first.
 
         Raises:
             ReplayStuck: it runs and executes nothing.

@@ -1,9 +1,9 @@
-"""The conversation with QEMU's stub: what was asked, what may come, and how long it may take.
+"""The conversation with QEMU's stub: its questions, the answers to them, and their deadlines.
 
-A question is sent only if ``answers`` has a form for it, and what arrives
-must have the form of the oldest question that is not answered.  Every
-question has one deadline from the moment it is asked, however much arrives
-meanwhile, and a limit for what arrives.
+A question is sent only if ``answers`` has a form for it, and a packet that
+arrives must have the form of the oldest question that is not answered.  Every
+question has one deadline, counted from the moment it is asked, however much
+arrives meanwhile, and every answer has a limit for its size.
 """
 
 from __future__ import annotations
@@ -52,25 +52,26 @@ LOGGED = 96
 """Bytes of a packet that a log shows."""
 
 SUPPORTED = b"qSupported:multiprocess+"
-"""What the stub is asked instead of what GDB offers it, which has more that a stub could use."""
+"""Sent to the stub in place of GDB's own offer, which has more abilities that a stub could use."""
 ACKNOWLEDGED = b"+"
 INTERRUPT = b"\3"
 PHYSICAL = b"Qqemu.PhyMemMode:1"
 
 WINDOW = 64
-"""Packets under way: their questions fit in any socket's buffer."""
+"""Packets under way at once, so few that their questions fit in any socket's buffer."""
 PIECE = 1 << 16
 """Bytes that are taken from a socket at once."""
 RATE = 1 << 16
-"""Bytes of memory that arrive at least in every second beyond that."""
+"""Bytes of memory for which a deadline is one second later."""
 STILL = 20.0
-"""Seconds of reading in which a machine may stand still; its guests' watchdogs wait as long."""
+"""Seconds for which reading may keep a machine stopped; its guests' watchdogs wait as long."""
 LEAVE = 5.0
-"""Seconds in which the machine is left, in all."""
+"""Seconds that leaving the machine may take, in all."""
 UNASKED_STOPS = 8
-"""Stops that nobody has asked for, between two answers: QEMU repeats one to its next client."""
+"""Stop replies that answer no question and are passed over between two answers: QEMU repeats one
+to its next client."""
 PRINTED_LIMIT = 1 << 22
-"""Bytes that a command of the monitor prints."""
+"""Bytes that a command of the monitor may print."""
 
 
 class StubLost(Exception):  # noqa: N818
@@ -78,23 +79,23 @@ class StubLost(Exception):  # noqa: N818
 
 
 class StubSilent(StubLost):
-    """The stub has the connection and did not answer in time."""
+    """The stub has accepted the connection and did not answer in time."""
 
 
 class ProtocolBroken(StubLost):
-    """The stub says what is no answer to what it was asked."""
+    """The stub has sent a packet that is not an answer to its question."""
 
 
 class OtherMachine(StubLost):
-    """The machine is not a 64-bit POWER machine; the message is what it is."""
+    """The machine is not a 64-bit POWER machine; the message is its architecture."""
 
 
 class Abandoned(Exception):  # noqa: N818
-    """The inspector is gone, or this process shall end."""
+    """The inspector is gone, or this process is to end."""
 
 
 class StubRefused(Exception):  # noqa: N818
-    """What was asked cannot be done, and why."""
+    """The request cannot be carried out; the message says why."""
 
 
 class Asked(NamedTuple):
@@ -105,12 +106,12 @@ class Asked(NamedTuple):
 
 
 class Guard:
-    """Waits for sockets, and for nothing longer than the inspector is there.
+    """Waits for sockets, but no longer than the inspector is there.
 
     Args:
-        owner: the descriptor whose other end the inspector has.
-        signalled: one from which something can be read when this process
-            shall end; -1 for none.
+        owner: the descriptor of a socket whose other end the inspector has.
+        signalled: a descriptor that becomes readable when this process is to
+            end; -1 for none.
     """
 
     def __init__(self, owner: int, signalled: int = -1) -> None:
@@ -119,19 +120,23 @@ class Guard:
 
     @property
     def leaving(self) -> bool:
-        """Whether there is nobody left for whom to wait."""
+        """Whether ``leave`` was called."""
         return self._until is not None
 
     def leave(self) -> None:
-        """From now on wait for the owner no more, and in all no longer than it takes to leave."""
+        """Stop watching the owner, and from now on wait for ``LEAVE`` seconds in all."""
         self._owner = self._signalled = -1
         self._until = time.monotonic() + LEAVE
 
     def ready(self, ends: dict[int, int], deadline: float | None = None) -> set[int]:
-        """Return which descriptors have an event that was asked for.
+        """Return the descriptors that are ready.
+
+        Args:
+            ends: descriptors, each with the events of ``poll`` to wait for.
+            deadline: a time of ``time.monotonic()``, None for no limit.
 
         Raises:
-            StubSilent: none had one in time.
+            StubSilent: none was ready in time.
             Abandoned: the owner is gone, or a signal has come.
         """
         poll = select.poll()
@@ -152,7 +157,7 @@ class Guard:
         return set(found)
 
     def send(self, end: socket.socket, data: bytes, deadline: float) -> None:
-        """Send all of the data over a socket that does not block.
+        """Send all of the data over a non-blocking socket.
 
         Raises:
             StubSilent: the other end does not take it in time.
@@ -166,7 +171,7 @@ class Guard:
 
 
 class Log:
-    """The packets of a file that somebody asked for."""
+    """The file to which packets are logged, if the environment variable ``LOG`` names one."""
 
     def __init__(self) -> None:
         name = os.environ.get(LOG)
@@ -175,14 +180,14 @@ class Log:
 
     @property
     def kept(self) -> bool:
-        """Whether somebody has asked for one."""
+        """Whether packets are logged."""
         return self._file is not None
 
     def note(self, sign: str, packet: bytes) -> None:
-        """Add a line."""
+        """Add the line of a packet."""
         if self._file is not None:
             text = packet[:LOGGED].decode("latin-1").encode("unicode_escape").decode()
-            # a disk that is full is no reason to leave the machine standing
+            # a full disk is no reason to leave the machine stopped
             with contextlib.suppress(OSError):
                 os.write(self._file, f"{time.monotonic():.6f} {sign} {text}\n".encode())
 
@@ -202,19 +207,24 @@ class Stub:
         self._guard, self._log = guard, log
         self._decoder = Decoder(interrupts=False)
         self._asked: deque[Asked] = deque()
+        """The questions that are not answered yet, the oldest first."""
         self._breakpoints: set[bytes] = set()
+        """The breakpoints that are set, each as its packet without the ``Z``."""
         self._unasked = 0
+        """Stop replies passed over after the last answer."""
         self._read, self._reading = 0, 0.0
-        """Bytes that were read since the machine stands still, and the seconds it took."""
+        """Bytes that were read while the machine is stopped, and the seconds that this took."""
         self._stopping = self._physical = False
-        """Whether the machine was asked to stop and has not said yet that it did; whether the stub
-        may be in physical mode."""
+        """Whether the machine was asked to stop and has not reported yet that it did; whether the
+        stub may be in physical mode."""
         self.ended = False
+        """Whether the machine has ended, or was lost while it ran: there is nothing to resume."""
         self.patience = terms.SILENT
+        """Seconds in which the stub answers a question."""
 
     @property
     def runs(self) -> bool:
-        """Whether the machine runs: it was let go on, and did not say that it has stopped."""
+        """Whether the machine runs: it was resumed, and has not reported a stop."""
         return bool(self._asked) and self._asked[0].form is answers.GO
 
     def send(self, *questions: bytes) -> None:
@@ -232,7 +242,7 @@ class Stub:
         self._put(b"".join(map(packet_of, questions)))
 
     def _send_reads(self, questions: list[bytes], before: tuple[bytes, ...] = ()) -> None:
-        """Send questions for memory, whose digits are decoded here, in one piece with others."""
+        """Send questions for memory, after others, in one piece; ``read`` decodes the digits."""
         for question in before:
             self._owe(question, answers.CHANGE_OF_MODE)
         for question in questions:
@@ -259,7 +269,7 @@ class Stub:
             raise StubLost(f"the stub takes no packets: {error}") from error
 
     def refuse(self, packet: bytes) -> None:
-        """Take note of a packet that is not sent."""
+        """Log a packet of GDB's that is not sent."""
         self._log.note("!", packet)
 
     def interrupt(self) -> None:
@@ -270,10 +280,11 @@ class Stub:
             self._put(INTERRUPT)
 
     def hold(self) -> None:
-        """Stop the machine and wait until it stands still.
+        """Stop the machine and wait until it is stopped.
 
         Raises:
-            StubRefused: it may stop by itself, which GDB would have to know.
+            StubRefused: breakpoints are set, so that it may stop by itself,
+                and GDB would have to know of that stop.
             StubLost: it does not stop.
         """
         if self._breakpoints:
@@ -290,7 +301,7 @@ class Stub:
             self.answer(deadline)
 
     def deadline(self, length: int = 0) -> float:
-        """Return until when something that is asked now is answered.
+        """Return the time until which a question that is asked now must be answered.
 
         Args:
             length: bytes of memory that are asked for.
@@ -298,12 +309,13 @@ class Stub:
         return time.monotonic() + self.patience + length / RATE
 
     def arrived(self) -> bytes | None:
-        """Return the next answer that is there, None if there is none.
+        """Return the next answer that has arrived, None if there is none.
 
-        A stop that nobody waits for is passed over: it is an earlier client's.
+        A stop reply that nobody waits for is passed over: it was meant for an
+        earlier client.
 
         Raises:
-            ProtocolBroken: something came that is no answer.
+            ProtocolBroken: a packet came that is not an answer.
         """
         try:
             while (packet := self._decoder.next()) is not None:
@@ -317,7 +329,7 @@ class Stub:
         return None
 
     def _admitted(self, packet: bytes) -> bool:
-        """Take a packet for the next answer; false if it is a stop that is passed over."""
+        """Take a packet as the next answer; false if it is a stop reply that is passed over."""
         asked = self._asked[0] if self._asked else None
         if asked is None or not asked.form.admits(asked.question, packet):
             repeated = answers.STOP.fullmatch(packet) and not answers.is_exit(packet)
@@ -329,6 +341,7 @@ class Stub:
         if asked.form is answers.GO:
             self._stopping = False
             self.ended = answers.is_exit(packet)
+        # packets with output of the monitor also begin with O; only OK or an error ends its answer
         if asked.form is not answers.MONITOR or packet[:1] != b"O" or packet == OK:
             self._asked.popleft()
         return True
@@ -340,10 +353,10 @@ class Stub:
         return f"the stub was asked '{shown(question)}' ({form.name})"
 
     def fill(self, deadline: float | None) -> None:
-        """Wait for more.
+        """Wait for more bytes.
 
         Raises:
-            StubLost: nothing came in time, or nothing will.
+            StubLost: nothing came in time, or the connection is closed.
         """
         try:
             self._guard.ready({self.end.fileno(): select.POLLIN}, deadline)
@@ -357,6 +370,7 @@ class Stub:
                 f"{self._expected()} and did not answer it in the time it was given"
             ) from None
         if not piece:
+            # a machine that runs, and that nothing is going to stop, needs nothing more from here
             self.ended = self.ended or self._undisturbed
             raise StubLost(CLOSED)
         self._decoder.feed(piece)
@@ -377,7 +391,12 @@ class Stub:
         return self.answer(self.deadline())
 
     def monitor(self, command: str) -> str:
-        """Return what QEMU's monitor prints for a command."""
+        """Run a command of QEMU's monitor and return what it prints.
+
+        Raises:
+            StubRefused: the monitor did not do it.
+            ProtocolBroken: the output is too long, or not in digits.
+        """
         self.send(b"qRcmd," + binascii.hexlify(command.encode()))
         deadline = self.deadline()
         printed = bytearray()
@@ -397,7 +416,7 @@ class Stub:
     def read(self, ranges: list[tuple[int, int]]) -> bytes:
         """Return the bytes of ranges of physical memory, one after the other.
 
-        The stub is in physical mode only meanwhile.
+        The stub is in physical mode only during this call.
 
         Raises:
             StubRefused: it could not read one of them.
@@ -418,8 +437,10 @@ class Stub:
         wrong = None
         while len(found) < len(questions):
             found.append(self.answer(deadline))
+            # after a wrong answer, the others are still taken, because the stub sends them
             if len(found[-1]) != 2 * pieces[len(found) - 1][1] and wrong is None:
                 wrong = len(found) - 1
+            # half a window of questions goes out at once, not one for each answer
             if sent < len(questions) and sent - len(found) <= WINDOW // 2:
                 more = questions[sent : len(found) + WINDOW]
                 self._send_reads(more)
@@ -433,13 +454,14 @@ class Stub:
             return binascii.unhexlify(b"".join(found))
         except ValueError as error:
             raise ProtocolBroken(
-                "the stub was asked for memory, and what came is no bytes"
+                "the stub was asked for memory, and its answer has other bytes than digits"
             ) from error
 
     def _count(self, size: int, seconds: float) -> None:
-        """Count what was read while the machine stands still.
+        """Count the bytes that were read while the machine is stopped.
 
-        Each answer is in time, but a list without an end has any number of them.
+        Each answer may be in time, but a list without an end needs any number
+        of them.
 
         Raises:
             StubLost: all of it together took too long.
@@ -448,13 +470,13 @@ class Stub:
         self._reading += seconds
         if self._reading > min(self.patience + self._read / RATE, STILL):
             raise StubLost(
-                f"the machine stood still for {self._reading:.0f} s of reading, in which "
-                f"{self._read} bytes came, and more was asked for: what is read has no end, or "
-                "the connection is too slow; a dump takes as long as it needs"
+                f"reading kept the machine stopped for {self._reading:.0f} s, in which "
+                f"{self._read} bytes came, and is not done: a structure in memory has no end, or "
+                "the connection is too slow; take a dump, which may take as long as it needs"
             )
 
     def virtual(self) -> None:
-        """Put virtual mode back.
+        """Put the stub back into virtual mode.
 
         Raises:
             StubRefused: the stub has no modes.
@@ -464,7 +486,7 @@ class Stub:
         self._physical = False
 
     def is_physical(self) -> bool:
-        """Say whether a client that was killed has left the stub in physical mode.
+        """Say whether the stub is in physical mode; a client that was killed may have left it so.
 
         Raises:
             StubRefused: the stub has no modes.
@@ -478,8 +500,8 @@ class Stub:
         """Return the machine's description, None if the stub has none.
 
         Raises:
-            ProtocolBroken: it is none that QEMU would give.
-            OtherMachine: it is that of another architecture.
+            ProtocolBroken: it is not one that QEMU would give.
+            OtherMachine: it describes another architecture.
         """
         deadline = self.deadline()
 
@@ -502,22 +524,22 @@ class Stub:
             raise OtherMachine(str(error)) from error
         except NotDescribed as error:
             raise ProtocolBroken(
-                f"the stub describes the machine as QEMU does not: {error}"
+                f"the stub does not describe the machine as QEMU does: {error}"
             ) from error
 
     @property
     def _undisturbed(self) -> bool:
-        """Whether the machine runs, and nothing was asked for that will stop it."""
+        """Whether the machine runs, and nothing that was sent is going to stop it."""
         return self.runs and not self._stopping and not self._breakpoints
 
     def leave(self, keep_stopped: bool) -> None:
-        """Let the machine go on, without anything of GDB's in it, or leave it standing.
+        """Let the machine run, without anything of GDB's in it, or leave it stopped.
 
         A machine that runs and has no breakpoints is left by closing the
-        connection: to detach, it would have to be stopped.
+        connection: to detach, the relay would have to stop it.
 
         Raises:
-            StubLost: it could not be.
+            StubLost: that was not possible.
         """
         if self.ended or (self._undisturbed and not keep_stopped):
             return
@@ -527,19 +549,21 @@ class Stub:
             self.virtual()
         for place in list(self._breakpoints):
             self.ask(b"z" + place)
+        # QEMU refuses a D without the number of the process where ``multiprocess`` was agreed on
         if not keep_stopped and self.ask(b"D") != OK and self.ask(b"D;1") != OK:
-            raise StubLost("the stub does not let the machine go on")
+            raise StubLost("the stub does not let the machine run")
 
     def catch_up(self) -> None:
-        """Hear what was asked when the inspector went away."""
+        """Take the answers to the questions that were open when the inspector went away."""
         deadline = self.deadline()
         while self._asked and not self.runs:
             self.answer(deadline)
 
     def farewell(self) -> None:
-        """Have the machine let go on, without waiting: by a stub that serves another client first.
+        """Send all that lets the machine run, and wait for no answer.
 
-        It must not be asked twice to detach: QEMU ends at the second time.
+        The stub may serve another client first.  It must not be asked twice
+        to detach: QEMU ends at the second time.
         """
         last = (SUPPORTED, *(b"z" + place for place in self._breakpoints))
         last += (b"Qqemu.PhyMemMode:0",) if self._physical else ()
@@ -549,10 +573,10 @@ class Stub:
 
 
 def packet_of(question: bytes) -> bytes:
-    """Return a packet as it is sent, after the acknowledgement of the one before.
+    """Return a packet as it is sent, after the acknowledgement of the packet before.
 
     QEMU takes the first byte that comes while the machine runs for a request
-    to stop, and loses it: that is the acknowledgement.
+    to stop, and drops it.  That byte is then the acknowledgement.
     """
     return ACKNOWLEDGED + encoded(question)
 

@@ -1,8 +1,8 @@
-"""Physical memory that QEMU's stub is asked for, range by range; records are joined first.
+"""Physical memory that is read from QEMU's stub in ranges, to which records are joined first.
 
-An answer costs much the same for eight bytes and for two thousand, so a few
-records are read with what is around them, which is kept as long as the
-machine stands still: tables and structures are read again and again.
+An answer takes almost the same time for eight bytes as for two thousand.  So a
+few records are read together with the bytes around them, which are kept while
+the machine is stopped: tables and structures are read again and again.
 """
 
 from __future__ import annotations
@@ -22,10 +22,11 @@ from inspector.memory.segments import SegmentedMemory
 __all__ = ["ReadRanges", "StubMemory"]
 
 FEW = 16
-"""Records that are looked for in what was kept; more are read as they are."""
+"""Up to this many records are looked for in the packets that are kept; more are read directly."""
 MERGE_GAP = PACKET
 """Records closer than one packet of QEMU's stub are read as one range."""
 RANGE_LIMIT = 1 << 17
+"""Bytes of one range that ``read_ranges`` is asked for."""
 
 ReadRanges = Callable[[list[tuple[int, int]]], list[bytes]]
 """Reads ``(physical address, length)`` ranges, all of them in RAM."""
@@ -37,8 +38,8 @@ class StubMemory:
     Args:
         read_ranges: asks the stub.
         ram: where RAM is; nothing else is asked for.
-        still: keeps the machine still for the length of a block; at the end
-            of the outermost one it calls ``forget``.
+        still: keeps the machine stopped for the length of a block; the end of
+            the outermost block calls ``forget``.
     """
 
     name = "physical"
@@ -55,7 +56,7 @@ class StubMemory:
         self._kept: dict[int, bytes] = {}
 
     def forget(self) -> None:
-        """Keep nothing any longer: the machine goes on."""
+        """Drop the packets that were kept, because the machine runs again."""
         self._kept.clear()
 
     def read(self, address: int, length: int) -> bytes:
@@ -71,7 +72,7 @@ class StubMemory:
             return Records(self._read(where, present, length), present)
 
     def _read(self, where: U64, present: NDArray[np.bool_], length: int) -> Bytes:
-        """Return records; what is not RAM is zeros."""
+        """Return records; those that are not in RAM are zeros."""
         starts = where[present]
         if starts.size <= FEW and length <= PACKET:
             return self._small(where, present, length)
@@ -88,7 +89,8 @@ class StubMemory:
         return data
 
     def _small(self, where: U64, present: NDArray[np.bool_], length: int) -> Bytes:
-        """Return a few records, in whole packets."""
+        """Return a few records, out of whole packets that are kept."""
+        # ``& -PACKET`` rounds down to a whole packet, whose size is a power of two
         wanted = [(i, int(where[i])) for i in np.flatnonzero(present)]
         blocks = {
             block

@@ -1,4 +1,4 @@
-"""What the inspector and the relay agree on; nothing that takes long to load."""
+"""Words and limits that the inspector and the relay share; this module loads quickly."""
 
 from __future__ import annotations
 
@@ -26,25 +26,25 @@ __all__ = [
 LOG = "INSPECTOR_PACKET_LOG"
 
 CHUNK = 1 << 11
-"""Bytes of memory to a packet: QEMU's have room for 4 KiB of hexadecimal digits."""
+"""Bytes of memory in one packet: QEMU's packets have room for 4 KiB of hexadecimal digits."""
 
 SILENT = 10.0
-"""Seconds in which a stub answers each of the first questions."""
+"""Seconds in which a stub must answer each of the first questions."""
 PATIENCE = 30.0
-"""Seconds in which it answers any other, counted from when that was asked."""
+"""Seconds in which it must answer any other question, counted from when that was asked."""
 
 PAUSED = "VM status: paused"
 REPLAYING = "Replaying execution"
 SEPARATOR = "\0"
-"""Stands between texts in one answer, and in none of them."""
+"""Separates the texts of one answer; no text contains it."""
 RESUME, KEEP_STOPPED = "resume", "keep-stopped"
 
 UNREACHED, SILENCE, FOREIGN = "unreached", "silence", "foreign"
 BROKEN, OTHER, GONE = "broken", "other", "gone"
-"""What the inspector is told when there is nobody to ask: how it begins."""
+"""The first word of the relay's last message, when it can answer no more requests."""
 CLOSED = (
-    "the machine's QEMU has ended, or closed the connection; should the machine stand still, "
-    "'inspector resume gdb:HOST:PORT' lets it go on"
+    "the machine's QEMU has ended, or closed the connection; if the machine is stopped, "
+    "'inspector resume gdb:HOST:PORT' lets it run"
 )
 LEFT, STUCK = 0, 4
-"""Exit codes of the relay: the machine was left as it was found, or could not be let go on."""
+"""Exit codes of the relay: the machine was left as it was found, or could not be resumed."""

@@ -1,8 +1,8 @@
 """Where the bytes of memory are kept: in an array, or in a file.
 
-A file is read piece by piece when bytes of it are asked for, and not mapped.
-The access to a mapping of a file that somebody cuts short ends the process by
-SIGBUS, and a /proc/kcore cannot be mapped at all.
+A file is read piece by piece when its bytes are needed; it is not mapped.  If
+a mapped file is truncated, an access beyond its new end kills the process with
+SIGBUS, and /proc/kcore cannot be mapped at all.
 """
 
 from __future__ import annotations
@@ -23,27 +23,27 @@ __all__ = ["BytesLost", "Contents", "FileContents", "HeldContents"]
 SHRUNK = "no longer in the file, which was cut off while it was read"
 
 BLOCK_SHIFT = 12
-"""Records that lie scattered in a file are read in blocks of this size."""
+"""log2 of the size in bytes of the blocks in which scattered records of a file are read."""
 GAP = 4
-"""Blocks that are read in vain rather than asked for what lies before and after by itself."""
+"""Blocks whose numbers differ by this much are still read at once, with the blocks between."""
 BATCH = 1 << 12
-"""So many scattered records are read at once; each may lie in two blocks of its own."""
+"""Scattered records that are read at once; each may lie in two blocks of its own."""
 WIDE_SHIFT = 4
-"""log2 of how many blocks are read for one, for the next question may be about its neighbours."""
+"""log2 of the number of blocks read for one that is needed: the next read may need a neighbour."""
 WIDE_LIMIT = 1 << 22
-"""Bytes that are read so at most."""
+"""Bytes up to which these neighbours are read, too."""
 RECENT_LIMIT = 1 << 24
-"""Bytes of blocks that are kept for the next question."""
+"""Bytes of blocks that are kept for the next read."""
 FEW = 16
-"""So many pieces are read one by one, straight to where they belong."""
+"""Up to this many runs of records are read one by one, directly to where they belong."""
 PIECES_LIMIT = 1 << 30
-"""Linux reads no more than 2 GiB at once."""
+"""Bytes that one system call reads; Linux reads no more than 2 GiB at once."""
 GATHER_LIMIT = 1 << 12
-"""Records up to this many bytes are gathered by one NumPy index."""
+"""Records of up to this many bytes are gathered by one NumPy index."""
 
 
 class BytesLost(InspectorError):  # noqa: N818
-    """Bytes that were there when the file was opened cannot be read; the text says why."""
+    """Bytes that were there when the file was opened cannot be read; the message says why."""
 
 
 class Contents(Protocol):
@@ -51,17 +51,17 @@ class Contents(Protocol):
 
     @property
     def size(self) -> int:
-        """How many there are."""
+        """How many bytes there are."""
 
     def read(self, position: int, length: int) -> bytes:
-        """Return some bytes, all of which lie before the end.
+        """Return ``length`` bytes from a position on, all of which lie before the end.
 
         Raises:
             BytesLost: they cannot be read any more.
         """
 
     def gather(self, positions: U64, into: Bytes) -> NDArray[np.bool_]:
-        """Fill each row of ``into`` with the bytes at its position; say which rows were read."""
+        """Fill each row of ``into`` with the bytes at its position; return which were read."""
 
 
 class HeldContents:
@@ -93,10 +93,11 @@ class HeldContents:
 
 
 class _Runs(NamedTuple):
-    """Runs of blocks that were read: a row for each.
+    """Runs of blocks that were read; row i of each array but ``held`` describes run i.
 
-    ``starts`` and ``ends`` are numbers of blocks, ``places`` where a run
-    begins in ``held``, and ``got`` how many bytes of it could be read.
+    The run has the blocks from number ``starts[i]`` up to, but not including,
+    ``ends[i]``.  Its bytes begin at ``places[i]`` in ``held``, and the first
+    ``got[i]`` of them could be read.
     """
 
     starts: U64
@@ -106,7 +107,7 @@ class _Runs(NamedTuple):
     held: Bytes
 
     def have(self, first: U64, last: U64) -> bool:
-        """Say whether each row's blocks, from its first to its last, are in one run."""
+        """Say whether for each record all blocks, from its first to its last, are in one run."""
         run = np.searchsorted(self.starts, first, side="right") - 1
         return bool(np.all((run >= 0) & (last < self.ends[run])))
 
@@ -115,8 +116,8 @@ class FileContents:
     """Bytes of an open file.
 
     Args:
-        descriptor: the file; it is closed when nothing needs its bytes any more.
-        size: where it ends.
+        descriptor: the file; it is closed when this object is no longer used.
+        size: its size in bytes.
     """
 
     def __init__(self, descriptor: int, size: int) -> None:
@@ -146,10 +147,11 @@ class FileContents:
         return pieces[0] if len(pieces) == 1 else b"".join(pieces)
 
     def gather(self, positions: U64, into: Bytes) -> NDArray[np.bool_]:
-        """Fill each row with the bytes at its position, neighbours with one call."""
+        """Fill each row with the bytes at its position; one call reads a run of neighbours."""
         rows, length = into.shape
         if not into.size:
             return np.ones(rows, dtype=np.bool_)
+        # ``begins`` has the first row of each run of rows that also follow each other in the file
         follows = positions[1:] - positions[:-1] == np.uint64(length)
         begins = (
             np.flatnonzero(np.concatenate(([True], ~follows)))
@@ -159,6 +161,7 @@ class FileContents:
         if begins.size <= FEW or length > GATHER_LIMIT:
             return self._runs(positions, begins, into)
         there = np.zeros(rows, dtype=np.bool_)
+        # in the order of the file, so that a batch needs as few blocks as possible
         order = np.argsort(positions, kind="stable")
         for begin in range(0, rows, BATCH):
             chosen = order[begin : begin + BATCH]
@@ -168,23 +171,25 @@ class FileContents:
         return there
 
     def _runs(self, positions: U64, begins: NDArray[np.intp], into: Bytes) -> NDArray[np.bool_]:
-        """Read rows that follow each other in the file, too, straight to where they belong."""
+        """Read each run of rows that follow each other in the file directly into ``into``."""
         rows, length = into.shape
         there = np.zeros(rows, dtype=np.bool_)
         flat = into.reshape(-1)
         for begin, end in zip(begins.tolist(), [*begins[1:].tolist(), rows], strict=True):
             room = flat[begin * length : end * length]
             got = self._fill(int(positions[begin]), room)
+            # of a run that is cut off, only whole rows count as read
             whole = got // length
             there[begin : begin + whole] = True
             room[whole * length :] = 0
         return there
 
     def _scattered(self, positions: U64, into: Bytes) -> NDArray[np.bool_]:
-        """Read the blocks in which the rows lie, and pick the rows out of them.
+        """Read the blocks in which the records lie, and pick the records out of them.
 
-        Lists are followed side by side, a node of each at a time, and the
-        next node is mostly in the block of the one before.
+        The blocks are kept for the next call: the readers follow many lists
+        at once, one node of each per call, and the next node of a list is
+        mostly in the same block.
         """
         length = into.shape[1]
         first = positions >> np.uint64(BLOCK_SHIFT)
@@ -193,6 +198,7 @@ class FileContents:
         if runs is None or not runs.have(first, last):
             runs = self._read_runs(distinct(np.concatenate((first, last))))
             self._recent = runs if runs.held.size <= RECENT_LIMIT else None
+        # for each record: the run that has it, and where it begins in that run
         run = np.searchsorted(runs.starts, first, side="right") - 1
         inside = positions - (runs.starts[run] << np.uint64(BLOCK_SHIFT))
         there: NDArray[np.bool_] = inside + np.uint64(length) <= runs.got[run]
@@ -201,11 +207,12 @@ class FileContents:
         return there
 
     def _read_runs(self, blocks: U64) -> _Runs:
-        """Read blocks, in order, and those around them where that is not much."""
+        """Read blocks, given in ascending order, and their neighbours if they are not too many."""
         wide = distinct(blocks >> np.uint64(WIDE_SHIFT))
         if (wide.size << (WIDE_SHIFT + BLOCK_SHIFT)) <= WIDE_LIMIT:
             around = np.arange(1 << WIDE_SHIFT, dtype=np.uint64)
             blocks = ((wide << np.uint64(WIDE_SHIFT))[:, None] + around).reshape(-1)
+        # a run ends where the next block is far away: ``apart`` has the last block of each run
         apart = np.flatnonzero(blocks[1:] - blocks[:-1] > np.uint64(GAP))
         starts = blocks[np.concatenate(([0], apart + 1))]
         ends = blocks[np.concatenate((apart, [blocks.size - 1]))] + np.uint64(1)
@@ -219,7 +226,7 @@ class FileContents:
         return _Runs(starts, ends, places, got, held)
 
     def _fill(self, position: int, room: Bytes) -> int:
-        """Read until there is no room left; return how many bytes could be read."""
+        """Fill the room with bytes from a position on; return how many could be read."""
         done = 0
         try:
             while done < room.size:
@@ -234,8 +241,10 @@ class FileContents:
 
 
 def _pick(buffer: Bytes, positions: NDArray[np.int64], into: Bytes) -> None:
+    """Fill each row with the bytes at its position in the buffer."""
     length = into.shape[1]
     if 0 < length <= GATHER_LIMIT and buffer.size >= length:
+        # a view that copies nothing: row i has the bytes of the buffer from position i on
         windows = np.lib.stride_tricks.sliding_window_view(buffer, length)
         into[:] = windows[positions]
         return

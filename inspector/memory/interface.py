@@ -1,9 +1,9 @@
-"""The interface every source of bytes offers.
+"""The interface that every source of bytes offers.
 
-A space of addresses answers two questions: some bytes at one address, and
-equally long records at many addresses at once.  Physical memory, kernel
+An address space answers two questions: which bytes lie at one address, and
+which records of equal length lie at many addresses.  Physical memory, kernel
 virtual addresses and the real addresses of a guest are all such spaces, one
-stacked on the other, so a walker does not care which one it walks in.
+stacked on the other, so a walker need not know in which one it walks.
 """
 
 from __future__ import annotations
@@ -30,11 +30,11 @@ __all__ = [
 ]
 
 ABSENT = "not in the target"
-"""The reason why bytes are missing where the target is known to have no memory."""
+"""The reason for missing bytes where the target is known to have no memory."""
 CUT_OFF = "not in the file, which is cut off"
 LEFT_OUT = "left out of the dump"
 NOT_THERE = "not in the dump"
-"""The reason where nothing tells whether there is memory."""
+"""The reason for missing bytes where it is not known whether the target has memory."""
 
 
 class Records(NamedTuple):
@@ -64,26 +64,26 @@ class AddressSpace(Protocol):
         """Return ``length`` bytes at ``address``.
 
         Raises:
-            MemoryNotReadable: at least one of the bytes is not there.
+            MemoryNotReadable: at least one of the bytes is missing.
         """
 
     def read_many(self, where: U64, length: int) -> Records:
-        """Return ``length`` bytes at each address, missing ones marked."""
+        """Return ``length`` bytes at each address, and which records are present."""
 
 
 @runtime_checkable
 class PhysicalMemory(AddressSpace, Protocol):
-    """The memory of a machine, or what there is of it."""
+    """The memory of a machine, or the part of it that a dump holds."""
 
     @property
     def ram(self) -> Ranges | None:
-        """Where the machine has memory, None where that is not known."""
+        """Where the machine has memory, None if that is not known."""
 
 
 def read_one(space: AddressSpace, address: int, length: int) -> bytes:
-    """Read through ``read_many``, for spaces that have no quicker way."""
+    """Read one record with ``read_many``, for spaces that have no quicker way."""
     if not is_address(address):
-        raise MemoryNotReadable(address, length, "it is no address", space.name)
+        raise MemoryNotReadable(address, length, "it is not an address", space.name)
     records = space.read_many(addresses([address]), length)
     if not records.present[0]:
         raise MemoryNotReadable(address, length, space=space.name)

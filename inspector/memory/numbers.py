@@ -12,17 +12,17 @@ Bytes = NDArray[np.uint8]
 
 
 def integer(data: bytes, byte_order: str) -> int:
-    """Return the unsigned integer in some bytes; ``byte_order`` is ``"<"`` or ``">"``."""
+    """Return the unsigned integer that the bytes hold; ``byte_order`` is ``"<"`` or ``">"``."""
     return int.from_bytes(data, "little" if byte_order == "<" else "big")
 
 
 def addresses(values: ArrayLike) -> U64:
-    """Return addresses as the array type the readers take."""
+    """Return addresses as the type of array that the readers take."""
     return np.asarray(values, dtype=np.uint64)
 
 
 def is_address(value: int) -> bool:
-    """Say whether a number can be an address at all; what was computed from a bad word may not."""
+    """Say whether a number fits in 64 bits; one that is computed from a bad word may not."""
     return 0 <= value < (1 << 64)
 
 

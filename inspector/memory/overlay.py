@@ -1,4 +1,4 @@
-"""A copy of parts of a memory, over the memory itself."""
+"""A copy of parts of a memory, laid over the memory itself."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ __all__ = ["Overlay"]
 
 
 class Overlay:
-    """A copy where it has the bytes, and below it the memory it was made of.
+    """Reads from a copy where it has the bytes, and elsewhere from the memory it was made of.
 
-    ``missed`` tells whether something was read that is not in the copy.
-    What lies below may have changed since.
+    ``missed`` tells whether a record was read that is not in the copy.  Such
+    a record may have changed after the copy was made.
     """
 
     name = "physical"

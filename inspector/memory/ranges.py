@@ -13,7 +13,7 @@ __all__ = ["Ranges", "merged"]
 
 
 class Ranges(NamedTuple):
-    """Where each range begins and its length in bytes, in address order."""
+    """Row i of the two arrays: the address and the length in bytes of range i, in address order."""
 
     starts: U64
     sizes: U64
@@ -32,9 +32,11 @@ class Ranges(NamedTuple):
         """Tell which records of ``length`` bytes lie wholly in one range."""
         if not self.starts.size:
             return np.zeros(where.size, dtype=np.bool_)
+        # An index of -1 (no range begins that low) takes the last row; it is discarded below.
         index = np.searchsorted(self.starts, where, side="right").astype(np.int64) - 1
         inside = where - self.starts[index]
         size = self.sizes[index]
+        # the minimum keeps an unsigned difference from wrapping around
         room = size - np.minimum(inside, size)
         whole: NDArray[np.bool_] = (index >= 0) & (inside < size) & (room >= np.uint64(length))
         return whole
@@ -54,7 +56,7 @@ class Ranges(NamedTuple):
         return merged(starts, ends - starts)
 
     def union(self, other: Ranges) -> Ranges:
-        """Return what is in either."""
+        """Return the ranges of the addresses that are in this one, the other, or both."""
         return merged(
             np.concatenate((self.starts, other.starts)), np.concatenate((self.sizes, other.sizes))
         )
@@ -66,6 +68,7 @@ def merged(starts: U64, sizes: U64, gap: int = 0) -> Ranges:
         return Ranges(addresses([]), addresses([]))
     order = np.argsort(starts, kind="stable")
     starts, sizes = starts[order], sizes[order]
+    # reach[i] is the highest end of the ranges up to i; a range that begins beyond it is apart
     reach = np.maximum.accumulate(starts + sizes)
     begins = np.flatnonzero(np.concatenate(([True], starts[1:] > reach[:-1] + np.uint64(gap))))
     last = np.concatenate((begins[1:] - 1, [starts.size - 1]))

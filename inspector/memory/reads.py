@@ -1,8 +1,8 @@
-"""Remember every byte that was read, and nothing else.
+"""Record every byte that is read, and nothing else.
 
-A live machine is read through a recorder while it stands still.  What was
-recorded is then a memory of its own: decoding runs on it after the machine
-has gone on, a capture file is made of it, and both see the same bytes.
+A live machine is read through a recorder while it is stopped.  The recording
+is then a memory of its own: decoding runs on it after the machine has
+resumed, a capture file is made of it, and both see the same bytes.
 """
 
 from __future__ import annotations
@@ -22,25 +22,25 @@ from inspector.memory.segments import SegmentedMemory
 __all__ = ["WORD", "Piece", "RecordingMemory", "ranges_of"]
 
 WORD = 8
-"""Bytes; memory is compared in so many at once."""
+"""Bytes of the words in which memory is compared."""
 LONG = 1 << 10
-"""Records of so many bytes are put in place one by one."""
+"""Records of at least this many bytes are copied and compared one by one."""
 
 
 class Piece(NamedTuple):
-    """Records of one length: where they lie, and what they hold."""
+    """Records of one length: row i of ``data`` holds the bytes at address ``where[i]``."""
 
     where: U64
     data: Bytes
 
 
 def ranges_of(pieces: Iterable[Piece]) -> Ranges:
-    """Return where some pieces lie."""
+    """Return the ranges of memory that the pieces cover."""
     return merged(*_places(pieces))
 
 
 def _places(pieces: Iterable[Piece]) -> tuple[U64, U64]:
-    """Return address and length of each record."""
+    """Return the address and the length in bytes of each record."""
     pieces = tuple(pieces)
     if not pieces:
         return addresses([]), addresses([])
@@ -49,7 +49,7 @@ def _places(pieces: Iterable[Piece]) -> tuple[U64, U64]:
 
 
 class RecordingMemory:
-    """A physical memory that passes reads on and keeps what came back."""
+    """A physical memory that passes reads on and keeps the bytes that were read."""
 
     def __init__(self, inner: PhysicalMemory) -> None:
         self.name = inner.name
@@ -74,35 +74,36 @@ class RecordingMemory:
 
     @property
     def ram(self) -> Ranges | None:
-        """Where the machine has memory, None where that is not known."""
+        """Where the machine has memory, None if that is not known."""
         return self._inner.ram
 
     @property
     def unrecorded(self) -> AddressSpace:
-        """The memory itself, for who looks where it may not have to read."""
+        """The memory itself, for reads that are only guesses and are not to be recorded."""
         return self._inner
 
     @property
     def count(self) -> int:
-        """How many pieces were read."""
+        """How many pieces are recorded."""
         return len(self._pieces)
 
     def since(self, count: int) -> tuple[Piece, ...]:
-        """Return what was read since there were so many pieces."""
+        """Return the pieces that were recorded after the first ``count``."""
         return tuple(self._pieces[count:])
 
     def add(self, pieces: Iterable[Piece]) -> None:
-        """Record what would be read just so."""
+        """Record pieces that are known already, without reading their bytes again."""
         self._pieces += pieces
 
     def ranges(self) -> Ranges:
-        """Return where what was read lies."""
+        """Return the ranges of memory that were read."""
         return ranges_of(self._pieces)
 
     def freeze(self) -> SegmentedMemory:
         """Return the recorded bytes as an immutable memory of merged segments."""
         ranges = self.ranges()
         buffer = np.empty(ranges.total, dtype=np.uint8)
+        # ``into`` says where in the buffer each record of the piece belongs
         for (_, data), into in zip(self._pieces, self._inside(ranges), strict=True):
             count, length = data.shape
             if length >= LONG or count == 1:
@@ -114,13 +115,14 @@ class RecordingMemory:
         return SegmentedMemory.of_ranges(buffer, ranges, self.ram)
 
     def departures(self, copy: Bytes, ranges: Ranges) -> U64:
-        """Return the addresses of words of which something was recorded that a copy has not.
+        """Return the addresses of the words whose recorded bytes differ from a later copy.
 
         Args:
-            copy: a later copy.
-            ranges: of what; all that was recorded is in them.
+            copy: the bytes of the ranges, one range after the other.
+            ranges: the ranges that were copied; they contain every recorded byte.
         """
         found = [addresses([])]
+        # ``where`` has the address of each record of the piece, ``places`` its place in the copy
         for (where, data), places in zip(self._pieces, self._inside(ranges), strict=True):
             count, length = data.shape
             if length >= LONG or count == 1:
@@ -137,7 +139,7 @@ class RecordingMemory:
         return distinct(np.concatenate(found) & ~np.uint64(WORD - 1))
 
     def _inside(self, ranges: Ranges) -> list[NDArray[np.int64]]:
-        """Return for each piece where its records lie in a buffer of ranges that have them all."""
+        """Return, for each piece, where its records lie in a buffer that holds the ranges."""
         if not self._pieces:
             return []
         starts, _ = _places(self._pieces)

@@ -1,8 +1,9 @@
-"""What was made of a memory, used again as long as the bytes it was made of are the same.
+"""Parts decoded from a memory, used again while the bytes that were read for them are the same.
 
 Moments of a machine that are close to each other have most of their bytes in
-common.  Whoever decodes names each part by all that goes into it beside
-memory; if nothing of what was read for a part has changed, the part has not.
+common.  The decoder gives each part a key that contains everything that goes
+into the part besides memory.  If no word that was read for a part has
+changed, the part has not changed, either.
 """
 
 from __future__ import annotations
@@ -24,13 +25,13 @@ Made = TypeVar("Made")
 
 
 class Making(Protocol):
-    """Makes a part by a function, or knows it already; parts may have parts."""
+    """Makes a part with a function, or returns one that is known; parts may have parts."""
 
     def __call__(self, key: Hashable, make: Callable[[], Made]) -> Made: ...
 
 
 def anew(key: Hashable, make: Callable[[], Made]) -> Made:
-    """Make a part, without knowing any."""
+    """Make the part, for callers that use no part again."""
     return make()
 
 
@@ -45,10 +46,11 @@ class _Result:
         return ranges_of(self.pieces)
 
     def has_any(self, words: U64) -> bool:
-        """Say whether one of some words, given by their addresses, was read for it."""
+        """Say whether any of the words at these addresses was read for the result."""
         if not words.size or not self._ranges.starts.size:
             return False
         starts, sizes = self._ranges
+        # the last range that begins at or before the last byte of the word
         index = np.searchsorted(starts, words + np.uint64(WORD - 1), side="right") - 1
         return bool(np.any((index >= 0) & (words < starts[index] + sizes[index])))
 
@@ -57,9 +59,9 @@ class Results:
     """The parts of one moment.
 
     Args:
-        record: the memory they are made of.
-        before: those of an earlier moment.
-        changed: addresses of the words that are not as they were then.
+        record: the memory that they are made of.
+        before: the parts of an earlier moment.
+        changed: addresses of the words that have changed after that moment.
     """
 
     def __init__(
@@ -74,9 +76,15 @@ class Results:
         self._parts: dict[Hashable, _Result] = {}
 
     def __call__(self, key: Hashable, make: Callable[[], Made]) -> Made:
-        """Return what ``make`` makes of memory and the key, and of nothing else."""
+        """Return the part with a key: the earlier one if its words are unchanged, or a new one.
+
+        Args:
+            key: everything that goes into the part besides memory.
+            make: makes the part of memory and the key, and of nothing else.
+        """
         known = self._known.get(key)
         if known is None or known.has_any(self._changed):
+            # while ``make`` runs, it finds and stores the parts of this part
             outer = self._known, self._parts
             self._known, self._parts = known.parts if known is not None else {}, {}
             begin = self._record.count

@@ -1,8 +1,9 @@
-"""Memory that is already here: pieces of physical memory in one buffer or file.
+"""Segments of physical memory in one buffer or file.
 
-ELF cores, raw images and recordings of a live machine all end as this: some
-contents, and a table that says which run of physical addresses lies where in
-them.  They may be those of a file of any size; only what is asked for is read.
+ELF cores, raw images and recordings of a live machine all become this:
+contents, and a table that says where in the contents each run of physical
+addresses lies.  A file may have any size; only the bytes that are asked for
+are read.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ __all__ = ["MissingRanges", "SegmentedMemory"]
 
 
 class MissingRanges(NamedTuple):
-    """Ranges that are known to be memory, and why their bytes are not here."""
+    """Ranges that are known to be memory, and the reason why their bytes are missing."""
 
     why: str
     ranges: Ranges
@@ -33,15 +34,15 @@ class SegmentedMemory:
 
     Args:
         contents: the bytes.
-        starts: physical address of each segment.
-        sizes: its length in bytes.
-        offsets: where it begins in ``contents``.
-        lost: what is known to be memory, but not in ``contents``.
-        ram: where the machine has memory at all, None where that is not known.
+        starts: the physical address of each segment.
+        sizes: the length of each segment in bytes.
+        offsets: where each segment begins in ``contents``.
+        lost: ranges that are known to be memory, but are not in ``contents``.
+        ram: where the machine has memory at all, None if that is not known.
 
     Segments may come in any order.  Where two overlap, the one that starts
-    first wins, as in QEMU's own reader of its dumps.  Adjacent segments are
-    read across.
+    first wins, as in QEMU's own reader of its dumps.  A read may cross from
+    one segment into an adjacent one.
     """
 
     name = "physical"
@@ -57,6 +58,8 @@ class SegmentedMemory:
     ) -> None:
         order = np.argsort(starts, kind="stable")
         starts, sizes, offsets = starts[order], sizes[order], offsets[order]
+        # Row i is one segment, by its start.  ``covered`` is the highest end of the segments
+        # before it: what lies below that is cut off, and a segment with no rest is dropped.
         ends = np.maximum.accumulate(starts + sizes) if starts.size else starts
         covered = np.concatenate((addresses([0]), ends[:-1]))[: starts.size]
         overlap = np.minimum(np.maximum(covered, starts) - starts, sizes)
@@ -71,18 +74,18 @@ class SegmentedMemory:
 
     @classmethod
     def of_ranges(cls, buffer: Bytes, ranges: Ranges, ram: Ranges | None = None) -> SegmentedMemory:
-        """Return the memory of ranges whose bytes lie in a buffer one after the other."""
+        """Return the memory of ranges whose bytes are stored in a buffer one after the other."""
         return cls(buffer, ranges.starts, ranges.sizes, ranges.places, ram=ram)
 
     def within(self, ram: Ranges | None) -> SegmentedMemory:
-        """Return the same of a machine that has its memory there, None where that is not known."""
+        """Return the same memory, with ``ram`` for where the machine has memory."""
         return SegmentedMemory(
             self._contents, self.starts, self.sizes, self.offsets, self._lost, ram
         )
 
     @property
     def end(self) -> int:
-        """The first address behind all segments."""
+        """The first address after all segments."""
         return int(self._ends[-1]) if self._ends.size else 0
 
     def has(self, address: int) -> bool:
@@ -93,10 +96,13 @@ class SegmentedMemory:
     def view(
         self, starts: U64, sizes: U64, offsets: U64, lost: Sequence[MissingRanges] = ()
     ) -> SegmentedMemory:
-        """Return the memory whose segments lie at these addresses of this one.
+        """Return a memory whose segments lie in this one, at the addresses ``offsets``.
 
-        What this one lacks of a segment is missing there, too.
+        Bytes of a segment that are missing here are missing there, too.
         """
+        # A new segment may cover several of the segments here.  The arrays that follow have one
+        # row for each such piece: ``segment`` is its index among the new segments, ``piece``
+        # among those here.
         first = np.searchsorted(self._ends, offsets, side="right")
         last = np.searchsorted(self.starts, offsets + sizes, side="left")
         count = np.maximum(last, first) - first
@@ -134,6 +140,7 @@ class SegmentedMemory:
 
     def _why(self, address: int) -> str:
         for why, (starts, sizes) in self._lost if is_address(address) else ():
+            # unsigned: a start above the address gives a difference greater than any size
             if np.any(np.uint64(address) - starts < sizes):
                 return why
         if self.ram is None:
@@ -150,6 +157,7 @@ class SegmentedMemory:
         index[~known] = 0
         inside = where - self.starts[index]
         known &= inside < self.sizes[index]
+        # ``known``: the first byte is in a segment; ``whole``: all bytes are in that segment
         whole = known & (self.sizes[index] - np.minimum(inside, self.sizes[index]) >= length)
         offsets = self.offsets[index] + inside
         data = np.zeros((where.size, length), dtype=np.uint8)
@@ -159,6 +167,7 @@ class SegmentedMemory:
         found = np.zeros((rows.size, length), dtype=np.uint8)
         present[rows] = self._contents.gather(offsets[rows], found)
         data[rows] = found
+        # the others may continue in the adjacent segment
         for row in np.flatnonzero(known & ~whole):
             try:
                 piece = self.read(int(where[row]), length)

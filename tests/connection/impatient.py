@@ -1,4 +1,4 @@
-"""The relay, with less patience: run in its place where a test waits for it to give up."""
+"""The relay with less patience, run in its place by tests that wait for it to give up."""
 
 from __future__ import annotations
 
@@ -8,6 +8,6 @@ __all__ = ["main"]
 
 
 def main() -> None:
-    """Do what the relay does."""
+    """Run the relay."""
     terms.SILENT = 0.2
     relay.main()

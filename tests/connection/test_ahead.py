@@ -1,4 +1,4 @@
-"""What is begun before the modules are loaded: taken once, and ended where nobody takes it."""
+"""The steps begun before the modules are loaded: used once, and ended if nothing uses them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Which questions are asked, and which answers are taken for one."""
+"""Which questions may be asked, and which answers to each are accepted."""
 
 from __future__ import annotations
 

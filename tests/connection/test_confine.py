@@ -1,4 +1,4 @@
-"""What a confined process cannot do any more."""
+"""A confined process cannot do what the confinement forbids."""
 
 from __future__ import annotations
 
@@ -89,7 +89,7 @@ def test_nothing_is_sent_to_anybody() -> None:
 
 
 def test_a_socket_in_the_file_system_is_reached(tmp_path: Path) -> None:
-    """That is how GDB comes to the relay."""
+    """GDB connects to the relay over such a socket."""
     with socket.socket(socket.AF_UNIX) as server:
         server.bind(str(tmp_path / "socket"))
         server.listen()

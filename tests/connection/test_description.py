@@ -1,4 +1,4 @@
-"""Descriptions of machines: those of QEMU are understood, and nothing else is."""
+"""Descriptions of machines: QEMU's descriptions are accepted, and nothing else is."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def test_one_document_is_made_of_all_files() -> None:
     assert text.count(b"<reg ") == 4
     assert b"licence" not in text
     assert b"xi:include" not in text
-    # what was written anew is understood as the same
+    # the text that was written anew gives the same description
     assert described(lambda name: text) == (text, sizes)
 
 

@@ -1,4 +1,4 @@
-"""Reading another process, which here is this one."""
+"""Reading the memory of another process, which in these tests is the test's own."""
 
 from __future__ import annotations
 

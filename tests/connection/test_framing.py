@@ -1,4 +1,4 @@
-"""Frames of the remote protocol: what is encoded is decoded again, and nothing else is."""
+"""Frames of the remote protocol: an encoded packet is decoded again, and nothing else is."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""GDB is started without whatever the user, the folder or the machine would have it run."""
+"""GDB is started without the commands that the user, the folder or the machine has for it."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ PLACES = (
 
 @pytest.fixture
 def bait(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Init files in every place, each of which says that it was run."""
+    """Init files in every place; each of them reports that it was run."""
     for name in PLACES:
         path = tmp_path / name
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -54,7 +54,7 @@ def test_no_init_file_is_run(bait: Path) -> None:
 
 @pytest.mark.needs_gdb
 def test_the_bait_is_good(bait: Path) -> None:
-    """A GDB that is started as usual runs some of it."""
+    """A GDB that is started as usual runs some of the init files."""
     assert GDB is not None
     subprocess.run([GDB, "-batch"], check=False, capture_output=True, env=dict(os.environ))
     assert list(bait.glob("ran-*"))

@@ -18,7 +18,7 @@ LONG = 1 << 20
 
 @pytest.fixture
 def lender() -> Iterator[Lender]:
-    """Ask somebody who repeats each question many times, in pieces."""
+    """Return a lender whose other end repeats each question many times, in pieces."""
     ours, theirs = socket.socketpair()
 
     def serve() -> None:

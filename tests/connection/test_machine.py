@@ -1,4 +1,4 @@
-"""Stops of a machine whose relay does not answer any more."""
+"""Stops of a machine whose relay no longer answers."""
 
 from __future__ import annotations
 
@@ -13,18 +13,18 @@ from inspector.memory.ranges import Ranges
 
 
 class _Relay:
-    """Holds a machine, and cannot be asked to let it go on."""
+    """Holds a machine, and cannot be asked to let it run."""
 
     def hold(self) -> None:
-        """Do so."""
+        """Hold the machine."""
 
     def go(self) -> None:
-        """Say why not."""
+        """Raise the error that says why the machine is not let run."""
         raise ConnectionLost("go", "an earlier answer was interrupted")
 
 
 class _Machine(LiveMachine):
-    """An attached machine, without the attaching."""
+    """An attached machine, made without attaching."""
 
     def __init__(self) -> None:
         self.keep_stopped, self.stops = False, []

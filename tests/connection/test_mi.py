@@ -1,4 +1,4 @@
-"""Speaking MI, with a script in GDB's place."""
+"""Control of GDB over MI, with a script in GDB's place."""
 
 from __future__ import annotations
 

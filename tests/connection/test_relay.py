@@ -1,4 +1,4 @@
-"""The relay as a process of its own, between a stub and a GDB that are made up."""
+"""The relay as a process of its own, between a simulated stub and a simulated GDB."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ HOLE = 0xBAD000
 
 
 class Stub:
-    """A stub that serves one client and keeps a list of what it was sent."""
+    """A stub that serves one client and keeps a list of the packets that it was sent."""
 
     def __init__(self, status: str = "VM status: paused\r\n", serving: bool = True) -> None:
         self._listener = socket.create_server(("127.0.0.1", 0))
@@ -39,7 +39,7 @@ class Stub:
             self._thread.start()
 
     def serve_late(self) -> None:
-        """Come to the client that has waited."""
+        """Accept the client that has waited."""
         self._thread.start()
 
     def ended(self) -> list[str]:
@@ -66,7 +66,7 @@ class Stub:
         end.close()
 
     def _raw(self, packet: str) -> bytes:
-        """Return what is sent in place of an answer, as it is."""
+        """Return the bytes that are sent, as they are, in place of an answer."""
         return b""
 
     def _answers(self, packet: str) -> list[str]:
@@ -101,7 +101,7 @@ def _received(end: socket.socket) -> bytes:
 
 
 class Gdb:
-    """What GDB would send, and is sent."""
+    """GDB's end: it sends packets and takes the answers."""
 
     def __init__(self, name: str) -> None:
         self._end = socket.socket(socket.AF_UNIX)
@@ -127,14 +127,14 @@ class Gdb:
         return packet
 
     def rest(self) -> bytes:
-        """Return all that comes until the relay has closed the connection."""
+        """Return all bytes that come until the relay closes the connection."""
         heard = b""
         while piece := self._end.recv(1 << 18):
             heard += piece
         return heard
 
     def let_run(self) -> None:
-        """Ask why the machine stands still, and let it go on."""
+        """Ask why the machine is stopped, and let it run."""
         self.ask(b"?")
         self.send(b"vCont;c:p1.-1")
 
@@ -143,7 +143,7 @@ class Gdb:
         self._end.sendall(b"\3")
 
     def end(self) -> None:
-        """Go away."""
+        """Close the connection."""
         self._end.close()
 
 
@@ -409,7 +409,7 @@ def test_nobody_listens() -> None:
 
 @pytest.fixture
 def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Have relays give up soon."""
+    """Make relays give up soon."""
     monkeypatch.setattr("inspector.live.connection.MODULE", "tests.connection.impatient")
 
 
@@ -467,7 +467,7 @@ ENDS_WITHIN = 10.0
 
 
 class Flooding(Stub):
-    """Sends without end whatever it was told to, from a moment on."""
+    """Sends the bytes that it was given, without end, from a given moment on."""
 
     def __init__(self, flood: bytes, moment: str) -> None:
         self._flood, self._moment = flood, moment
@@ -498,7 +498,7 @@ MOMENTS = ["qRcmd,696e666f20737461747573", "?", "vCont;c:p1.-1"]
     ids=itertools.count(),
 )
 def test_no_flood_keeps_a_relay(flood: bytes, moment: str, number: int | None) -> None:
-    """The relay ends when its owner goes away, or is told to, however much the stub sends."""
+    """However much the stub sends, the relay ends when its owner goes away or it is told to."""
     stub = Flooding(flood, moment)
     asked = Connection("127.0.0.1", stub.port)
     process = asked._process
@@ -526,7 +526,7 @@ def test_a_relay_ends_when_it_is_told_to(connected: bool) -> None:
     if gdb is not None:
         gdb.ask(b"?")
     else:
-        # it has to be there before it can be told
+        # the relay must run before a signal can end it
         time.sleep(0.5)
     asked._process.terminate()
     assert asked._process.wait(ENDS_WITHIN) in (terms.LEFT, -signal.SIGTERM)
@@ -537,7 +537,7 @@ def test_a_relay_ends_when_it_is_told_to(connected: bool) -> None:
 
 @pytest.mark.slow
 def test_a_relay_ends_with_its_owner_while_it_waits(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The stub owes an answer, and the machine still loses its breakpoints and goes on."""
+    """The stub owes an answer, and the machine still loses its breakpoints and runs."""
 
     class Slow(Stub):
         def _answers(self, packet: str) -> list[str]:

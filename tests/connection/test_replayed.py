@@ -1,4 +1,4 @@
-"""Running a replay on, with a script in the machine's place."""
+"""Running a replay, with a script in the machine's place."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from inspector.live.replayed import ReplayedMachine, ReplayStuck
 
 
 class Gdb:
-    """Lets the machine execute what its script says, or nothing for a slice."""
+    """Lets the machine execute as many instructions as its script says, or none for a slice."""
 
     def __init__(self, machine: Machine) -> None:
         self.machine = machine

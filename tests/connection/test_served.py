@@ -1,4 +1,4 @@
-"""Memory that is lent over a socket; the lender here is a thread."""
+"""Memory that is lent over a socket; in these tests the lender is a thread."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ ANSWERS: dict[str, Answer] = {
 
 
 class Lender:
-    """The other end: answers, and keeps the requests."""
+    """The other end: it answers the requests, and keeps them."""
 
     def __init__(self, **answers: Answer | None) -> None:
         self._ours, self._theirs = socket.socketpair()
@@ -110,7 +110,7 @@ def test_a_map_without_ram_is_not_qemus() -> None:
 def test_what_is_no_socket_is_refused() -> None:
     reader, writer = os.pipe()
     for target in ("served:", "served:x", "served:-1", "served:987654", f"served:{reader}"):
-        with pytest.raises(TargetNotSupported, match="is no socket"):
+        with pytest.raises(TargetNotSupported, match="is not a socket"):
             dump_of(target)
     os.close(reader)
     os.close(writer)

@@ -1,4 +1,4 @@
-"""A stub that has GDB open files: kept from it by the relay alone, and by the limits alone."""
+"""A stub that makes GDB open files: the relay alone prevents that, and so do the limits alone."""
 
 from __future__ import annotations
 
@@ -39,12 +39,12 @@ MODES = b"601,1b6"
 
 
 class HostileStub:
-    """Serves one client, and asks it for a file when the machine is let go on.
+    """Serves one client, and asks it for a file when the machine is let run.
 
     Args:
         listener: where it listens.
         path: the file.
-        framed: makes packets of what it asks for.
+        framed: makes packets of the stub's requests.
     """
 
     def __init__(
@@ -118,7 +118,7 @@ def hidden(content: bytes) -> bytes:
 
 @pytest.fixture
 def unconfined(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Have GDB run without limits."""
+    """Make GDB run without limits."""
 
     def as_it_is(_: Limits, command: Sequence[str]) -> list[str]:
         return list(command)
@@ -168,7 +168,7 @@ def test_the_stub_is_as_hostile_as_it_should_be(
     framed: Callable[[bytes], bytes],
     debugger: Callable[[str], GdbProcess],
 ) -> None:
-    """Without relay and limits, GDB does what it is asked for."""
+    """Without relay and limits, GDB does what the stub asks for."""
     without_relay(tmp_path, framed, debugger)
     assert (tmp_path / "wanted").read_bytes() == DATA
 

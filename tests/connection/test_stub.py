@@ -1,4 +1,4 @@
-"""How long a stub may take and how much it may say, and who else is looked after meanwhile."""
+"""How long a stub may take, how much it may send, and what else the relay watches meanwhile."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ SOON = 0.3
 
 @pytest.fixture
 def ends(monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[Stub, socket.socket]]:
-    """A stub that is asked with little patience, and what answers in its place."""
+    """A stub that is asked with little patience, and the socket of the test that answers for it."""
     monkeypatch.setattr(terms, "SILENT", SOON)
     ours, theirs = socket.socketpair()
     with ours, theirs:
@@ -41,7 +41,7 @@ def ends(monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[Stub, socket.socket]
 
 @contextlib.contextmanager
 def saying(end: socket.socket, pieces: Callable[[], bytes], pause: float) -> Iterator[None]:
-    """Have an end say one piece after the other for a block."""
+    """Make an end send one piece after the other for the length of a block."""
     ended = threading.Event()
 
     def speak() -> None:

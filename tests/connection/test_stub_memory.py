@@ -1,4 +1,4 @@
-"""Memory behind QEMU's stub: what is kept while the machine stands still, and how long."""
+"""Memory behind QEMU's stub: which bytes are kept while the machine is stopped, and how long."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ SIZE = 1 << 16
 
 
 class Machine:
-    """Stops for a block, and changes all of its memory whenever it goes on."""
+    """Stops for the length of a block, and changes all of its memory whenever it runs again."""
 
     def __init__(self) -> None:
         self.stops = self.asked = self._depth = 0

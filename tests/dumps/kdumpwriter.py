@@ -1,4 +1,4 @@
-"""Writes small kdump-compressed dumps, flattened files and LZO streams of any content."""
+"""Writes small kdump-compressed dumps, flattened files and LZO streams with any content."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def lzo_compress(data: bytes) -> bytes:
     literals = bytearray()
     at = 0
     first = True
-    # Where the last match keeps the count of the literals that follow it.
+    # The place where the last match keeps the count of the literals that follow it.
     tail = 0
 
     def flush() -> None:
@@ -75,7 +75,7 @@ def _match(data: bytes, at: int) -> tuple[int, int]:
 
 
 def _put_match(out: bytearray, length: int, distance: int) -> int:
-    """Append a match; return where its low bits are."""
+    """Append a match; return the place of its low bits."""
     if length <= 8 and distance <= 2048:
         low = distance - 1
         out.append(((length - 1) << 5) | ((low & 7) << 2))
@@ -114,7 +114,7 @@ COMPRESSORS: dict[str, tuple[int, Callable[[bytes], bytes]]] = {
 
 @dataclass
 class KdumpSpec:
-    """A dump to write: pages by number; ``excluded`` are memory that is not dumped."""
+    """A dump to write: its pages by their number; ``excluded`` pages are memory but not dumped."""
 
     pages: Mapping[int, bytes]
     excluded: Iterable[int] = ()
@@ -134,7 +134,7 @@ class KdumpSpec:
 
 
 def kdump(spec: KdumpSpec) -> bytes:
-    """Return the dump."""
+    """Return the bytes of the dump."""
     size, order = spec.page_size, spec.order
     excluded = set(spec.excluded)
     known = [*spec.pages, *excluded]

@@ -1,4 +1,4 @@
-"""ELF cores: what is written is read, and what is damaged is said to be."""
+"""ELF cores: a core that is written is read again, and a damaged one is reported."""
 
 from __future__ import annotations
 

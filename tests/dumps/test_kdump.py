@@ -1,4 +1,4 @@
-"""kdump-compressed dumps: every page comes back, what is missing is said to be, nothing else."""
+"""kdump-compressed dumps: every page is read back, and exactly the missing ones are reported."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ PLACE = {"version": 8, "status": 424, "page_size": 428, "sub": 432, "bitmaps": 4
 
 
 def page(seed: int, size: int = 4096) -> bytes:
-    """Return a page that compresses: a part random, a part repeated, a part zeros."""
+    """Return a page that can be compressed: partly random, partly repeated, partly zeros."""
     part = random.Random(seed).randbytes(size // 16)
     return (part + part[: size // 32] * 3).ljust(size, b"\0")
 
@@ -267,7 +267,7 @@ def test_a_damaged_page_is_missing_and_the_others_are_not(tmp_path: Path, compre
         (0, 1, "0 bytes cannot hold a page"),
         (4097, 1, "4097 bytes cannot hold a page"),
         (100, 0, "100 bytes instead of 4096"),
-        (100, 3, "name no one compression"),
+        (100, 3, "do not name one compression"),
         (0xFFFF_FFFF, 1, "cannot hold a page"),
     ],
 )

@@ -1,4 +1,4 @@
-"""A real machine in a kdump-compressed dump: what is there is read, what is not is said."""
+"""A real machine in a kdump-compressed dump: present pages are read, missing ones reported."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ PAGE = 4096
 
 @functools.cache
 def pages_of_the_capture() -> dict[int, bytes]:
-    """Return its memory as whole pages; what it does not hold of them is never asked for."""
+    """Return the capture's memory as whole pages; bytes that it does not hold are never read."""
     found: dict[int, bytearray] = {}
     for start, data in pieces_of(pieces(SMALL)[0]):
         at = 0
@@ -55,7 +55,7 @@ def pages_that_are_mapped() -> set[int]:
 def snapshot_of(path: Path, left_out: Set[int], compression: str, order: str) -> Snapshot:
     pages = pages_of_the_capture()
     kept = {number: page for number, page in pages.items() if number not in left_out}
-    # The machine has the memory that is mapped, also where the capture has no use for it.
+    # All pages that are mapped are memory of the machine, even those that the capture left out.
     excluded = (left_out | pages_that_are_mapped()) - set(kept)
     spec = KdumpSpec(kept, excluded, order=order, compression=compression)
     path.write_bytes(kdump(spec))

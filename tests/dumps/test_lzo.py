@@ -1,4 +1,4 @@
-"""LZO1X: every kind of code, and nothing but an error for what is no stream."""
+"""LZO1X: every kind of code, and an error for all data that are not a stream."""
 
 from __future__ import annotations
 
@@ -51,9 +51,9 @@ def test_any_data_come_back(data: bytes) -> None:
     ("stream", "expected"),
     [
         (END, b""),
-        # three literals, then a match of two right behind them
+        # three literals, then a match of two right after them
         (bytes([17 + 3]) + b"abc" + bytes([2 << 2, 0]) + END, b"abcab"),
-        # the same with a literal behind the match
+        # the same with a literal after the match
         (bytes([17 + 3]) + b"abc" + bytes([(2 << 2) | 1, 0]) + b"z" + END, b"abcabz"),
         # a run of 2052 literals, then a match of three 2051 bytes back
         (

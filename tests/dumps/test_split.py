@@ -1,4 +1,4 @@
-"""The files of a split dump: together they are the whole dump, and what lacks is named."""
+"""The files of a split dump: together they are the whole dump, and missing files are named."""
 
 from __future__ import annotations
 
@@ -92,10 +92,10 @@ def test_files_of_no_one_dump_are_refused(tmp_path: Path) -> None:
     (whole,) = written(tmp_path, WHOLE, name="whole")
     for target, why in (
         (f"split:{first},{second},{first}", "give each file once"),
-        (f"split:{first}", "no two files"),
-        (f"split:{first},{other}", "no file of the same split dump"),
+        (f"split:{first}", "fewer than two files"),
+        (f"split:{first},{other}", "not a file of the same split dump"),
         (f"split:{second},{whole}", "not a file of a split one"),
-        (f"split:{second},{__file__}", "no kdump-compressed dump"),
+        (f"split:{second},{__file__}", "not a kdump-compressed dump"),
         (f"split:{second},{second}.none", "cannot open"),
     ):
         with pytest.raises(BadData, match=why):

@@ -1,6 +1,6 @@
 """Machines of the lab, booted once for the tests that share them.
 
-Where the lab is not installed these tests are skipped, except in CI, where a
+If the lab is not installed, these tests are skipped, except in CI, where a
 missing lab is a failure.
 """
 
@@ -48,7 +48,7 @@ def _own_state(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
 
 @pytest.fixture(scope="module")
 def boot(_own_state: None) -> Iterator[Callable[..., Lab]]:
-    """Return a function that boots a machine, or gives the one that was booted before."""
+    """Return a function that boots a machine, or returns the one that was booted before."""
     machines: dict[str, Lab] = {}
     with contextlib.ExitStack() as stack:
 

@@ -1,4 +1,4 @@
-"""What is read from a real machine equals what the exerciser knows it made."""
+"""The state read from a real machine equals the state that the exerciser has made."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def _assert_agrees(snapshot: Snapshot, expected: Expectation) -> None:
 
 
 def _assert_as_debugfs_shows(snapshot: Snapshot, expected: Expectation) -> None:
-    """Hold L0's and the shadow tables against what L0's kernel itself says of them."""
+    """Compare L0's tables and the shadow tables with L0's own debugfs files."""
     vms = state(snapshot)
     theirs = tables_of(expected, vms)
     assert len(theirs) == sum(known.radix for known in expected.vms)
@@ -56,7 +56,7 @@ def _assert_as_debugfs_shows(snapshot: Snapshot, expected: Expectation) -> None:
 
 
 def _assert_specified(snapshot: Snapshot, expected: Expectation) -> None:
-    """Hold the machine against what the specification makes of the operations alone."""
+    """Compare the machine with the state that the specification derives from the operations."""
     made = specified(expected.operations, expected.page_size)
     for known in expected.vms:
         if known.radix:

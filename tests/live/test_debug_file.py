@@ -22,7 +22,7 @@ CACHE = packages.cache_dir()
 
 @pytest.fixture(scope="module")
 def debug_file() -> Path:
-    """Return the debug file, if the lab has it or may fetch it."""
+    """Return the debug file, if the lab has it or can fetch it."""
     need_kernel(KERNEL)
     if packages.cached_debug_file(KERNEL) is None and os.environ.get(VARIABLE) != "1":
         pytest.skip(
@@ -34,7 +34,7 @@ def debug_file() -> Path:
 
 @pytest.fixture(autouse=True)
 def empty_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Forget every kernel, and have no kernel's files on this host."""
+    """Forget every kernel, and hide all kernels' files on this host."""
     monkeypatch.setenv(packages.CACHE_VARIABLE, str(CACHE))
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     monkeypatch.setattr("inspector.image.files._kernel_candidates", lambda: iter(()))
@@ -63,7 +63,7 @@ def test_both_read_paths(lab: Lab, debug_file: Path, read_path: str) -> None:
     found = acquire(lab.target, options)
     assert found.origin.layout == f"the target's memory and {debug_file}"
     assert_agrees(found, lab)
-    # A module lies elsewhere after each boot; only what is fixed for the build is kept.
+    # A module is at another address after each boot; only facts of the build are kept.
     assert not {"vm_list", "kvm", "kvm_hv"} & found.profile.symbols.keys()
     for again in (options, Options(read_path=read_path)):
         kept = acquire(lab.target, again)

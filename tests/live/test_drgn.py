@@ -1,4 +1,4 @@
-"""drgn, with the kernel's debug files, finds in a vmcore what the inspector finds without them."""
+"""drgn with the kernel's debug files finds the same in a vmcore as the inspector without them."""
 
 from __future__ import annotations
 

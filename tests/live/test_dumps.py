@@ -1,4 +1,4 @@
-"""Dumps of a real machine, each as its own maker writes it, against what the exerciser knows."""
+"""Dumps of a real machine by every program that writes them, compared with the exerciser."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ MAKEDUMPFILE = {
 
 @pytest.fixture(autouse=True)
 def _cache_of_the_lab(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Keep what the lab has downloaded; the inspector's own cache is another in tests."""
+    """Use the lab's own cache of downloads; the inspector has a separate cache in tests."""
     monkeypatch.setenv(packages.CACHE_VARIABLE, str(CACHE))
 
 

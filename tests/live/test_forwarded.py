@@ -20,7 +20,7 @@ def _pump(source: socket.socket, sink: socket.socket) -> None:
 
 @contextmanager
 def forwarded(port: int) -> Iterator[int]:
-    """Forward a port of this host; its process is not QEMU."""
+    """Forward a port of this host, whose process is then not QEMU."""
     with socket.create_server(("127.0.0.1", 0)) as server:
 
         def serve() -> None:

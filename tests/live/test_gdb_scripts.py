@@ -1,4 +1,4 @@
-"""The GDB commands, inside real GDBs: their answers are the inspector's, and nothing is changed."""
+"""The GDB commands in real GDBs: they answer as the inspector does, and change nothing."""
 
 from __future__ import annotations
 
@@ -36,12 +36,12 @@ def said(command):
     except KeyboardInterrupt:
         return "interrupted"
 """
-"""What the scripts of these tests run inside GDB to compare before with after."""
+"""Code that the scripts of these tests run inside GDB to compare the state before and after."""
 
 
 @pytest.fixture(params=["host", *gdbs.SUITES])
 def gdb(request: pytest.FixtureRequest) -> str:
-    """The host's GDB, and newer ones where they have been fetched."""
+    """The host's GDB, and newer versions if they have been fetched."""
     if request.param == "host":
         return "gdb-multiarch"
     program = gdbs.program(request.param, fetch=False)
@@ -53,7 +53,7 @@ def gdb(request: pytest.FixtureRequest) -> str:
 def _run(gdb: str, *commands: str, **environment: str) -> subprocess.CompletedProcess[str]:
     """Run commands in a GDB that has sourced the script."""
     given = [f"-ex={command}" for command in (f"source {SCRIPT}", *commands)]
-    # The command of these tests' own installation is the one that is found.
+    # The script finds the inspector of the installation that runs these tests.
     path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
     return subprocess.run(
         [gdb, "-nx", "-batch", *given],
@@ -79,7 +79,7 @@ def _python(gdb: str, lab: Lab, body: str, tmp_path: Path) -> Any:
 
 
 def _fake(tmp_path: Path, body: str) -> str:
-    """Return the command that makes a script of a test the inspector."""
+    """Return the GDB command that runs a script of a test in place of the inspector."""
     program = tmp_path / "inspector"
     program.write_text(
         f"#!{sys.executable}\n"
@@ -338,7 +338,7 @@ def test_a_node_is_printed_decoded(gdb: str, node: Path) -> None:
 
 def test_the_inspector_says_where_the_script_is() -> None:
     script = Path(inspector("gdb-script").stdout.strip())
-    # The script of the checkout loads it.
+    # the script in the checkout (SCRIPT) loads this one
     assert script == SCRIPT.parents[1] / "inspector" / "gdb_scripts" / SCRIPT.name
 
 

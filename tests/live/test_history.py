@@ -1,4 +1,4 @@
-"""Who wrote an rmap word, on a machine that was recorded."""
+"""Which code wrote an rmap word, on a machine that was recorded."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ WRITERS = {"llist_add_batch", "kvmhv_insert_nest_rmap"}
 
 @pytest.fixture(scope="module")
 def replay(boot: Callable[..., Lab]) -> Iterator[Machine]:
-    """A replay that stands at its end (``boot`` only gives it a place for its state)."""
+    """A replay that is at its end (``boot`` only gives it a place for its state)."""
     with record("list-one-lpid", name="recorded") as machine:
         yield machine
 
 
 def _stands(machine: Machine) -> tuple[str, int]:
-    """Return QEMU's own word on the replay."""
+    """Return QEMU's status of the replay, and the instruction count at which it is."""
     status = machine.qmp.execute("query-status")["status"]
     return str(status), int(machine.qmp.execute("query-replay")["icount"])
 

@@ -1,4 +1,4 @@
-"""Moments that follow each other: each is what it would be if it stood alone."""
+"""Moments that follow each other: each one is equal to a moment that is read by itself."""
 
 from __future__ import annotations
 

@@ -23,7 +23,7 @@ WITHOUT_BTF = "6.1-64k"
 
 @pytest.fixture(autouse=True)
 def empty_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Forget every kernel, and have no kernel's files on this host."""
+    """Forget every kernel, and hide all kernels' files on this host."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     monkeypatch.setattr("inspector.image.files._kernel_candidates", lambda: iter(()))
     return tmp_path / "cache"

@@ -1,4 +1,4 @@
-"""What has changed and what goes on, asked of a machine that is held at its steps."""
+"""The questions about changes and activity, on a machine that is held at its steps."""
 
 from __future__ import annotations
 
@@ -75,7 +75,7 @@ def permissions(leaf: Leaf | None) -> int:
 
 
 def more_than_rc(change: LeafChange) -> bool:
-    """R and C are the hardware's; no operation of a step says them."""
+    """Say whether more changed than R and C, which the hardware sets and no operation names."""
     same = permissions(change.before) == permissions(change.after)
     return change.kind is not LeafKind.BITS or not same
 
@@ -161,7 +161,7 @@ def test_watched_until_interrupted(held: Lab) -> None:
             assert vm[name] == checked[name]
         assert vm["longest_lists"][0]["entries"] == checked["longest_list"]
     assert [row["vms"][0]["inserted"] for row in rows] == [None] + [0] * (len(rows) - 1)
-    # those of attaching, detaching and of an interrupted sample come on top
+    # the stops of attaching, of detaching and of an interrupted sample come on top
     seen = stopped_times(held.machine.qmp.events(wait=0.5))
     assert len(seen) >= sum(row["stops"] for row in rows)
     held.assert_untouched()

@@ -1,4 +1,4 @@
-"""Guests' memory full of marks, and none of them in anything that the inspector writes."""
+"""Guests' memory is full of marks, and nothing that the inspector writes contains one."""
 
 from __future__ import annotations
 

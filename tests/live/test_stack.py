@@ -118,7 +118,7 @@ def test_a_page_has_one_chain_by_all_its_addresses(stack: Machine) -> None:
 def test_l1_and_l2_run_the_same_build(
     stack: Machine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Nothing but the host's own kernel is taken for it."""
+    """Only the host's own kernel is taken for the host's kernel."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     found = acquire(stack.target, Options())
     assert found.origin.layout == "the target's memory"

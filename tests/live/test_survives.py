@@ -39,7 +39,7 @@ def _msr(stub: Stub) -> int:
 
 @pytest.mark.parametrize("idle", ["l1", "l2"])
 def test_stopped_in_a_guest(boot: Callable[..., Lab], idle: str) -> None:
-    """Where the vCPU runs a guest, a virtual read is wrong and the inspector is right."""
+    """While the vCPU runs a guest, a virtual read is wrong and the inspector is right."""
     lab = boot("singles", idle=idle)
     state = lab.machine.state
     image = ElfFile(Path(state.vmlinux))
@@ -136,7 +136,7 @@ def test_a_machine_that_was_stopped_stays_so(boot: Callable[..., Lab], read_path
 
 @pytest.mark.parametrize("read_path", ["direct", "gdb"])
 def test_killed_at_a_random_moment(boot: Callable[..., Lab], read_path: str) -> None:
-    """Whichever of the tool and its GDB is killed, or both, the machine goes on."""
+    """Whether the tool, its GDB or both are killed, the machine runs."""
     lab = boot("mixed")
     chance = random.Random(read_path)
     command = [sys.executable, "-m", "inspector", "check", lab.target, *lab.files]
@@ -156,7 +156,7 @@ def test_killed_at_a_random_moment(boot: Callable[..., Lab], read_path: str) -> 
                 os.kill(pid, signal.SIGKILL)
         _, errors = running.communicate(timeout=30)
         assert "Traceback" not in errors
-        # the relay outlives them, and is done a moment later
+        # the relay outlives them, and ends a moment later
         deadline = time.monotonic() + RELAY_DONE
         while lab.status() != "running" and time.monotonic() < deadline:
             time.sleep(0.05)

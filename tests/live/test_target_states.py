@@ -73,7 +73,7 @@ def test_a_stub_that_is_taken_is_told(boot: Callable[..., Lab]) -> None:
 
 @pytest.fixture
 def small_machine() -> Iterator[int]:
-    """The port of a machine that is none of 64-bit POWER."""
+    """The port of a machine that is not a 64-bit POWER machine."""
     with socket.create_server(("127.0.0.1", 0)) as server:
         port = server.getsockname()[1]
     arguments = ("-M", "ppce500", "-S", "-nodefaults", "-display", "none")
@@ -110,7 +110,7 @@ def test_the_wrong_kernel_is_refused(boot: Callable[..., Lab]) -> None:
 
 @pytest.fixture
 def silent_port() -> Iterator[int]:
-    """A port that takes connections and never says a word."""
+    """A port that takes connections and never sends a byte."""
     with socket.create_server(("127.0.0.1", 0)) as server:
         yield server.getsockname()[1]
 

@@ -40,7 +40,7 @@ def following(lab: Lab) -> subprocess.Popen[str]:
 
 
 def let_go(machine: Machine) -> None:
-    """Release a machine that may not survive it."""
+    """Let a machine run that may not survive that."""
     with contextlib.suppress(LabError):
         machine.release(20)
 

@@ -1,4 +1,4 @@
-"""What live tests ask of a lab machine besides the inspector."""
+"""Helpers of the live tests: lab machines, and running the inspector on them."""
 
 from __future__ import annotations
 
@@ -40,18 +40,18 @@ class Lab:
         return inspector(command, self.target, *self.files, *options)
 
     def status(self) -> str:
-        """Return QEMU's own word on whether the machine runs."""
+        """Return QEMU's own answer on whether the machine runs."""
         return str(self.machine.qmp.execute("query-status")["status"])
 
     def assert_untouched(self) -> None:
-        """The machine runs, and its stub is in virtual mode."""
+        """Assert that the machine runs, and that its stub is in virtual mode."""
         assert self.status() == "running"
         assert physical_mode(self.machine.state.gdb_port) == "0"
         assert self.status() == "running"
 
 
 def absent(what: str, remedy: str) -> NoReturn:
-    """Skip the test for want of something, except in CI, where that is a failure."""
+    """Skip the test because something is missing, except in CI, where that is a failure."""
     text = f"{what}; run {remedy}"
     if os.environ.get("CI"):
         pytest.fail(text)
@@ -59,7 +59,7 @@ def absent(what: str, remedy: str) -> NoReturn:
 
 
 def need_kernel(key: str) -> None:
-    """See that a kernel of the lab is there."""
+    """Skip the test, or fail in CI, if a kernel of the lab is missing."""
     if packages.cached_kernel(key) is None:
         absent(f"kernel {key} is not downloaded", f"fixtures/lab/lab install --kernel {key}")
 
@@ -77,13 +77,13 @@ def inspector(*arguments: str) -> subprocess.CompletedProcess[str]:
 
 
 def document(done: subprocess.CompletedProcess[str]) -> Any:
-    """Return the JSON a command printed, held against the published schema."""
+    """Return the JSON that a command printed, after a check against the published schema."""
     assert "Traceback" not in done.stderr
     return as_published(json.loads(done.stdout))
 
 
 def as_published(found: Any) -> Any:
-    """Hold a document against the published schema it names; return it."""
+    """Check a document against the published schema that it names; return it."""
     hold(found["schema"].removeprefix("inspector.").replace("/", "."), found)
     return found
 
@@ -114,7 +114,7 @@ def leaves_of(vm: Vm) -> set[tuple[int, int, int]]:
 
 
 def vm_at(snapshot: Snapshot, hva: int) -> Vm:
-    """Return the VM one of whose memslots lies at a user address."""
+    """Return the VM that has a memslot at a user address."""
     return next(
         vm for vm in snapshot.vms if any(slot.userspace_addr == hva for slot in vm.memslots)
     )

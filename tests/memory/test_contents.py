@@ -1,4 +1,4 @@
-"""Bytes of files: as those of an array, whatever becomes of the file."""
+"""Bytes of a file are read like those of an array, whatever happens to the file."""
 
 from __future__ import annotations
 

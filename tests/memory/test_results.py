@@ -1,4 +1,4 @@
-"""Parts that are used again: they are what they would be if they were made anew."""
+"""Parts that are used again are equal to parts that are made anew."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Segments of a buffer, against a dictionary of bytes."""
+"""Segments of a buffer, compared with a dictionary of bytes."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def oracle(segments: list[tuple[int, bytes]]) -> dict[int, int]:
 
 
 def expected(content: dict[int, int], address: int, length: int) -> bytes | None:
-    """Return the bytes there, None if one is missing."""
+    """Return the bytes at an address, None if one is missing."""
     found = [content.get(address + i) for i in range(length)]
     return None if None in found else bytes(value for value in found if value is not None)
 
@@ -90,7 +90,7 @@ def test_a_recording_holds_what_was_read_and_nothing_else(
 
 @given(st.data())
 def test_departures_from_a_copy(data: st.DataObject) -> None:
-    """Whatever was read in pieces of whatever length, and maybe twice, of a memory that changes."""
+    """Records of any length, some read twice, of a memory that changes."""
     content = bytearray(range(256)) * 16
     ranges = Ranges(addresses([0x1000, 0x3000]), addresses([2048, 2048]))
     memory = of_segments([(0x1000, bytes(content[:2048])), (0x3000, bytes(content[2048:]))])
