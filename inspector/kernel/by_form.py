@@ -95,8 +95,8 @@ def data_symbols(window: Window, table: Kallsyms, banner: Banner) -> dict[str, i
                 notes = _notes(window, table, told.get("BUILD-ID", ""))
                 return found | ({"__start_notes": notes} if notes else {})
     raise BadData(
-        f"no pointer to a VMCOREINFO of Linux {banner.release} is in the {(IMAGE * CHUNK) >> 20} "
-        f"MiB from physical {begin * CHUNK:#x}"
+        f"no VMCOREINFO of Linux {banner.release} was found by a pointer to it in the "
+        f"{(IMAGE * CHUNK) >> 20} MiB from physical {begin * CHUNK:#x}"
     )
 
 
