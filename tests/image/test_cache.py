@@ -1,4 +1,4 @@
-"""The cache of profiles: nothing is believed that somebody else may have put there."""
+"""The cache of profiles: a file that another user may have put there is never used."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from tests.fixtures import SMALL, pieces
 
 @pytest.fixture
 def profile(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Profile:
-    """A profile that is kept, and nothing else in the cache."""
+    """A profile that is the only one in the cache."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     found = pieces(SMALL)[1]
     symbols = {**found.symbols, "__start_notes": 1, "partition_tb": 1}
@@ -34,7 +34,7 @@ def file_of(profile: Profile) -> Path:
 
 
 def is_used(hint: str = "") -> bool:
-    """Say whether a profile is found, and see that a hint says why not, in one line."""
+    """Say whether a profile is found, and check that otherwise a hint of one line says why."""
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         found = list(cached_profiles())
