@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from inspector.dumps.file import open_file
+from inspector.dumps.file import AGAIN, open_file
 from inspector.dumps.kdump import KDUMP_MAGIC, Kdump, KdumpMemory, Layout, read_kdump
 from inspector.errors import BadData, MemoryNotReadable
 from inspector.memory.interface import Records
@@ -104,7 +104,8 @@ def open_split(target: str) -> tuple[Kdump, SplitMemory, str]:
         reached = part
     parts = [part for part, _ in opened]
     cut = "; ".join(part.cut for part in parts if part.cut)
-    return first, SplitMemory(parts), what_lacks([part.layout for part in parts]) or cut
+    lacks = what_lacks([part.layout for part in parts]) or (f"{cut}; {AGAIN}" if cut else "")
+    return first, SplitMemory(parts), lacks
 
 
 def _part(path: Path) -> Kdump:

@@ -1,9 +1,9 @@
 """A reader of BTF, the kernel's own type information.
 
-Just enough to answer one question: where in this structure is that member,
-and how long is it.  Format: Documentation/bpf/btf.rst and
+It answers one question: at which offset a structure has a member, and how
+large the member is.  Format: Documentation/bpf/btf.rst and
 include/uapi/linux/btf.h.  A module's BTF is "split": its type identifiers
-and string offsets go on where those of vmlinux end.
+and string offsets continue after the last ones of vmlinux.
 """
 
 from __future__ import annotations
@@ -35,13 +35,14 @@ INT, PTR, ARRAY, STRUCT, UNION, ENUM = 1, 2, 3, 4, 5, 6
 TYPEDEF, VOLATILE, CONST, RESTRICT, FUNC_PROTO, VAR = 8, 9, 10, 11, 13, 14
 DATASEC, FLOAT, DECL_TAG, TYPE_TAG, ENUM64 = 15, 16, 17, 18, 19
 _QUALIFIERS = (TYPEDEF, VOLATILE, CONST, RESTRICT, TYPE_TAG)
+# 32-bit words of a record after the three of its head: a fixed number, and so many per item.
 _FIXED_WORDS = {INT: 1, ARRAY: 3, VAR: 1, DECL_TAG: 1}
 _WORDS_PER_ITEM = {STRUCT: 3, UNION: 3, ENUM: 2, FUNC_PROTO: 2, DATASEC: 3, ENUM64: 3}
 _NESTING_LIMIT = 32
 
 
 class Member(NamedTuple):
-    """A member of a structure: byte offset, bytes it takes, and its BTF type."""
+    """A member of a structure: offset and size in bytes, and its BTF type."""
 
     offset: int
     size: int
@@ -49,7 +50,7 @@ class Member(NamedTuple):
 
 
 class Btf:
-    """One BTF blob, on top of the blob it was split from if there is one.
+    """One BTF blob, and its base blob if it is split.
 
     Args:
         data: the contents of a ``.BTF`` section.
@@ -72,7 +73,7 @@ class Btf:
         self._strings = data[first_string : first_string + given["str_len"]]
         whole = len(types) == given["type_len"] and len(self._strings) == given["str_len"]
         if not whole or len(types) % 4:
-            raise BadData("the BTF is truncated: its sections end beyond its end")
+            raise BadData("the BTF is truncated: a section ends after the end of the data")
         self._first_string = base.string_end if base else 0
         self._first_id = base.type_end if base else 1
         self._words = np.frombuffer(types, dtype=self._order + "u4")
@@ -101,6 +102,9 @@ class Btf:
             fixed[key] = value
         for key, value in _WORDS_PER_ITEM.items():
             per_item[key] = value
+        # Where a record begins follows from the length of the one before it.  following[i] is
+        # the end of a record that begins at word i; it is computed for every word at once, and
+        # the loop only follows the words at which records really begin.
         following = np.arange(3, len(words) + 2) + fixed[kind] + per_item[kind] * count
         chain = following.tolist()
         end = len(words)
@@ -110,9 +114,9 @@ class Btf:
             positions.append(position)
             position = chain[position]
         if position != end:
-            raise BadData("the BTF type section is damaged: its last record does not end with it")
+            raise BadData("the BTF type section is damaged: its last record ends elsewhere")
         if positions and int(kind[np.array(positions)].max()) > ENUM64:
-            raise BadData("the BTF holds a kind of type that is not known")
+            raise BadData("the BTF holds a type of a kind that is not known")
         return positions
 
     def _string(self, offset: int) -> str:
@@ -170,6 +174,7 @@ class Btf:
         return self._base.find_struct(name) if self._base else None
 
     def _name_offsets(self, name: str) -> list[int]:
+        # A split blob may name a type by a string of its base.
         needle = b"\0" + name.encode("ascii") + b"\0"
         blob: Btf | None = self
         offsets = []
@@ -199,6 +204,7 @@ class Btf:
         bitfields = int(owner._words[position + 1]) >> 31
         items = owner._words[position + 3 : position + 3 + 3 * count].reshape(-1, 3).tolist()
         for name_offset, member_type, bits in items:
+            # With kind_flag set, the highest byte is the width of a bit field.
             offset = (bits & 0xFFFFFF if bitfields else bits) // 8
             member_name = owner._string(name_offset) if name_offset else ""
             if member_name == name:

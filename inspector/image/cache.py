@@ -1,15 +1,16 @@
 """Profiles of kernels that were seen before, one file per build ID.
 
 They lie in ``$XDG_CACHE_HOME/inspector/layouts`` (``~/.cache`` where that is
-not set).  The cache is a convenience: what cannot be read is not there, and
-what cannot be written is not kept.
+not set).  The cache is a convenience: a profile that cannot be read counts as
+absent, and a profile that cannot be written is not kept.
 
-A profile decides what every word in a target means, so one that somebody else
-has put there could decide the verdict.  Folder and files are used only where
-they are the user's own, private, and files or folders indeed; each file has
-the digest of what was kept, and a target is compared with a profile as with
-one that the user gives (``kernel.host.confirmed``).  Somebody who can write
-the user's private files can replace this tool as well.
+A profile decides what every word in a target means, so a profile that another
+user has put there could decide the verdict.  The folder and the files are
+used only if they belong to the user, are private, and are a real folder and
+regular files.  Each file contains the digest of its profile, and a target is
+compared with a cached profile as with one that the user gives
+(``kernel.host.confirmed``).  Anyone who can write the user's private files
+can replace this tool as well.
 """
 
 from __future__ import annotations
@@ -34,23 +35,23 @@ from inspector.storage import ASIDE, DAMAGE, parsed_json, private_folder, write_
 __all__ = ["cached_profiles", "directory", "encoded", "keep", "used"]
 
 KEPT = 64
-"""So many profiles are kept; the one that was not used for the longest time goes first."""
+"""Number of profiles that are kept; the least recently used one is removed first."""
 LOOKED_AT = 1024
-"""So many files of the folder are looked at."""
+"""Number of files of the folder that are looked at."""
 ABANDONED = 3600.0
-"""Seconds after which a file that was not written to its end is removed."""
+"""Age in seconds after which an unfinished file is removed."""
 DIGEST = "kept"
 _BUILD_ID = re.compile(r"[0-9a-f]{8,128}")
 
 
 def directory() -> Path:
-    """Return the folder the profiles lie in; it may not exist."""
+    """Return the folder of the profiles; it need not exist."""
     base = Path(os.environ.get("XDG_CACHE_HOME", ""))
     return (base if base.is_absolute() else Path.home() / ".cache") / "inspector" / "layouts"
 
 
 def cached_profiles() -> Iterator[Profile]:
-    """Yield the profiles that are kept, the latest used first; damaged ones are passed over."""
+    """Yield the cached profiles, the most recently used first; damaged ones are skipped."""
     with contextlib.suppress(OSError, RuntimeError), _opened() as folder:
         if folder is None:
             return
@@ -62,10 +63,10 @@ def cached_profiles() -> Iterator[Profile]:
 
 @contextlib.contextmanager
 def _opened() -> Iterator[int | None]:
-    """Open the folder for a block, if it may be used.
+    """Open the folder for a block; yield None if it is not private.
 
     Raises:
-        OSError: there is none.
+        OSError: the folder does not exist or cannot be opened.
     """
     place = directory()
     folder = os.open(place, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
@@ -92,7 +93,7 @@ def _hint(text: str) -> None:
 
 
 def _files(folder: int) -> list[tuple[float, str]]:
-    """Return when the files of profiles were used last, and their names."""
+    """Return the time of the last use and the name of every profile's file."""
     found = []
     strange = 0
     with os.scandir(folder) as entries:
@@ -107,14 +108,14 @@ def _files(folder: int) -> list[tuple[float, str]]:
                 strange += 1
     if strange:
         _hint(
-            f"in the cache of kernel layouts {directory()}, what is no private file of yours is "
-            f"not used ({strange}); remove it"
+            f"entries of the cache of kernel layouts {directory()} are not used, because they are "
+            f"not private files of yours ({strange}); remove them"
         )
     return found
 
 
 def _read(folder: int, name: str) -> Profile | None:
-    """Return the profile in a file, None where it is not what was kept."""
+    """Return the profile in a file, None if the file is not as ``keep`` wrote it."""
     with contextlib.suppress(OSError, InspectorError, *DAMAGE):
         descriptor = os.open(name, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK, dir_fd=folder)
         with os.fdopen(descriptor, "rb") as file:
@@ -138,12 +139,12 @@ def _digest(document: Any) -> str:
 
 
 def _is_whole(profile: Profile) -> bool:
-    """Say whether a profile can be known again, and has what this version looks for.
+    """Say whether a profile can be matched with a target, and has all that this version reads.
 
-    Where data symbols are named at all, ``partition_tb`` is; earlier versions
-    did not look for it, nor for the words that confirm others, of which
-    every kernel has ``list_head.prev``.  One that does not say which modules'
-    types it was made from could not be compared with those that are loaded.
+    A kernel that names its data symbols names ``partition_tb``, and every
+    kernel has ``list_head.prev``; a profile without them comes from an
+    earlier version, which looked for neither.  A profile that does not record
+    which modules its types come from cannot be compared with the loaded ones.
     """
     symbols = profile.symbols
     named = bool(profile.module_btf or profile.module_build_ids)
@@ -156,7 +157,7 @@ def _is_whole(profile: Profile) -> bool:
 
 
 def keep(profile: Profile) -> None:
-    """Keep a profile, if its kernel has a build ID to know it by, and says where it is."""
+    """Keep a profile, if it has its kernel's build ID and the address of that in memory."""
     if not _BUILD_ID.fullmatch(profile.build_id) or not _is_whole(profile):
         return
     with contextlib.suppress(OSError, RuntimeError, InspectorError):
@@ -172,14 +173,14 @@ def keep(profile: Profile) -> None:
 
 
 def used(profile: Profile) -> None:
-    """Note that a profile was of use, so that it is kept longer than others."""
+    """Mark a profile as used now, so that it is kept longer than others."""
     with contextlib.suppress(OSError, RuntimeError), _opened() as folder:
         if folder is not None:
             os.utime(f"{profile.build_id}.json", dir_fd=folder, follow_symlinks=False)
 
 
 def _tidy(folder: int) -> None:
-    """Remove the profiles there are too many of, and files that were not written to their end."""
+    """Remove the least recently used profiles beyond ``KEPT``, and old unfinished files."""
     for _, name in sorted(_files(folder), reverse=True)[KEPT:]:
         os.unlink(name, dir_fd=folder)
     with os.scandir(folder) as entries:
@@ -194,5 +195,5 @@ def _tidy(folder: int) -> None:
 
 
 def encoded(profile: Profile) -> bytes:
-    """Return the JSON form of a profile as a file holds it."""
+    """Return the JSON form of a profile, as the contents of a file."""
     return (json.dumps(profile.to_json(), indent=1) + "\n").encode()

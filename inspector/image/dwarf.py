@@ -1,10 +1,11 @@
-"""Type information out of DWARF, for kernels built without BTF.
+"""Type information from DWARF, for kernels built without BTF.
 
-One compile unit of kvm-hv's debug file, book3s_hv_nested.c, sees what KVM has;
-the one that every module ends with sees ``struct module``, should the first
-not.  A module's debug file is relocatable; pyelftools
-would apply its relocations one by one for seconds, so they are applied here
-as arrays before it looks (64-bit ELF V2 ABI, 4.5: ADDR32 and ADDR64).
+Two compile units of kvm-hv's debug file are used.  book3s_hv_nested.c defines
+the structures of KVM.  kvm-hv.mod.c, the unit that every module ends with,
+defines ``struct module`` in case the first unit does not.  A module's debug
+file is relocatable.  pyelftools would apply its relocations one by one, which
+takes seconds, so they are applied here as arrays before pyelftools reads the
+file (64-bit ELF V2 ABI, 4.5: ADDR32 and ADDR64).
 """
 
 from __future__ import annotations
@@ -43,7 +44,7 @@ _POINTER_SIZE = 8
 
 
 class _Unit:
-    """A compile unit and the structures it defines; declarations are passed over."""
+    """A compile unit and the structures it defines; declarations are skipped."""
 
     def __init__(self, top: DIE) -> None:
         self.top = top
@@ -60,7 +61,7 @@ class _Unit:
 
 
 class Dwarf:
-    """The types that kvm-hv's compile units define; asked like ``inspector.image.btf.Btf``.
+    """The types that kvm-hv's compile units define, with the queries of ``image.btf.Btf``.
 
     Args:
         path: kvm-hv.ko's debug file, or an unstripped kvm-hv.ko.
@@ -69,7 +70,7 @@ class Dwarf:
 
     Raises:
         BadData: the file is damaged.
-        TargetNotSupported: it holds no DWARF of that compile unit.
+        TargetNotSupported: the file holds no DWARF of book3s_hv_nested.c.
     """
 
     def __init__(self, path: Path) -> None:
@@ -81,7 +82,7 @@ class Dwarf:
 
     @contextlib.contextmanager
     def _reading(self) -> Iterator[None]:
-        """Turn whatever pyelftools stumbles over in a damaged file into bad data."""
+        """Turn every exception that pyelftools raises over a damaged file into BadData."""
         try:
             yield
         except InspectorError:
@@ -177,7 +178,14 @@ class Dwarf:
 
 
 def _children(die: DIE) -> Iterator[DIE]:
-    """Yield the children; pyelftools follows what they say of their siblings wherever it leads."""
+    """Yield the children of an entry.
+
+    pyelftools follows sibling references without a check, so those of a
+    damaged file could lead back and never end.
+
+    Raises:
+        BadData: a child lies before the one that leads to it.
+    """
     last = die.offset
     for child in die.iter_children():
         if child.offset <= last:
@@ -224,10 +232,11 @@ def _relocated(data: bytes) -> bytes:
         index = entries["info"] >> np.uint64(32)
         value = values[index] + entries["addend"].astype(np.uint64)
         for code, width in _WIDTHS.items():
+            # One row per relocation of this kind: all bytes of all places are patched at once.
             rows = kind == code
             place = entries["offset"][rows].astype(np.int64)
             if place.size and int(place.max()) + width > target["sh_size"]:
-                raise ValueError(f"a relocation points beyond section {target.name}")
+                raise ValueError(f"a relocation points past the end of section {target.name}")
             piece = value[rows].astype(f"{order}u{width}").view(np.uint8).reshape(-1, width)
             patched[target["sh_offset"] + place[:, None] + np.arange(width)] = piece
     return patched.tobytes()

@@ -1,7 +1,7 @@
 """Kernel files: a vmlinux or a module, packed or not.
 
-pyelftools reads the section headers; the symbol table, which it would walk
-for seconds, is taken as one array.
+pyelftools reads the section headers.  The symbol table is read as one array,
+because pyelftools would need seconds to walk it.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ __all__ = [
 ]
 
 FILE_LIMIT = 1 << 31
-"""Bytes of a kernel file or a recording; with all of DWARF, a vmlinux has a quarter of it."""
+"""Most bytes of a kernel file or a recording; a vmlinux with all its DWARF has a quarter."""
 EM_PPC64 = 21
 NT_GNU_BUILD_ID = 3
 BUILD_ID_SIZE = 20
@@ -48,7 +48,8 @@ _DAMAGE = (AttributeError, KeyError, OverflowError, TypeError, ValueError)
 def headers_of(data: bytes) -> ELFFile:
     """Return pyelftools' view of an ELF file.
 
-    Importing it takes as long as reading a kernel of which everything is known.
+    pyelftools is imported only when it is needed: the import takes as long as
+    reading a kernel whose profile is known.
     """
     from elftools.elf.elffile import ELFFile
 
@@ -98,7 +99,7 @@ class SymbolTable:
         return sorted({value for _, value in self.places(name)})
 
     def covering(self, address: int) -> tuple[str, int] | None:
-        """Return name and value of the function that an address lies in, by the size it has."""
+        """Return name and value of the function whose extent holds an address."""
         value, size = self._entries["value"], self._entries["size"]
         inside = (value <= np.uint64(address)) & (np.uint64(address) - value < size)
         inside &= (self._entries["shndx"] != 0) & ((self._entries["info"] & STT_MASK) == STT_FUNC)
@@ -114,15 +115,16 @@ class SymbolTable:
         """Return section index and value of every defined symbol of this name.
 
         String tables are suffix-merged: ``modules`` may exist only as the
-        tail of another name, so every place where it ends is looked up.
+        tail of another name, so every offset at which it occurs is looked up.
         """
         return [(int(row["shndx"]), int(row["value"])) for row in self._named(name)]
 
     def entries(self, name: str) -> list[tuple[int, int]]:
-        """Return where the functions of this name are entered from their own module, and end.
+        """Return the local entry point and the end of every function of this name.
 
-        In ELFv2 that is behind the instructions that set up r2, by as much
-        as three bits of ``st_other`` say.
+        In ELFv2, callers of the same module enter a function after the
+        instructions that set up r2; the top three bits of ``st_other`` give
+        their length (``PPC64_LOCAL_ENTRY_OFFSET``: 0 and 1 stand for none).
         """
         rows = self._named(name)
         return [
@@ -173,7 +175,7 @@ class ElfFile:
                 return None
             begin, size = int(found["sh_offset"]), int(found["sh_size"])
         if begin + size > len(self._data):
-            raise BadData(f"{self.path} is truncated: its section {name} ends beyond its end")
+            raise BadData(f"{self.path} is truncated: section {name} ends after its end")
         return self._data[begin : begin + size]
 
     @cached_property
@@ -197,7 +199,7 @@ class ElfFile:
         return ""
 
     def at(self, address: int, length: int) -> bytes | None:
-        """Return what the file holds for a virtual address, if it holds it."""
+        """Return the file's bytes at a virtual address, None if it does not hold all of them."""
         with self._reading():
             for segment in self._elf.iter_segments("PT_LOAD"):
                 inside = address - segment["p_vaddr"]
@@ -224,6 +226,6 @@ def build_id_in(notes: bytes, byte_order: str) -> str:
 
 
 def build_ids_anywhere(data: bytes, byte_order: str) -> list[str]:
-    """Return every GNU build ID of 20 bytes whose note stands somewhere in some bytes."""
+    """Return every 20-byte GNU build ID whose note occurs in the data, in hexadecimal."""
     head = struct.pack(byte_order + "III", 4, BUILD_ID_SIZE, NT_GNU_BUILD_ID) + b"GNU\0"
     return [part[:BUILD_ID_SIZE].hex() for part in data.split(head)[1:]]

@@ -1,10 +1,10 @@
 """Find the kernel's files and prove that they belong to the target.
 
-A candidate vmlinux is the target's when the banner and the notes that it
-says lie in its read-only data do lie there in the target's memory.  The
-place is fixed by the symbol table, so the identical text of an L1 or L2
-kernel elsewhere in the same RAM cannot be taken for it.  A kernel that was
-loaded elsewhere (kdump's) is believed where the caller has found the host's.
+A candidate vmlinux belongs to the target if its banner and its build ID lie in
+the target's memory at the addresses that its symbol table names.  Because the
+addresses are fixed, the identical text of an L1 or L2 kernel elsewhere in the
+same RAM cannot be mistaken for it.  A kernel that was loaded elsewhere
+(kdump's) is accepted at the address where the caller has found the host's.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ NOTES_LENGTH = 512
 BANNER_LENGTH = 512
 MODULES = ("kvm-hv", "kvm")
 ANCHORS = ("halt_poll_ns", "kvm_rebooting", "kvm_debugfs_dir")
-"""Data that kvm.ko exports, so that its address is in memory on every kernel."""
+"""Data that kvm.ko exports, so every kernel has its address in memory."""
 
 MODULE_FOLDER = "kernel/arch/powerpc/kvm"
 _RELEASE = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+~-]{0,64}")
@@ -58,9 +58,9 @@ def profile_from_files(
             None to look beside the kernel and in the usual places.
         debug_file: the debug file of kvm-hv.ko, used where the kernel has no
             BTF, or None to look in the usual places.
-        elsewhere: asked where no kernel lies at the place its file says;
-            returns the physical address the host's begins at, 0 if that is
-            not known.
+        elsewhere: called if no kernel lies at the address in its file;
+            returns the physical address at which the host's kernel begins,
+            0 if it is not known.
 
     Raises:
         TargetNotSupported: no fitting kernel was found, or nothing describes its types.
@@ -108,17 +108,18 @@ def _by_btf(base: bytes, files: Mapping[str, ElfFile]) -> _Described:
         section = module.section(".BTF")
         if section is not None:
             blobs.append(Btf(section, vmlinux))
-            # With a base of its own it is changed when it is loaded.
+            # BTF with a base of its own is changed when the module is loaded, so its digest
+            # would never match.
             if module.section(".BTF.base") is None:
                 digests[name.replace("-", "_")] = hashlib.sha256(section).hexdigest()
     return _Described([*blobs, vmlinux], digests, {}, {})
 
 
 def _by_debug_file(release: str, files: Mapping[str, ElfFile], given: Path | None) -> _Described:
-    """Use the debug file of the very build of kvm-hv that was given or found.
+    """Take the types from the debug file of the very kvm-hv.ko that was given or found.
 
-    Kernels without BTF may have no data symbols in memory either, hence the
-    anchor.
+    A kernel without BTF may have no data symbols in memory either, so the
+    place of ``vm_list`` is kept as an anchor.
     """
     build_id = files["kvm-hv"].build_id
     anchor = _anchor(files["kvm"], "vm_list")
@@ -149,7 +150,7 @@ def _module(name: str, release: str, kernel: Path, given: Path | None) -> ElfFil
 
 
 def _anchor(module: ElfFile, name: str) -> tuple[str, int] | None:
-    """Say how far a symbol lies behind an exported one of the same section."""
+    """Return an exported symbol of a symbol's section, and how many bytes lie between them."""
     for section, value in module.symbols.places(name):
         for exported in ANCHORS:
             if not module.symbols.places(f"__ksymtab_{exported}"):
@@ -177,7 +178,10 @@ def _symbol(image: ElfFile, name: str) -> int:
 
 
 def _moved(image: ElfFile, begin: int) -> int:
-    """Say how far a kernel that begins at a physical address lies from where its file says."""
+    """Return the distance in bytes from a kernel's address in its file to ``begin``.
+
+    ``begin`` is the physical address at which it begins, 0 if not known.
+    """
     text = image.symbols.values("_text")
     return begin - linear_to_physical(text[0]) if begin and len(text) == 1 else 0
 
@@ -215,7 +219,7 @@ def _text_at(image: ElfFile, symbol: str) -> tuple[int, bytes] | None:
 
 
 def _given(memory: AddressSpace, kernel: Path, elsewhere: Callable[[], int]) -> tuple[ElfFile, int]:
-    """Return the file of the target's kernel, and how far that was moved."""
+    """Return the given file if it is the target's kernel, and how far the kernel was moved."""
     image = ElfFile(kernel)
     if _matches(memory, image):
         return image, 0
@@ -235,7 +239,7 @@ def _given(memory: AddressSpace, kernel: Path, elsewhere: Callable[[], int]) -> 
 
 
 def _found(memory: AddressSpace, elsewhere: Callable[[], int]) -> tuple[ElfFile, int]:
-    """Return the file of the target's kernel, and how far that was moved."""
+    """Return the file of the target's kernel on this host, and how far the kernel was moved."""
     tried = []
     for path in _kernel_candidates():
         try:
@@ -286,23 +290,23 @@ def _kernel_candidates() -> Iterator[Path]:
 
 
 def _folder_of(release: str) -> str:
-    """Return the name of the folders of a release.
+    """Return a release as the name of its folders.
 
-    It was read from a target, which may say anything.
+    The release was read from a target, so it may be any text, even a path.
 
     Raises:
         TargetNotSupported: no kernel has such a name.
     """
     if not _RELEASE.fullmatch(release):
         raise TargetNotSupported(
-            f"the kernel in the target calls itself {release[:RELEASE_SHOWN]!r}, by which no files "
-            "are looked for; give --debug-file or --layout"
+            f"the kernel in the target calls itself {release[:RELEASE_SHOWN]!r}, which cannot name "
+            "a folder of its files; give --debug-file or --layout"
         )
     return release
 
 
 def debug_files(release: str) -> Iterator[Path]:
-    """Yield where this host may keep the debug file of kvm-hv of a kernel.
+    """Yield the debug files of a kernel's kvm-hv in the usual places of this host.
 
     Raises:
         TargetNotSupported: no kernel has a release of this name.

@@ -1,19 +1,20 @@
 """The kernel's own symbol table, as it lies compressed in its read-only data.
 
-A name is a row of bytes, each of which stands for a token; the 256 tokens
-and an index of where each begins are unmistakable, so they are looked for.
-Everything else lies around them in an order that changed over time
-(scripts/kallsyms.c): what fits is taken, the version is not asked.
+A name is a sequence of bytes, and each byte is the number of a token.  The
+256 tokens and the index of their offsets are unmistakable, so the search
+looks for them.  Everything else lies around them in an order that changed
+over time (scripts/kallsyms.c).  The decoder tries the orders and takes the
+one that fits; it does not look at the kernel's version.
 
 ===========  ==================================================================
 to 6.3       addresses, number, names, markers, (order by name), tokens, index
 from 6.4     number, names, markers, tokens, index, addresses, order by name
 addresses    8 bytes each; from 4.6 on 4 bytes, relative to a base, positive
              ones absolute in one variant; in the newest kernels relative to
-             the place of the entry itself
+             the address of the entry itself
 names        a length, then that many bytes; lengths over 127 take two bytes
              from 6.1 on
-markers      where every 256th name begins
+markers      offset of every 256th name
 ===========  ==================================================================
 """
 
@@ -36,34 +37,36 @@ __all__ = ["CHUNK", "SYMBOLS_BELOW", "Kallsyms", "Tokens", "Window", "decode", "
 CHUNK = 1 << 20
 PIECE = 1 << 12
 DIGITS = b"".join(b"%d\0" % digit for digit in range(10))
+"""The tokens "0" to "9".  A character that occurs in names is a token of its own."""
 FIRST_DIGIT = ord("0")
 TOKENS = 256
 TOKENS_LIMIT = 1 << 13
 GROUP = 256
-"""A marker stands for so many names."""
+"""Number of names from one marker to the next."""
 NAME_LIMIT = 514
-"""The longest compressed name with its length."""
+"""Most bytes of a compressed name, including its length."""
 MARKER_LIMITS = (2 * GROUP, NAME_LIMIT * GROUP)
 FEWEST_MARKERS = 2
 MARKERS_LIMIT = 1 << 13
 MARKER_WINDOWS = (1 << 20, 1 << 22)
-"""How far before the tokens the markers may lie: the order by name can lie between them."""
+"""Bytes before the tokens to search for the markers: the order by name can lie between."""
 NAMES_LIMIT = 1 << 26
 PLACES_LIMIT = 1 << 16
-"""So many places are tried; a kernel has its names at one of the first."""
+"""Number of places for the names that are tried; a real kernel has them at one of the first."""
 ALIGNMENTS = (4, 8)
 PADDING = 8
 TEXT_KINDS = tuple("tTwW")
 SYMBOLS_BELOW = 16
-"""How far down a symbol of the text is looked for."""
+"""Number of symbol addresses, going down, that are searched for a symbol of the text."""
 
+# A random weight for each character: names are compared by the sums of their weights first.
 _WEIGHTS = np.random.default_rng(256).integers(0, 1 << 64, size=256, dtype=np.uint64)
 
 
 class Window:
-    """Physical memory that is read in chunks, each of them once.
+    """Physical memory, read in chunks of ``CHUNK`` bytes, each of them once.
 
-    Pages that are not there read as zeros, which no table survives.
+    Pages that cannot be read are zeros; a table with such a page is rejected.
     """
 
     def __init__(self, memory: AddressSpace) -> None:
@@ -73,6 +76,7 @@ class Window:
     def chunk(self, index: int) -> bytes:
         """Return the chunk that begins at ``index * CHUNK``."""
         if index not in self._chunks:
+            # Page by page, so that a missing page does not lose the whole chunk.
             where = addresses(index * CHUNK) + np.arange(CHUNK // PIECE, dtype=np.uint64) * (
                 np.uint64(PIECE)
             )
@@ -80,11 +84,11 @@ class Window:
         return self._chunks[index]
 
     def held(self, index: int) -> bytes:
-        """Return a chunk if it was read before, else nothing."""
+        """Return a chunk that was read before, or no bytes if it was not."""
         return self._chunks.get(index, b"")
 
     def read(self, address: int, length: int) -> bytes:
-        """Return ``length`` bytes at a physical address."""
+        """Return ``length`` bytes at a physical address; below 0 they are zeros."""
         if address < 0:
             return bytes(length)
         first, last = address // CHUNK, (address + length - 1) // CHUNK
@@ -94,7 +98,7 @@ class Window:
 
 
 class Tokens(NamedTuple):
-    """The token table: where it and the end of its index lie, and what it says."""
+    """A token table: its physical address, that of its index's end, and the tokens."""
 
     place: int
     end: int
@@ -130,13 +134,15 @@ class Kallsyms:
     def find(self, wanted: Iterable[str]) -> dict[str, list[int]]:
         """Return the distinct addresses of the symbols of these names.
 
-        Each name's tokens are added up; only names whose sum is a wanted
-        one are spelt out.
+        Names are first compared by the sums of their weights; only a name
+        whose sum is that of a wanted name is decoded.
         """
         sought = {name.encode("ascii") for name in wanted}
         sums = addresses([_sum(name) for name in sought])
         per_token = addresses([_sum(token) for token in self._tokens])
         kind = addresses([_sum(token[:1]) for token in self._tokens])
+        # total[i] is the sum of the first i bytes of all names, so the sum of any name is one
+        # subtraction.  The first character of a name is its kind, which no wanted name has.
         total = np.concatenate((addresses([0]), np.cumsum(per_token[self._names])))
         begin, end = self._rows.begin, self._rows.begin + self._rows.size
         first = kind[self._names[np.minimum(begin, self._names.size - 1)]]
@@ -153,7 +159,7 @@ class Kallsyms:
         """Return the last symbol of the kernel's text at or below an address, and its address.
 
         Text symbols are those of kind t or w, in either case; an address
-        behind the last symbol of all is nobody's.
+        after the last symbol of all belongs to none.
         """
         if not self.first <= address <= self.last:
             return None
@@ -174,7 +180,7 @@ class Kallsyms:
 
 
 class _Rows(NamedTuple):
-    """Where in the names' bytes each name's tokens begin, and how many there are."""
+    """One row per name: the offset of its first token in the names' bytes, and their number."""
 
     begin: NDArray[np.int64]
     size: NDArray[np.int64]
@@ -185,10 +191,11 @@ def _sum(text: bytes) -> int:
 
 
 def token_tables(window: Window, chunks: Iterable[int]) -> Iterator[Tokens]:
-    """Yield every token table whose digits stand in some chunks, chunk by chunk."""
+    """Yield every token table whose digits lie in the given chunks, chunk by chunk."""
     overlap = len(DIGITS) - 1
     for index in chunks:
         data = window.chunk(index)
+        # The digits may cross the border to a chunk that was read before.
         before, after = window.held(index - 1)[-overlap:], window.held(index + 1)[:overlap]
         joined = before + data + after
         found = joined.find(DIGITS)
@@ -224,7 +231,7 @@ def decode(window: Window, tokens: Tokens) -> Kallsyms:
 def _places(
     window: Window, tokens: Tokens
 ) -> Iterator[tuple[int, NDArray[np.int64], int, int, int]]:
-    """Yield markers and where they stand, and for each where the names and their number may be."""
+    """Yield the markers' address, the markers, the names' address, and the number's, and that."""
     for size in MARKER_WINDOWS:
         for at, markers in _marker_runs(window, tokens, size):
             for start, number_at, count in _names_before(window, tokens, at, markers):
@@ -232,7 +239,10 @@ def _places(
 
 
 def _first_group_fits(names: bytes, marker: int) -> bool:
-    """Say whether the lengths lead from the beginning to the second marker: most do not."""
+    """Say whether the lengths lead from the first name to the second marker.
+
+    Most candidates fail here, before all their names are read.
+    """
     place = 0
     last = min(marker, len(names)) - 1
     for _ in range(GROUP):
@@ -240,6 +250,7 @@ def _first_group_fits(names: bytes, marker: int) -> bool:
             return False
         size = names[place]
         if size & 0x80:
+            # A length of two bytes: seven bits here, the higher ones in the next byte.
             place += 1
             size = (size & 0x7F) | (names[place] << 7)
         if not size:
@@ -249,10 +260,11 @@ def _first_group_fits(names: bytes, marker: int) -> bool:
 
 
 def _tokens(window: Window, digits: int) -> Tokens | None:
-    """Read the tokens around those for the digits; None if no index after them fits them."""
+    """Return the tokens around those of the digits, None if no index after them fits them."""
     begin = max(0, digits - TOKENS_LIMIT)
     data = window.read(begin, digits - begin + TOKENS_LIMIT)
     here = digits - begin
+    # The tokens from "0" to the last one are skipped, to find the index after them.
     end = here
     for _ in range(TOKENS - FIRST_DIGIT):
         end = data.find(b"\0", end) + 1
@@ -274,11 +286,15 @@ def _tokens(window: Window, digits: int) -> Tokens | None:
 def _marker_runs(
     window: Window, tokens: Tokens, size: int
 ) -> Iterator[tuple[int, NDArray[np.int64]]]:
-    """Yield every row of numbers before the tokens that grows from 0 on as markers do."""
+    """Yield every run of words before the tokens that grows from 0 as markers do.
+
+    Each comes with its physical address; the run closest to the tokens is first.
+    """
     begin = max(0, tokens.place - size)
     begin += (tokens.place - begin) % 4
     raw = window.read(begin, (tokens.place - begin) // 4 * 4)
     words = np.frombuffer(raw, dtype=tokens.byte_order + "u4").astype(np.int64)
+    # A run ends at the first step that no group of names can have.
     step = np.diff(words)
     grows = (step >= MARKER_LIMITS[0]) & (step <= MARKER_LIMITS[1])
     stops = np.append(np.flatnonzero(~grows), words.size - 1)
@@ -292,7 +308,9 @@ def _marker_runs(
 def _names_before(
     window: Window, tokens: Tokens, at: int, markers: NDArray[np.int64]
 ) -> Iterator[tuple[int, int, int]]:
-    """Yield where the names may begin, where their number stands, and that number."""
+    """Yield addresses at which the names may begin, with the address and value of their number."""
+    # The names end at the markers, and the last group of them has a bounded length.  So they
+    # begin within a known range; their number lies before them, and there may be padding.
     last = at - int(markers[-1])
     begin = max(0, last - GROUP * NAME_LIMIT)
     begin += (at - begin) % 4
@@ -306,9 +324,11 @@ def _names_before(
 
 
 def _rows(names: Bytes, markers: NDArray[np.int64], count: int) -> _Rows | None:
-    """Follow the lengths from every marker at once; None where they miss the next marker."""
+    """Follow the lengths from every marker at once; None if they miss the next marker."""
     if not names.size or markers[-1] >= names.size:
         return None
+    # A column is a group, and row i has the i-th name of every group.  The last group may have
+    # fewer names; what its column holds after them is cut off at the end.
     begin = np.zeros((GROUP, markers.size), dtype=np.int64)
     size = np.zeros((GROUP, markers.size), dtype=np.int64)
     position = markers.copy()
@@ -318,6 +338,7 @@ def _rows(names: Bytes, markers: NDArray[np.int64], count: int) -> _Rows | None:
     for i in range(GROUP):
         if i == in_last:
             end = int(position[-1])
+        # A length over 127 has two bytes: seven bits in the first, the higher ones in the second.
         low = names[np.minimum(position, last)].astype(np.int64)
         high = names[np.minimum(position + 1, last)].astype(np.int64)
         big = low >> 7
@@ -333,26 +354,33 @@ def _rows(names: Bytes, markers: NDArray[np.int64], count: int) -> _Rows | None:
 
 
 def _values(window: Window, tokens: Tokens, number_at: int, count: int) -> U64:
-    """Return the addresses, in the first form that makes sorted kernel addresses of them."""
+    """Return the addresses, in the first form that gives sorted kernel addresses.
+
+    Raises:
+        BadData: no form does.
+    """
     order = tokens.byte_order
     base_before = number_at - 8
     small = 4 * count
     for place in sorted({tokens.end + -tokens.end % alignment for alignment in ALIGNMENTS}):
         after = place + small
+        # From 6.4 on the offsets come after the index, and the base after them.
         yielded = _relative(window, order, place, after + -after % 8, count)
         if yielded is not None:
             return yielded
-        # From 7.0 on there is no base: an entry counts from where it stands itself.
+        # From 7.0 on there is no base: an offset is relative to its own address.
         here = addresses(LINEAR_MAP | place) + np.arange(count, dtype=np.uint64) * (np.uint64(4))
         offsets = np.frombuffer(window.read(place, small), dtype=order + "i4")
         steps = offsets.astype(np.int64).view(np.uint64)
         values = here + steps
-        # The tables stand behind the first symbol and before the last.
+        # The offsets lie after the first symbol of the kernel and before the last one.
         if offsets[0] < 0 < offsets[-1] and _plausible(values):
             return values
+    # Up to 6.3 the base lies right before the number, and the offsets before the base.
     before = _relative(window, order, base_before - small - small % 8, base_before, count)
     if before is not None:
         return before
+    # Absolute addresses, before the number or after the index.
     for place in (number_at - 8 * count, tokens.end + -tokens.end % 8):
         absolute = np.frombuffer(window.read(place, 8 * count), dtype=order + "u8")
         if _plausible(absolute.astype(np.uint64)):
@@ -363,7 +391,7 @@ def _values(window: Window, tokens: Tokens, number_at: int, count: int) -> U64:
 
 
 def _relative(window: Window, order: str, place: int, base_at: int, count: int) -> U64 | None:
-    """Return addresses that count from a base, or None if these do not."""
+    """Return addresses that are stored as offsets from a base, None if these words are not."""
     base = np.frombuffer(window.read(base_at, 8), dtype=order + "u8").astype(np.uint64)
     if not _linear(base).all():
         return None
@@ -371,6 +399,8 @@ def _relative(window: Window, order: str, place: int, base_at: int, count: int) 
     values = base + offsets.astype(np.uint64)
     if offsets[0] == 0 and _plausible(values):
         return values
+    # With CONFIG_KALLSYMS_ABSOLUTE_PERCPU only negative offsets are relative, to one below the
+    # base, and positive ones are absolute (kallsyms_sym_address).
     signed = offsets.view(order + "i4").astype(np.int64)
     relative = base - np.uint64(1) - signed.view(np.uint64)
     counted = relative[signed < 0]
@@ -380,6 +410,7 @@ def _relative(window: Window, order: str, place: int, base_at: int, count: int) 
 
 
 def _linear(values: U64) -> NDArray[np.bool_]:
+    # Unsigned: an address below the linear map wraps to a large number.
     inside: NDArray[np.bool_] = values - np.uint64(LINEAR_MAP) < np.uint64(LINEAR_SIZE)
     return inside
 

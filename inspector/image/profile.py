@@ -1,7 +1,8 @@
 """What the tool knows of one kernel: symbols, structure offsets, page size.
 
-A profile is the only thing the floors above take from a kernel image, and it
-is plain data: a capture carries its own, so that it opens with no other file.
+A profile is the only thing that the packages above this one take from a kernel
+image.  It is plain data, and every capture contains its own, so that it can be
+opened without another file.
 
 JSON form (``PROFILE_FORMAT`` 1)::
 
@@ -39,7 +40,7 @@ __all__ = [
 
 PROFILE_FORMAT = 1
 PROFILE_LIMIT = 1 << 20
-"""No profile has more bytes; those that were made have 7,000."""
+"""Most bytes of a profile in JSON; real ones have about 7,000."""
 STRUCT_LIMIT = 1 << 20
 """No structure of the kernel is larger than this many bytes."""
 
@@ -64,7 +65,7 @@ OPTIONAL_SYMBOLS = (
     "vmcoreinfo_data",
     "vmcoreinfo_size",
 )
-"""Symbols that say more of the kernel where there are any."""
+"""Symbols that are used if the kernel has them."""
 
 STRUCTS: Mapping[str, tuple[str, ...]] = {
     "btf": ("data", "data_size", "name"),
@@ -183,7 +184,7 @@ INTEGERS = (1, 2, 4, 8)
 """Sizes of integers in bytes."""
 
 GATHERED = ("revmap_entry", "rmap_nested")
-"""Structures that are read by the thousand, and as words."""
+"""Structures that are read by the thousand, as 64-bit words."""
 GATHERED_LIMIT = 1 << 8
 WORD = 8
 
@@ -198,10 +199,10 @@ OPTIONAL_STRUCTS = frozenset(
         "revmap_entry",
     }
 )
-"""Structures that may be absent: without a qspinlock, for one, a spinlock is a plain word."""
+"""Structures that may be absent; for instance, a spinlock without a qspinlock is a plain word."""
 
 STABLE: Mapping[str, tuple[int, Mapping[str, tuple[int, int]]]] = {
-    # Since 3.10 (2171364d1a92), as far as this member.
+    # Since 3.10 (2171364d1a92), up to this member.
     "cpu_spec": (104, {"mmu_features": (32, 4)}),
     # Since 4.20 (01959dfe771c).
     "xa_node": (
@@ -218,14 +219,14 @@ STABLE: Mapping[str, tuple[int, Mapping[str, tuple[int, int]]]] = {
         },
     ),
 }
-"""Layouts that have not changed for long, for type information that leaves them out.
+"""Layouts that have not changed for years, for type information that does not define them.
 
-The compile unit whose DWARF is read only declares these.
+The compile unit whose DWARF is read only declares these structures.
 """
 
 
 class Types(Protocol):
-    """Type information of a kernel, whatever it comes from; types are named by numbers."""
+    """Type information of a kernel, from any source; a type is identified by a number."""
 
     def find_struct(self, name: str) -> int | None:
         """Return the type of a structure that is defined here."""
@@ -257,7 +258,11 @@ class StructLayout:
         return self.place(member)[0]
 
     def place(self, member: str) -> tuple[int, int]:
-        """Return offset and size of a member, in bytes."""
+        """Return offset and size of a member, in bytes.
+
+        Raises:
+            TargetNotSupported: this kernel has no such member.
+        """
         try:
             return self.members[member]
         except KeyError:
@@ -271,14 +276,14 @@ class StructLayout:
 class Profile:
     """Everything the tool needs to know of a kernel.
 
-    ``symbols`` are virtual addresses of vmlinux symbols; ``vmcoreinfo`` is
-    the kernel's own VMCOREINFO text as it stands in memory, or empty;
-    ``module_btf`` the SHA-256 of the type information of the modules that
-    ``structs`` was taken from, ``module_build_ids`` the GNU build IDs, in
-    hexadecimal, of modules whose debug files it was taken from.  ``anchors``
-    says of a symbol of the module
-    kvm that a kernel without CONFIG_KALLSYMS_ALL does not name in memory how
-    far it lies behind one that the module exports.
+    ``symbols`` are virtual addresses of vmlinux symbols.  ``vmcoreinfo`` is
+    the kernel's own VMCOREINFO text as it is in memory, or empty.
+    ``module_btf`` has the SHA-256 of the BTF of every module that ``structs``
+    was taken from, and ``module_build_ids`` the GNU build ID, in hexadecimal,
+    of every module whose debug file it was taken from.  ``anchors`` locates
+    symbols of the module kvm that a kernel without CONFIG_KALLSYMS_ALL does
+    not name in memory: an exported symbol of the module, and the distance in
+    bytes from it.
     """
 
     release: str
@@ -343,7 +348,7 @@ class Profile:
         """Read the documented JSON form.
 
         Raises:
-            BadData: it is not that form, or of a newer format.
+            BadData: the text does not have that form, or has another format.
         """
         try:
             raw = parsed_json(text)
@@ -393,7 +398,7 @@ class Profile:
             f"struct {name}" for name in STRUCTS.keys() - OPTIONAL_STRUCTS - self.structs.keys()
         ]
         if missing:
-            raise BadData(f"the layout profile lacks {', '.join(missing)}")
+            raise BadData(f"the layout profile is missing {', '.join(missing)}")
         wrong = [name for name, value in self.symbols.items() if not 0 <= value < (1 << 64)]
         wrong += [
             f"{name}.{member}"
@@ -411,7 +416,7 @@ class Profile:
         nodes = self.structs["rmap_nested"].members.items()
         wrong += [f"rmap_nested.{member}" for member, place in nodes if place[0] % WORD]
         if wrong:
-            raise BadData(f"the layout profile has no possible place for {', '.join(wrong)}")
+            raise BadData(f"the layout profile has impossible values for {', '.join(wrong)}")
         if self.page_size not in PAGE_SIZES:
             raise TargetNotSupported(
                 f"the kernel has pages of {self.page_size} bytes; only 4 KiB and 64 KiB are known"
@@ -421,8 +426,8 @@ class Profile:
 def layouts(blobs: Sequence[Types], names: Iterable[str] = STRUCTS) -> dict[str, StructLayout]:
     """Look structures up in type information, the most specific first.
 
-    Members that a kernel does not have are left out; whoever needs one asks
-    for it and is told.
+    Members that a kernel does not have are left out; ``StructLayout.place``
+    raises an error for them.
 
     Raises:
         TargetNotSupported: a structure is in none of the blobs.

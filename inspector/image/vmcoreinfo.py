@@ -1,4 +1,4 @@
-"""VMCOREINFO: what a kernel says of itself for readers of its memory."""
+"""VMCOREINFO: the text in which a kernel describes itself for readers of its memory."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ __all__ = ["PAGE_SIZES", "facts", "read_vmcoreinfo", "release_and_page_size"]
 
 LIMIT = 1 << 16
 PAGE_SIZES = (1 << 12, 1 << 16)
-"""Bytes of a page that kernels are known to have."""
+"""The page sizes of kernels that are known, in bytes."""
 
 
 def read_vmcoreinfo(memory: AddressSpace, symbols: Mapping[str, int], byte_order: str) -> str:
     """Return the text in memory, or an empty one for a kernel that keeps none.
 
     Raises:
-        BadData: the kernel has not written it, or what leads to it is damaged.
-        MemoryNotReadable: it leads nowhere.
+        BadData: the kernel has not written it, or its length is damaged.
+        MemoryNotReadable: the text, or a word that leads to it, is missing.
     """
     if not {"vmcoreinfo_data", "vmcoreinfo_size"} <= symbols.keys():
         return ""
@@ -47,7 +47,7 @@ def release_and_page_size(text: str) -> tuple[str, int]:
     """Return the kernel's release and its page size in bytes.
 
     Raises:
-        BadData: the text lacks one of them.
+        BadData: the text is missing one of them.
     """
     known = facts(text)
     try:

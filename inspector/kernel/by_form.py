@@ -1,9 +1,10 @@
-"""Find by its form what a kernel without CONFIG_KALLSYMS_ALL does not name in memory.
+"""Find by its form the data that a kernel without CONFIG_KALLSYMS_ALL does not name in memory.
 
-Such a kernel's symbol table holds its functions alone.  Its data is found by
-what must stand in it: the banner and the build ID as text, VMCOREINFO behind
-a pointer beside its length, the list of modules as the ring of ``struct
-module`` in vmalloc space that passes through one place in the kernel's image.
+The symbol table of such a kernel holds only functions.  Its data is found by
+its known contents: the banner and the build ID by their text, VMCOREINFO by a
+pointer to it next to its length, and the list of modules as the ring of
+``struct module`` in vmalloc space that passes through one place in the
+kernel's image.
 """
 
 from __future__ import annotations
@@ -37,7 +38,7 @@ from inspector.structures.space import KernelSpace
 __all__ = ["IMAGE", "Banner", "banner_near", "data_symbols", "modules_head"]
 
 IMAGE = 64
-"""Chunks from a kernel's beginning in which its symbol table and its data are looked for."""
+"""Chunks from a kernel's beginning in which its symbol table and its data are searched."""
 
 BANNER_DISTANCE = 8
 BANNER_LENGTH = 512
@@ -51,7 +52,7 @@ _BANNER = re.compile(rb"Linux version (\S+) \([^\0]*\n\0")
 
 
 class Banner(NamedTuple):
-    """The linear address of ``linux_banner``, and the release it tells."""
+    """The linear address of ``linux_banner``, and the release that it names."""
 
     address: int
     release: str
@@ -69,11 +70,10 @@ def banner_near(window: Window, place: int) -> Banner | None:
 
 
 def data_symbols(window: Window, table: Kallsyms, banner: Banner) -> dict[str, int]:
-    """Return the linear addresses of what VMCOREINFO and the image itself tell of.
+    """Return the linear addresses of the symbols that VMCOREINFO and the image itself give.
 
-    VMCOREINFO is believed if it is of the banner's release and names the
-    place of the symbol table that was found (from 6.0 on), or else the
-    beginning of its text.
+    VMCOREINFO is accepted if it has the banner's release, and the address of
+    the symbol table that was found (from 6.0 on) or else that of ``_stext``.
 
     Raises:
         BadData: there is no VMCOREINFO of this kernel.
@@ -81,7 +81,7 @@ def data_symbols(window: Window, table: Kallsyms, banner: Banner) -> dict[str, i
     found = {"linux_banner": banner.address}
     begin = linear_to_physical(table.first) // CHUNK
     last = linear_to_physical(table.last) // CHUNK
-    # Data lies behind the last function.
+    # Data lies after the last function.
     likeliest_first: list[int] = [*range(last, begin + IMAGE), *range(begin, last)]
     for chunk in likeliest_first:
         for data, size, text in _vmcoreinfo_in(window, chunk, table.byte_order):
@@ -95,8 +95,8 @@ def data_symbols(window: Window, table: Kallsyms, banner: Banner) -> dict[str, i
                 notes = _notes(window, table, told.get("BUILD-ID", ""))
                 return found | ({"__start_notes": notes} if notes else {})
     raise BadData(
-        f"no VMCOREINFO of Linux {banner.release} hangs on the {(IMAGE * CHUNK) >> 20} MiB from "
-        f"physical {begin * CHUNK:#x}"
+        f"no VMCOREINFO of Linux {banner.release} was found by a pointer to it in the "
+        f"{(IMAGE * CHUNK) >> 20} MiB from physical {begin * CHUNK:#x}"
     )
 
 
@@ -105,12 +105,12 @@ def modules_head(kernel: KernelSpace, first: int, wanted: Set[str], pause: Pause
 
     Args:
         kernel: its address space, with the layout of ``struct module``.
-        first: the linear address the kernel begins at.
-        wanted: names of modules of which one must be on the list.
+        first: the linear address at which the kernel begins.
+        wanted: names of modules, one of which must be on the list.
         pause: gives a block in which reads cause no stops of their own.
 
     Raises:
-        TargetNotSupported: none of them is loaded, or not with this layout.
+        TargetNotSupported: none of them is loaded, or none has this layout.
         MemoryNotReadable: memory is missing where they may lie.
     """
     image = range(first, first + IMAGE * CHUNK)
@@ -144,9 +144,9 @@ def modules_head(kernel: KernelSpace, first: int, wanted: Set[str], pause: Pause
     names = " or ".join(sorted(wanted))
     if refused:
         raise TargetNotSupported(
-            f"what is named {names} in the kernel's vmalloc space is no struct module as the debug "
-            f"file lays it out ({'; '.join(refused[:SHOWN])}); give --debug-file with the debug "
-            "file of the very kvm-hv.ko that is loaded"
+            f"the name {names} is in the kernel's vmalloc space, but in no struct module as the "
+            f"debug file lays it out ({'; '.join(refused[:SHOWN])}); give --debug-file with the "
+            "debug file of the very kvm-hv.ko that is loaded"
         )
     if lost:
         raise MemoryNotReadable(
@@ -156,8 +156,9 @@ def modules_head(kernel: KernelSpace, first: int, wanted: Set[str], pause: Pause
 
 
 def _vmcoreinfo_in(window: Window, chunk: int, byte_order: str) -> Iterator[tuple[int, int, str]]:
-    """Yield where in a chunk a pointer to VMCOREINFO and its length stand, and the text."""
+    """Yield the addresses in a chunk of a pointer to VMCOREINFO and of its length, and the text."""
     begin = max(0, chunk * CHUNK - WORD)
+    # The words of the chunk and the last one before it, because the pair may cross the border.
     words = np.frombuffer(window.read(begin, CHUNK + WORD), dtype=byte_order + "u8")
     words = words.astype(np.uint64)
     inside = words & np.uint64(OFFSET_MASK)
@@ -165,6 +166,8 @@ def _vmcoreinfo_in(window: Window, chunk: int, byte_order: str) -> Iterator[tupl
         inside % np.uint64(SMALLEST_PAGE) == 0
     )
     length = (words > 0) & (words <= LIMIT)
+    # vmcoreinfo_data and vmcoreinfo_size are neighbours in either order.  ``rows`` are the words
+    # of the pointers, and ``size`` is the step from a pointer to its length.
     for data, size in ((pointer[:-1] & length[1:], 1), (pointer[1:] & length[:-1], -1)):
         rows = np.flatnonzero(data) + (size < 0)
         texts, present = window.memory.read_many(inside[rows], len(TEXT))
@@ -188,7 +191,7 @@ def _address(told: dict[str, str], symbol: str) -> int:
 
 
 def _notes(window: Window, table: Kallsyms, build_id: str) -> int:
-    """Return the address of the note with the kernel's build ID, 0 if it is not there."""
+    """Return the linear address of the note with the kernel's build ID, 0 if there is none."""
     if not re.fullmatch(r"([0-9a-f]{2})+", build_id):
         return 0
     data = bytes.fromhex(build_id)
@@ -204,9 +207,9 @@ def _notes(window: Window, table: Kallsyms, build_id: str) -> int:
 
 
 class _Part(NamedTuple):
-    """A part of vmalloc space: its address, its contents, and an address in it that is missing.
+    """A part of vmalloc space: its address, its contents, and the first address that is missing.
 
-    Pages that are not there read as zeros, which hold no module.
+    Pages that cannot be read are zeros, in which no module is found.
     """
 
     base: int
@@ -217,7 +220,7 @@ class _Part(NamedTuple):
 def _mapped(kernel: KernelSpace) -> Iterator[_Part]:
     """Yield everything in vmalloc space that may hold modules.
 
-    Modules are mapped page by page, with an unmapped page behind each.
+    Modules are mapped page by page, with an unmapped page after each.
 
     Raises:
         MemoryNotReadable: a part of the kernel's page table is not in the target.
@@ -231,6 +234,7 @@ def _mapped(kernel: KernelSpace) -> Iterator[_Part]:
     pages = table.address | np.uint64(LINEAR_MAP)
     rows = (pages >= VMALLOC) & (pages < VMALLOC_END) & (table.size == kernel.page_size)
     pages = pages[rows]
+    # One part for each run of adjacent pages.
     for part in np.split(pages, np.flatnonzero(np.diff(pages) != kernel.page_size) + 1):
         if 0 < part.size * kernel.page_size <= MEMORY_LIMIT:
             yield _contents(kernel, part)
@@ -249,7 +253,7 @@ def _contents(kernel: KernelSpace, pages: U64) -> _Part:
 
 
 def _head(kernel: KernelSpace, module: int, image: range) -> int:
-    """Follow the list a module seems to be on; return its head, in the kernel's image.
+    """Follow the list that a module seems to be on; return its head in the kernel's image.
 
     Raises:
         BadData: this is no module, or not on such a list.

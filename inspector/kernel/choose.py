@@ -1,4 +1,4 @@
-"""Where the description of a target's kernel comes from: the sources, in order."""
+"""The sources from which a target's kernel is described, in the order in which they are tried."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ __all__ = ["DescribedKernel", "describe_kernel"]
 
 @dataclass(frozen=True)
 class DescribedKernel:
-    """A profile, where it comes from, and the kernels that were met and are not the host's."""
+    """A profile, its source, and the kernels that were found and are not the host's."""
 
     profile: Profile
     source: str
@@ -38,8 +38,8 @@ def describe_kernel(
 
     Args:
         memory: the target's physical memory.
-        options: the files that were given; they are used, and compared with the target.
-        vmcoreinfo: the VMCOREINFO a dump carries, if it does.
+        options: the files that the user gave, which are compared with the target.
+        vmcoreinfo: the VMCOREINFO that a dump contains, or empty.
         pause: gives a block in which reads cause no stops of their own.
 
     Raises:
@@ -89,7 +89,7 @@ def _from_files(
 
 
 def _from_cache(memory: AddressSpace, debug_file: Path | None, pause: Pause) -> Profile | None:
-    """Return the profile that fits, made from the debug file if one is given."""
+    """Return the cached profile that fits; if a debug file is given, one that was made from it."""
     build_id = ElfFile(debug_file).build_id if debug_file else None
     for profile in cached_profiles():
         if build_id is not None and profile.module_build_ids.get("kvm_hv") != build_id:

@@ -1,11 +1,11 @@
-"""Find the host's kernel in physical memory, with no file.
+"""Find the host's kernel in physical memory, without its files.
 
-Its symbol table is looked for first where kernels lie: from physical 0 on,
-in read-only data behind the text.  What it says is believed once the kernel
-is proved to be the host's own; its types are then read from memory too, its
-own between ``__start_BTF`` and ``__stop_BTF``, KVM's modules' from the
-kernel's copies.  What it does not say is found by its form, and its types
-come from a debug file.
+The search for its symbol table begins where kernels usually lie: from physical
+0 on, in the read-only data after the text.  The table is used once the kernel
+is proved to be the host's own.  The types are then read from memory too: the
+kernel's between ``__start_BTF`` and ``__stop_BTF``, and those of KVM's modules
+from the kernel's copies.  If the table does not name the kernel's data, the
+data is found by its form, and the types come from a debug file.
 """
 
 from __future__ import annotations
@@ -47,15 +47,15 @@ from inspector.structures.space import KernelSpace
 __all__ = ["FoundKernel", "find_kernel"]
 
 LIKELY = (*range(15, 32), *range(15))
-"""Chunks of a kernel in the order they are searched; symbol tables were seen from the first on."""
+"""Chunks of a kernel in the order of the search; a symbol table can lie as early as the first."""
 
 BASES = ((CHUNK, 1 << 34), (1 << 16, 1 << 30))
-"""Steps and ends of the search for a kernel that was loaded elsewhere."""
+"""Step and end, in bytes, of each search for a kernel that was not loaded at physical 0."""
 
 BASES_LIMIT = 16
 HEAD = 32
 NOPS = (bytes.fromhex("60000000") * 8, bytes.fromhex("00000060") * 8)
-"""How a kernel that runs begins, in either byte order: its entry is patched out."""
+"""The first bytes of a running kernel, in either byte order: its entry is patched to nops."""
 
 BTF_LIMIT = 1 << 26
 BANNER_LENGTH = 512
@@ -63,7 +63,7 @@ SHOWN = 3
 UNNAMED = "its kallsyms hold no data symbols (CONFIG_KALLSYMS_ALL)"
 FIRST_STRUCTS = ("btf", "btf_module", "cpu_spec", "list_head", "mod_kallsyms", "module")
 SELF_REFERENCES = ("slab_caches",)
-"""A list whose entries lie in the linear map, so that it is there on every host."""
+"""Lists whose entries lie in the linear map, so that they can be followed on every host."""
 
 _RELEASE = re.compile(rb"Linux version (\S+) \(")
 
@@ -72,10 +72,11 @@ _RELEASE = re.compile(rb"Linux version (\S+) \(")
 class FoundKernel:
     """The host's kernel.
 
-    ``place`` is the physical address its symbols say it begins at;
-    ``rejected`` tells which other kernels were met, and why they are not the
-    host's.  ``profile`` is None where the kernel does not carry enough, and
-    ``missing`` then says what; ``debug_file`` is the one its types come from.
+    ``place`` is the physical address at which it begins, by its symbols.
+    ``rejected`` says which other kernels were found, and why they are not the
+    host's.  ``profile`` is None if the kernel's memory does not hold enough
+    for one, and ``missing`` then says what is missing.  ``debug_file`` is the
+    file that the types come from, None if they come from memory.
     """
 
     release: str
@@ -96,15 +97,15 @@ def find_kernel(
 
     Args:
         memory: the target's physical memory.
-        vmcoreinfo: the VMCOREINFO a dump carries, if it does.
+        vmcoreinfo: the VMCOREINFO that a dump contains, or empty.
         pause: gives a block in which reads cause no stops of their own.
-        debug_file: the debug file of kvm-hv.ko to take the types from; without
-            one, and where the kernel carries no types, the usual places of
-            this host are searched.
+        debug_file: the debug file of kvm-hv.ko to take the types from.  If it
+            is None and the kernel has no types in memory, the usual places of
+            this host are searched for one.
 
     Raises:
-        TargetNotSupported: there is none, or its KVM cannot be inspected, or
-            the debug file is not that of the module that is loaded.
+        TargetNotSupported: no host kernel was found, or its KVM cannot be
+            inspected, or the debug file is not that of the loaded module.
     """
     rejected: list[str] = []
     seen: set[int] = set()
@@ -128,7 +129,7 @@ def find_kernel(
 
 
 def _token_places(memory: AddressSpace, vmcoreinfo: str) -> Iterator[tuple[Window, Tokens]]:
-    """Yield what may be the tokens of a kernel's symbol table, the likeliest first."""
+    """Yield candidates for the tokens of a kernel's symbol table, the likeliest first."""
     window = Window(memory)
 
     def tables(chunks: Iterable[int]) -> Iterator[tuple[Window, Tokens]]:
@@ -148,7 +149,10 @@ def _token_places(memory: AddressSpace, vmcoreinfo: str) -> Iterator[tuple[Windo
 
 
 def _bases(memory: AddressSpace) -> Iterator[int]:
-    """Yield where kernels begin that were not loaded at physical 0."""
+    """Yield the physical addresses at which a kernel may begin that was not loaded at 0.
+
+    There are at most ``BASES_LIMIT``, because each costs a search of the memory after it.
+    """
     seen: set[int] = set()
     for step, end in BASES:
         where = np.arange(step, end, step, dtype=np.uint64)
@@ -166,9 +170,9 @@ def _host(window: Window, table: Kallsyms, pause: Pause, debug_file: Path | None
     """Prove that a kernel is the host's, and describe it.
 
     Raises:
-        BadData: it is not.
-        MemoryNotReadable: it leads to memory that is not there.
-        TargetNotSupported: it is, but its KVM cannot be inspected.
+        BadData: it is not the host's.
+        MemoryNotReadable: it leads to memory that is missing.
+        TargetNotSupported: it is the host's, but its KVM cannot be inspected.
     """
     memory = window.memory
     here = LINEAR_MAP | table.place
@@ -191,6 +195,7 @@ def _host(window: Window, table: Kallsyms, pause: Pause, debug_file: Path | None
     if "__start_notes" in symbols:
         build_id = build_id_at(memory, symbols["__start_notes"], table.byte_order)
     types = _types(window, symbols)
+    # _with_vmcoreinfo replaces the page size and the VMCOREINFO, which are not known yet.
     profile = Profile(
         release=match[1].decode("ascii", "replace"),
         build_id=build_id,
@@ -245,7 +250,7 @@ def _types(window: Window, symbols: dict[str, int]) -> Btf | None:
 
 
 def _unnamed(window: Window, table: Kallsyms, pause: Pause, debug_file: Path | None) -> FoundKernel:
-    """Describe a kernel whose data its symbol table does not name.
+    """Describe a kernel whose symbol table does not name its data.
 
     Raises:
         BadData: it is not the host's.
@@ -277,17 +282,17 @@ def _unnamed(window: Window, table: Kallsyms, pause: Pause, debug_file: Path | N
 def _by_debug_file(
     memory: AddressSpace, found: FoundKernel, profile: Profile, pause: Pause, given: Path | None
 ) -> FoundKernel:
-    """Take the types from the debug file that was given, or where they are missing from one here.
+    """Take the types from the given debug file or, if they are missing, from one on this host.
 
     Args:
         memory: the target's physical memory.
-        found: what its memory says of the kernel.
+        found: the kernel, as it was found in memory.
         profile: its symbols.
         pause: gives a block in which reads cause no stops of their own.
-        given: the debug file, if one was.
+        given: the debug file that the user gave, or None.
 
     Raises:
-        TargetNotSupported: none that there is describes what is loaded.
+        TargetNotSupported: no debug file describes the modules that are loaded.
     """
     if given is not None:
         return _with_types(memory, found, profile, pause, given)
@@ -308,7 +313,7 @@ def _with_types(
     try:
         types = Dwarf(path)
         if not types.build_id:
-            raise BadData("it has no build ID to know the module by that is loaded")
+            raise BadData("it has no build ID to compare with that of the loaded module")
         whole = replace(
             profile, structs=layouts([types]), module_build_ids={"kvm_hv": types.build_id}
         )
@@ -347,7 +352,7 @@ def _with_vmcoreinfo(memory: AddressSpace, profile: Profile) -> Profile:
 
 
 def _page_size(memory: AddressSpace, profile: Profile) -> int:
-    """Return the size of the page that holds a loaded module, by the kernel's page table."""
+    """Return the size in bytes of the page that holds a loaded module, by the page table."""
 
     def word(physical: int, order: str) -> int:
         return integer(memory.read(physical, 8), order)

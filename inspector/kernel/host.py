@@ -1,8 +1,8 @@
-"""Is this kernel the host's own, and can its KVM be inspected.
+"""Prove that a kernel is the host's own, and that its KVM can be inspected.
 
-An L1 or L2 kernel of the same build lies in the same RAM with the same
-bytes.  Only the host's pointers and page table mean the physical memory they
-lie in: a guest's are addresses of the guest.
+An L1 or L2 kernel of the same build lies in the same RAM with the same bytes.
+Only the pointers and the page table of the host's kernel refer to the physical
+memory in which they lie: those of a guest's kernel are addresses of the guest.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ __all__ = [
 ]
 
 Pause = Callable[[], AbstractContextManager[None]]
-"""Gives a block in which many reads cause no stops of their own."""
+"""Gives a block in which reads cause no stops of their own."""
 
 MMU_FTR_TYPE_RADIX = 0x40
 KVM_MODULES = ("kvm_hv", "kvm")
@@ -55,13 +55,13 @@ PREVIOUS = 8
 
 
 def require_radix(kernel: KernelSpace) -> None:
-    """See that the host uses the radix MMU.
+    """Check that the host uses the radix MMU.
 
-    A kernel that does not name ``cur_cpu_spec`` shows it by its page table:
-    with the hash MMU the linear map is not in it.
+    If ``cur_cpu_spec`` is not named, the kernel's page table decides: with
+    the hash MMU it does not hold the linear map.
 
     Raises:
-        TargetNotSupported: it does not.
+        TargetNotSupported: the host uses the hash MMU.
     """
     symbols = kernel.profile.symbols
     if "cur_cpu_spec" in symbols:
@@ -92,7 +92,7 @@ def kvm_modules(kernel: KernelSpace) -> dict[str, int]:
 
 
 def not_loaded(missing: Iterable[str], where: str = "") -> TargetNotSupported:
-    """Return the error that says which of KVM's modules are not there."""
+    """Return the error that says which of KVM's modules are missing."""
     return TargetNotSupported(
         f"KVM-HV is not loaded in the target (no module {' and no module '.join(missing)}{where}); "
         "load it there with 'modprobe kvm_hv'",
@@ -101,14 +101,14 @@ def not_loaded(missing: Iterable[str], where: str = "") -> TargetNotSupported:
 
 
 def prove_own(kernel: KernelSpace, place: int) -> None:
-    """See that the kernel's own page table and list of modules mean this memory.
+    """Check that the kernel's own page table and list of modules refer to this memory.
 
     Args:
         kernel: its address space.
         place: a linear address at which the kernel was found.
 
     Raises:
-        BadData: they mean another memory, so this is a guest's kernel, or
+        BadData: they refer to another memory, so this is a guest's kernel, or
             the remains of one.
     """
     prove_mapped(kernel, place)
@@ -116,10 +116,10 @@ def prove_own(kernel: KernelSpace, place: int) -> None:
 
 
 def prove_mapped(kernel: KernelSpace, place: int) -> None:
-    """See that the kernel's own page table means this memory.
+    """Check that the kernel's own page table refers to this memory.
 
     Raises:
-        BadData: it means another one.
+        BadData: it refers to another memory.
     """
     swapper = linear_to_physical(kernel.profile.symbols["swapper_pg_dir"])
     found = translate(kernel.memory, pte.Root(swapper, pte.PGD_BITS), addresses([place]))
@@ -132,15 +132,15 @@ def prove_mapped(kernel: KernelSpace, place: int) -> None:
 
 
 def require_ring(kernel: KernelSpace, name: str, head: int) -> None:
-    """See that the first entry of a list leads back to the list's head.
+    """Check that the first entry of a list leads back to the list's head.
 
     Raises:
-        BadData: it does not.
+        BadData: it does not lead back.
     """
     try:
         back = kernel.pointer(kernel.pointer(head) + PREVIOUS)
     except MemoryNotReadable as error:
-        raise BadData(f"its list {name} at {head:#x} leads nowhere: {error}") from error
+        raise BadData(f"its list {name} at {head:#x} cannot be followed: {error}") from error
     if back != head:
         raise BadData(f"its list {name} at {head:#x} leads back to {back:#x}")
 
@@ -148,8 +148,8 @@ def require_ring(kernel: KernelSpace, name: str, head: int) -> None:
 def module_types(kernel: KernelSpace) -> dict[str, bytes]:
     """Return the type information of KVM's modules that the kernel keeps.
 
-    ``module.btf_data`` is zero once a module is loaded; the kernel's copy
-    hangs on ``btf_modules``.
+    ``module.btf_data`` is zero once a module is loaded; the kernel's copy is
+    on the list ``btf_modules``.
     """
     head = kernel.profile.symbols.get("btf_modules")
     if head is None or not {"btf", "btf_module"} <= kernel.profile.structs.keys():
@@ -171,13 +171,13 @@ def module_types(kernel: KernelSpace) -> dict[str, bytes]:
 
 
 def require_build_ids(kernel: KernelSpace) -> None:
-    """See that the modules whose debug files the layout was taken from are those that are loaded.
+    """Check that the layout was taken from the debug files of the modules that are loaded.
 
-    A module's memory holds the note with its build ID.  One that is not
-    loaded is passed over.
+    A module's memory holds the note with its build ID.  A module that is not
+    loaded is skipped.
 
     Raises:
-        TargetNotSupported: another build of one is loaded.
+        TargetNotSupported: another build of a module is loaded.
     """
     wanted = kernel.profile.module_build_ids
     for name, module in find_modules(kernel, set(wanted)).items():
@@ -192,16 +192,16 @@ def require_build_ids(kernel: KernelSpace) -> None:
 
 
 def digest(types: bytes) -> str:
-    """Return what a profile remembers of a module's type information."""
+    """Return the SHA-256 of a module's type information, which a profile keeps."""
     return hashlib.sha256(types).hexdigest()
 
 
 def confirmed(memory: AddressSpace, profile: Profile, pause: Pause) -> Profile:
-    """Return a ready-made profile, once the target's own memory agrees with it.
+    """Return a ready-made profile with the target's VMCOREINFO, if the target's memory agrees.
 
     Raises:
-        TargetNotSupported: it is not the profile of the kernel that runs
-            there, or its KVM cannot be inspected.
+        TargetNotSupported: it is not the profile of the target's kernel, or
+            KVM cannot be inspected.
     """
     try:
         with pause():
@@ -227,7 +227,7 @@ def confirmed(memory: AddressSpace, profile: Profile, pause: Pause) -> Profile:
 
 
 def _kept_types(kernel: KernelSpace) -> dict[str, bytes]:
-    """Return the modules' type information as far as the target has it.
+    """Return the modules' type information that the target has.
 
     makedumpfile 1.7 drops the kernel's copy from dumps of Linux 7.2 at level
     31; the build ID of vmlinux has been compared by then.
@@ -239,7 +239,11 @@ def _kept_types(kernel: KernelSpace) -> dict[str, bytes]:
 
 
 def _compare(memory: AddressSpace, profile: Profile) -> None:
-    """Compare banner and build ID at the places the profile names."""
+    """Compare the banner and the build ID at the addresses that the profile names.
+
+    Raises:
+        BadData: one of them differs.
+    """
     symbols = profile.symbols
     banner = BANNER + profile.release.encode() + b" "
     place = linear_to_physical(symbols["linux_banner"])

@@ -1,7 +1,7 @@
 """Names for addresses of the host's code: the kernel's kallsyms, and those of its modules.
 
-A module's symbol table in memory has sizes, so that an address between two
-functions belongs to none; the kernel's own has none.
+A module's symbol table in memory has sizes, so an address between two
+functions belongs to neither.  The kernel's own table has no sizes.
 """
 
 from __future__ import annotations
@@ -23,11 +23,11 @@ __all__ = ["CodePlace", "Symbols"]
 
 ANCHOR = "linux_banner"
 SEARCHED = 32
-"""Chunks around the kernel's banner in which its symbol table is looked for."""
+"""Chunks on each side of the kernel's banner in which its symbol table is searched."""
 
 
 class CodePlace(NamedTuple):
-    """An address of code as people read it; ``function`` is empty where it has no name."""
+    """An address of code and the function that holds it; ``function`` is empty if it is unknown."""
 
     address: int
     function: str = ""
@@ -46,14 +46,14 @@ class CodePlace(NamedTuple):
 
 
 class Symbols:
-    """Looks up what stands at addresses of the host's code."""
+    """Looks up the functions at addresses of the host's code."""
 
     def __init__(self, kernel: KernelSpace) -> None:
         self._kernel = kernel
         self._known: dict[int, CodePlace] = {}
 
     def at(self, address: int) -> CodePlace:
-        """Return what stands at an address; never raises, since a name only helps."""
+        """Return the function at an address; never raises, because a name is only a help."""
         if address not in self._known:
             self._known[address] = self._in_kernel(address) or self._in_module(address)
         return self._known[address]
@@ -71,7 +71,7 @@ class Symbols:
 
     @cached_property
     def _kallsyms(self) -> Kallsyms | None:
-        """The kernel's own table, which says of the banner what the profile says."""
+        """The kernel's own table: the one that has the banner at the profile's address."""
         symbols = self._kernel.profile.symbols
         middle = linear_to_physical(symbols[ANCHOR]) // CHUNK
         window = Window(self._kernel.memory)
@@ -92,7 +92,7 @@ class Symbols:
         found: dict[str, SymbolTable] = {}
         offset, size = kernel.profile.struct("module").place("name")
         head = kernel.profile.symbols["modules"]
-        # a table that cannot be read leaves its addresses without names
+        # The addresses of a table that cannot be read have no names.
         with contextlib.suppress(InspectorError):
             for module in list_entries(kernel, head, "module", "list"):
                 name = kernel.read(module + offset, size).split(b"\0", 1)[0]

@@ -1,8 +1,8 @@
 """Collect the snapshot of a host from its kernel address space.
 
-The walk starts at ``vm_list`` and follows what virt/kvm/kvm_main.c and
-arch/powerpc/kvm/book3s_hv_nested.c keep.  What cannot be read is noted and
-the rest is still collected.
+The walk starts at ``vm_list`` and follows the structures that
+virt/kvm/kvm_main.c and arch/powerpc/kvm/book3s_hv_nested.c keep.  A part that
+cannot be read is noted as a gap, and the rest is still collected.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ __all__ = ["collect", "held_locks", "vm_list"]
 QSPINLOCK_LOCKED = 0x1
 WORD = 8
 NAMED = 8
-"""So many of the missing nodes are named."""
+"""Number of missing nodes, or of HPT entries, that the text of a gap names."""
 CONFIRMING = (
     "arch.mmu_ready",
     "arch.nested_enable",
@@ -63,7 +63,7 @@ CONFIRMING = (
     "slots_lock.owner",
     "users_count",
 )
-"""Members of ``struct kvm`` that confirm others, and that older captures do not have."""
+"""Members of ``struct kvm`` that confirm others; older captures do not have them."""
 MEMSLOT_PAGES = (1 << 31) - 1
 """The most that a memslot may have (``KVM_MEM_MAX_NR_PAGES``)."""
 
@@ -90,7 +90,7 @@ def vm_list(kernel: KernelSpace) -> int | None:
 
 
 def held_locks(kernel: KernelSpace, vms: int | None) -> list[int]:
-    """Return the addresses of the VMs whose ``mmu_lock`` is held now, as far as can be read."""
+    """Return the addresses of the VMs whose ``mmu_lock`` is held; unreadable VMs are left out."""
     held = []
     for vm in _gather(_vms(kernel, vms), [], ""):
         with suppress(MemoryNotReadable):
@@ -100,12 +100,12 @@ def held_locks(kernel: KernelSpace, vms: int | None) -> list[int]:
 
 
 def collect(kernel: KernelSpace, vms: int | None, making: Making = anew) -> Snapshot:
-    """Collect every VM on the list at ``vms``, or where that is None on the one found by form.
+    """Collect every VM on the list at ``vms``, or, if that is None, on the list found by form.
 
     Args:
         kernel: the host's kernel.
-        vms: the list's address.
-        making: makes VMs, tables and rmaps, or has them from an earlier time.
+        vms: the address of the list.
+        making: makes VMs, tables and rmaps, or returns them unchanged from an earlier moment.
     """
     gaps: list[Gap] = []
     found = []
@@ -145,7 +145,7 @@ def _vms(
 
 
 def _users(kernel: KernelSpace) -> Word | None:
-    """Return the number of references on kvm_hv; there is none where that is built in."""
+    """Return the number of references to kvm_hv, None if kvm_hv is built in or it is unknown."""
     if "vm_list" in kernel.profile.symbols or "refcnt" not in kernel.profile.struct("module"):
         return None
     try:
@@ -169,7 +169,10 @@ def _word(kernel: KernelSpace, struct: str, address: int, member: str) -> Word |
 
 
 class _Partition(NamedTuple):
-    """The partition table, or why there is none; ``damaged`` if what leads to it is."""
+    """The address of the partition table, or why it is unknown.
+
+    ``damaged`` says that a word that leads to the table is damaged or missing.
+    """
 
     table: int | None = None
     why: str = ""
@@ -183,7 +186,7 @@ class _Partition(NamedTuple):
             return cls(None, str(error), not isinstance(error, TargetNotSupported))
 
     def entry(self, kernel: KernelSpace, lpid: int, gaps: list[Gap]) -> PartitionEntry | None:
-        """Return an LPID's entry, or None and note why not; a table that is not there once."""
+        """Return an LPID's entry, or None and add a gap; a missing table makes only one gap."""
         if self.table is None:
             gap = Gap(f"{Part.PARTITION.value}: {self.why}", Part.PARTITION, whole=True)
             if gap not in gaps:
@@ -210,7 +213,7 @@ def _is_held(kernel: KernelSpace, word: int) -> bool:
 def _gather(
     items: Iterator[Item], gaps: list[Gap], what: str, part: Part | None = None
 ) -> list[Item]:
-    """Take what an iterator yields before it fails, and note the failure."""
+    """Return the items that an iterator yields before it fails, and add a gap for the failure."""
     taken: list[Item] = []
     try:
         for item in items:
@@ -247,12 +250,12 @@ def _vm(kernel: KernelSpace, address: int, partition: _Partition, making: Making
         strays = _strays(kernel, address, of_nested)
     pid = None
     try:
-        # far from the other members, in a page of its own
+        # This member is far from the others, in a page that may be missing by itself.
         pid = field("userspace_pid")
     except MemoryNotReadable as error:
         gaps.append(Gap(f"the process of the VM: {error}"))
     lpid = field("arch.lpid")
-    # A hash guest runs without an entry of this form: one that is missing is no gap.
+    # A hash guest runs without an entry of this form, so a missing entry is no gap.
     own = partition.entry(kernel, lpid, gaps if radix else [])
     gaps += _table_gaps("L0's table", host, Part.HOST)
     gaps += _rmap_gaps(kernel, memslots, rmaps, Part.RMAPS)
@@ -312,7 +315,7 @@ def _strays(kernel: KernelSpace, vm: int, comparison: Comparison) -> list[tuple[
 
 
 def _optional(kernel: KernelSpace, struct: str, address: int, member: str) -> int | None:
-    """Read a member that the layout may not have, and the target neither."""
+    """Return a member, or None if the layout or the target does not have it."""
     if member not in kernel.profile.struct(struct):
         return None
     with suppress(MemoryNotReadable):
@@ -330,7 +333,7 @@ def _frames(kernel: KernelSpace, address: int, size: int) -> tuple[int, ...]:
 
 
 def _page_directory(kernel: KernelSpace, vm: int) -> int:
-    """Return the kernel address of the page table of a VM's process, 0 where it is not known."""
+    """Return the kernel address of the page table of a VM's process, 0 if it is not known."""
     with suppress(BadData, MemoryNotReadable):
         return _process_root(kernel, vm)
     return 0
@@ -340,8 +343,8 @@ def _process_root(kernel: KernelSpace, vm: int) -> int:
     """Return the kernel address of the page table of a VM's process.
 
     Raises:
-        BadData: no root of a page table can be there.
-        MemoryNotReadable: what leads to it is missing.
+        BadData: the root of a page table cannot be at the address.
+        MemoryNotReadable: a word that leads to it is missing.
     """
     mm = kernel.field("kvm", vm, "mm")
     root = kernel.field("mm_struct", mm, "pgd")
@@ -427,7 +430,7 @@ def _table(kernel: KernelSpace, pgtable: int, making: Making) -> LeafTable:
 
 
 def _in_order(memslots: list[Memslot]) -> tuple[Memslot, ...]:
-    """Sort memslots by place: kernels with an array of them keep them the other way round."""
+    """Sort memslots by gfn; kernels that keep them in an array have the highest gfn first."""
     return tuple(sorted(memslots, key=lambda memslot: memslot.base_gfn))
 
 
@@ -483,7 +486,7 @@ def _nested_guests(
     making: Making,
     comparison: Comparison,
 ) -> tuple[list[Nested], list[int] | None]:
-    """Return the L2 guests of a VM, and the LPIDs of those that could not be read, if known."""
+    """Return the L2 guests of a VM, and the LPIDs of the unreadable ones, None if not all known."""
     guest: _Guest | InspectorError
     try:
         guest = _Guest(_process_root(kernel, vm), memslots)
@@ -515,7 +518,7 @@ def _nested_guests(
 
 
 class _Guest(NamedTuple):
-    """What L1's memory is reached by: the page table of its process, and its memslots."""
+    """The way to L1's memory: the page table of its process, and its memslots."""
 
     page_directory: int
     memslots: tuple[Memslot, ...]

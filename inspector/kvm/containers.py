@@ -1,12 +1,12 @@
-"""What KVM keeps its memslots and nested guests in, which changed over time.
+"""The containers in which KVM keeps memslots and nested guests, which changed over time.
 
-The newest form is probed for first, by its member; versions are never asked,
-since changes were backported.
+The form of a container is recognized by its members, the newest form first,
+and never by the kernel's version, because changes were backported.
 
-Every container says what is in it more than once, and the walk holds the one
-against the other.  A set of memslots is never changed while it is in use:
-the kernel changes the other one, or a copy, and then has ``kvm->memslots``
-lead there.  So words of the set in use that disagree are no update half done.
+Every container holds much of its contents more than once, and the walk
+compares the copies.  A set of memslots is never changed while it is in use:
+the kernel changes the other set, or a copy, and then points ``kvm->memslots``
+to it.  So words of the set in use that disagree are not an unfinished update.
 """
 
 from __future__ import annotations
@@ -34,13 +34,13 @@ def memslot_addresses(
 ) -> Iterator[int]:
     """Yield the address of every ``struct kvm_memory_slot`` of address space 0.
 
-    Since 5.17 (a54d806688fe) ``kvm->memslots[0]`` is one of two sets of the
-    same slots, a tree by gfn; ``node_idx`` says which of the two nodes in a
-    slot belongs to it.  Before, it was an array of slots, used from its
-    beginning.
+    From 5.17 on (a54d806688fe), ``kvm->memslots[0]`` is one of two sets of
+    the same memslots, with a tree by gfn; ``node_idx`` says which of the two
+    nodes in a memslot belongs to it.  Before, it was an array of memslots,
+    used from its beginning.
 
-    A memslot that the tree by gfn does not lead to is yielded too, if the
-    set's other two ways to its slots do: the hash by id, and the tree by
+    A memslot that is missing from the tree by gfn is yielded too, if it is in
+    one of the set's other two containers: the hash by id, and the tree by
     address in the process.
     """
     if comparison is None:
@@ -61,14 +61,15 @@ def memslot_addresses(
 
 
 def _confirm_array(kernel: KernelSpace, slots: int, found: range, comparison: Comparison) -> None:
-    """Hold the memslots of an array against its index by id, and against their order.
+    """Compare the memslots of an array with its index by id, and check their order.
 
-    The kernel looks a gfn up by halves (``search_memslots``), from the
-    highest to the lowest, and an id by ``id_to_index``.
+    The kernel finds a gfn by binary search (``search_memslots``) among
+    memslots from the highest gfn to the lowest, and an id by ``id_to_index``.
     """
     layout, container = (kernel.profile.struct(n) for n in ("kvm_memory_slot", "kvm_memslots"))
     order = kernel.profile.byte_order
     (to_gfn, _), (to_id, id_size) = layout.place("base_gfn"), layout.place("id")
+    # One row per memslot, in the order of the array.
     every = np.arange(found.start, found.stop, found.step, dtype=np.uint64)
     gfn, known = kernel.words(every + np.uint64(to_gfn))
     for row in np.flatnonzero((gfn[:-1] <= gfn[1:]) & known[:-1] & known[1:]):
@@ -76,7 +77,7 @@ def _confirm_array(kernel: KernelSpace, slots: int, found: range, comparison: Co
             Mismatch(
                 f"the array of memslots at {slots:#x}: memslot {row} begins at gfn "
                 f"{int(gfn[row]):#x}, and the one after it at {int(gfn[row + 1]):#x}",
-                "memslots from the highest gfn to the lowest: the kernel searches by halves",
+                "memslots from the highest gfn to the lowest: the kernel does a binary search",
                 tuple(
                     Word(f"base_gfn of memslot {i}", found[int(i)] + to_gfn, int(gfn[i]))
                     for i in (row, row + 1)
@@ -119,8 +120,8 @@ def nested_guest_addresses(
 ) -> Iterator[tuple[int, int]]:
     """Yield ``(L1 LPID, address)`` of every ``struct kvm_nested_guest``.
 
-    They are in an idr since 5.19; before, in an array of pointers indexed by
-    LPID, of which ``max_nested_lpid`` (-1 for none) is the last in use.
+    From 5.19 on they are in an idr.  Before, they were in an array of pointers
+    indexed by LPID; ``max_nested_lpid`` is the last one in use, -1 for none.
     """
     if comparison is None:
         comparison = Comparison()
@@ -134,7 +135,7 @@ def nested_guest_addresses(
 
 
 def _confirm_idr(kernel: KernelSpace, idr: int, comparison: Comparison) -> None:
-    """See that identifiers are LPIDs: ``idr_init`` sets base and next to 0, and nothing else."""
+    """Check that identifiers are LPIDs: ``idr_init`` sets base and next to 0, and they stay so."""
     layout = kernel.profile.struct("idr")
     for member in ("idr_base", "idr_next"):
         if member not in layout:
@@ -150,7 +151,7 @@ def _confirm_idr(kernel: KernelSpace, idr: int, comparison: Comparison) -> None:
             comparison.mismatches.append(
                 Mismatch(
                     f"the idr at {idr:#x} has the {member} {value}",
-                    "0: KVM finds a nested guest under its LPID, and gives no LPIDs in turn",
+                    "0: KVM finds a nested guest under its LPID, and never takes the next free one",
                     (Word(member, idr + offset, value, size),),
                 )
             )
@@ -159,21 +160,22 @@ def _confirm_idr(kernel: KernelSpace, idr: int, comparison: Comparison) -> None:
 def _nested_array(
     kernel: KernelSpace, vm: int, comparison: Comparison
 ) -> Iterator[tuple[int, int]]:
-    """Yield the guests of ``nested_guests[]``, and hold ``max_nested_lpid`` against them.
+    """Yield the guests of ``nested_guests[]``, and compare ``max_nested_lpid`` with them.
 
-    The kernel looks no further than that. Both change under ``mmu_lock``
-    only (``kvmhv_get_nested``, ``kvmhv_remove_nested``).
+    The kernel looks no further than ``max_nested_lpid``. Both change only
+    under ``mmu_lock`` (``kvmhv_get_nested``, ``kvmhv_remove_nested``).
     """
     layout = kernel.profile.struct("kvm")
     offset, size = layout.place("arch.nested_guests")
     last = kernel.field("kvm", vm, "arch.max_nested_lpid")
+    # -1, which stands for no guest, was read as an unsigned number.
     count = (last + 1) & 0xFFFF_FFFF
     if count * POINTER > size:
         raise BadData(f"the VM at {vm:#x} says its largest L1 LPID is {count - 1}")
     if vm % POINTER:
         raise BadData(f"no struct kvm can be at {vm:#x}, which is not aligned")
     first = vm + offset
-    # One row for each LPID, those beyond max_nested_lpid too.
+    # One row per LPID, also for those after max_nested_lpid.
     where = addresses(first) + np.arange(size // POINTER, dtype=np.uint64) * np.uint64(POINTER)
     pointers, present = kernel.words(where)
     found = {int(lpid): int(pointers[lpid]) for lpid in np.flatnonzero(pointers * present)}

@@ -1,8 +1,8 @@
 """Read the rmap arrays of a hash guest, and the rings of HPT entries they lead to.
 
-Rings are followed all at once, one entry of each per read.  L0 keeps the
-links in an array of its own beside the guest's HPT, so nothing of the guest
-is read.
+All rings are followed in parallel, one entry of each per read.  L0 keeps the
+links in an array of its own beside the guest's HPT, so none of the guest's
+memory is read.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ __all__ = ["read_hash_rmaps"]
 
 @dataclass(frozen=True)
 class _Links:
-    """The array ``kvm->arch.hpt.rev``: an entry of links per entry of the HPT."""
+    """The array ``kvm->arch.hpt.rev``: one ``revmap_entry`` for each entry of the HPT."""
 
     address: int
     count: int
@@ -32,10 +32,11 @@ class _Links:
 
 @dataclass(frozen=True)
 class _Front:
-    """Where the rings have been followed to: per ring the next entry's index.
+    """The rings that are still followed: one row per ring.
 
-    ``place`` is the address that index was read at, ``before`` the entry it
-    was read from.
+    ``slot`` is the slot that the ring belongs to, ``index`` the index of the
+    next HPT entry, ``place`` the address at which that index was read, and
+    ``before`` the index of the HPT entry from which it was read.
     """
 
     slot: NDArray[np.int64]
@@ -59,7 +60,7 @@ def read_hash_rmaps(
 ) -> HashRmaps:
     """Read every word of every memslot, and follow the rings if the links can be found.
 
-    ``gaps`` is told where they cannot.
+    If the links cannot be found, a gap is added to ``gaps``.
     """
     memslot, gfn, where, word, unread, pages = read_arrays(kernel, memslots)
     slot = np.flatnonzero(word & np.uint64(hash_encoding.PRESENT))
@@ -71,6 +72,7 @@ def read_hash_rmaps(
         except (BadData, MemoryNotReadable, TargetNotSupported) as error:
             followed = False
             gaps.append(Gap(f"rings of HPT entries are not followed: {error}", Part.RINGS))
+    # The indices are in the order of their slots, so each slot has a range of them.
     start = np.concatenate(([0], np.cumsum(np.bincount(rings.slot, minlength=gfn.size))))
     return HashRmaps(
         memslot,
@@ -120,6 +122,7 @@ def _follow(
         return addresses(links.address) + index * np.uint64(layout.size)
 
     front = _Front(slot, head[slot], where[slot], head[slot])
+    # By slot: the entry that the head leads back to, which must be the last one of the ring.
     last = np.zeros(head.size, dtype=np.uint64)
     while front.slot.size:
         outside = front.index >= np.uint64(links.count)
@@ -137,6 +140,7 @@ def _follow(
             .astype(np.uint64)
             for offset, size in (forward, backward)
         )
+        # The first round reads the heads themselves.
         if not slots:
             last[front.slot] = back
         else:

@@ -1,4 +1,4 @@
-"""What belongs to no VM: the kernel's image, the machine's memory, and the partition table.
+"""State that belongs to no VM: the kernel's image, the machine's memory, the partition table.
 
 The partition table is a second witness of which guests there are: an LPID
 that has an entry there belongs to a VM or to a nested guest.
@@ -32,14 +32,14 @@ IN_VMCOREINFO = re.compile(r"^SYMBOL\((\w+)\)=([0-9a-f]+)$", re.MULTILINE)
 def read_host_state(
     kernel: KernelSpace, table: int | None, why: str, vms: Sequence[Vm], making: Making
 ) -> HostState:
-    """Return what was read of the host itself.
+    """Read the state of the host itself.
 
     Args:
         kernel: the host's kernel.
-        table: the kernel address of the partition table, None where there is none.
-        why: why there is none.
+        table: the kernel address of the partition table, None if it is not known.
+        why: the reason why it is not known.
         vms: the VMs that were found; their LPIDs, and those of their nested guests, have owners.
-        making: makes tables, or has them from an earlier time.
+        making: makes tables, or returns them unchanged from an earlier moment.
     """
     profile = kernel.profile
     found: PartitionTable | None = None
@@ -73,10 +73,10 @@ def _own_entry(kernel: KernelSpace, table: PartitionTable) -> PartitionEntry | N
 
 
 def _is_own(kernel: KernelSpace) -> bool:
-    """Tell whether the table is the host's own, which is made of zeros (``partition_tb``).
+    """Say whether the table is the host's own (``partition_tb``), which is allocated cleared.
 
-    kvm-hv's ``pseries_partition_tb`` is not cleared when it is allocated: what
-    stands in an entry that was never used is left over from anything.
+    kvm-hv's ``pseries_partition_tb`` is not cleared when it is allocated, so
+    an entry that was never used holds arbitrary old data.
     """
     symbol = kernel.profile.symbols.get("partition_tb")
     return symbol is not None and bool(kernel.pointer(symbol))
@@ -106,12 +106,12 @@ def _unowned(
 
 
 def _regions(profile: Profile) -> Iterator[Region]:
-    """Yield what the kernel's image takes of memory, and is never given away.
+    """Yield the memory of the kernel's image that the kernel never frees.
 
-    The part between ``__init_begin`` and ``__init_end`` is given away once
-    the kernel has booted (``free_initmem``), so it may be any guest's.  Where
-    the layout does not say where that is, only the text before the banner,
-    which stands in the read-only data, is known.
+    The part between ``__init_begin`` and ``__init_end`` is freed once the
+    kernel has booted (``free_initmem``), so any guest may use it.  If the
+    layout does not name that part, only the text before the banner, which
+    lies in the read-only data, is known to be the kernel's.
     """
     symbols = {name: int(value, 16) for name, value in IN_VMCOREINFO.findall(profile.vmcoreinfo)}
     symbols |= profile.symbols
@@ -126,6 +126,6 @@ def _regions(profile: Profile) -> Iterator[Region]:
     for what, first, last in ((TEXT, "_stext", end_of_text), (DATA, "__init_end", "_end")):
         if first in symbols and last in symbols:
             begin, end = (linear_to_physical(symbols[name]) for name in (first, last))
-            # the page of the last symbol may hold something else, unless it is at its beginning
+            # The page of the last symbol may hold something else after it, so it is left out.
             if begin < end:
                 yield Region(begin - begin % page, end - end % page, what, first, symbols[first])

@@ -1,9 +1,9 @@
 """A set of memslots, as kernels keep it since 5.17 (a54d806688fe).
 
-The slots of a set hang together in three ways: a tree by gfn, which
-translates L1's addresses; a tree by address in the VM's process, which finds
-what to unmap there; and a hash by id, by which user space names them. A VM
-has two sets of the same slots, and each slot a node for both.
+A set holds its memslots in three containers: a tree by gfn, which translates
+L1's addresses; a tree by address in the VM's process, which finds the memslots
+to unmap there; and a hash by id, by which user space names them. A VM has two
+sets of the same memslots, and each memslot has a node for either set.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ NOT_FOLLOWED = "what it leads to is missing from this target: {}"
 
 
 class _Range(NamedTuple):
-    """An ``interval_tree_node``: first and last address of a slot, and the last one below it."""
+    """An ``interval_tree_node``: its children, first and last address, and last of its subtree."""
 
     left: int
     right: int
@@ -41,7 +41,7 @@ class _Range(NamedTuple):
 
 
 class MemslotSet:
-    """The set at ``address`` that is in use; ``comparison`` is told where its ways disagree."""
+    """The set in use, at ``address``; ``comparison`` receives where its containers disagree."""
 
     def __init__(self, kernel: KernelSpace, address: int, comparison: Comparison) -> None:
         self._kernel = kernel
@@ -53,7 +53,7 @@ class MemslotSet:
         """Which of a slot's two nodes belongs to this set."""
 
     def slots(self) -> Iterator[int]:
-        """Yield the slots of the tree by gfn, then those that only other ways lead to."""
+        """Yield the memslots of the tree by gfn, then those that only another container has."""
         if self._index >= SETS:
             raise BadData(
                 f"the memslots at {self._address:#x} say that they are set {self._index} of two"
@@ -69,14 +69,14 @@ class MemslotSet:
             slots = walk()
             if slots is None:
                 continue
-            # A walk that met something may have ended before all of its slots.
+            # A walk that noted something may have missed memslots, so it proves none absent.
             self._compare(way, found, slots, whole=self._noted() == noted)
             others = [slot for slot in slots if slot not in found]
             yield from others
             found |= dict.fromkeys(others)
 
     def _node_offset(self, member: str) -> int:
-        """Return where in a slot the node of this set is."""
+        """Return the offset in a memslot of the node of this set."""
         offset, size = self._layout.place(member)
         return offset + self._index * (size // SETS)
 
@@ -91,7 +91,7 @@ class MemslotSet:
         )
 
     def _word(self, slot: int, member: str) -> list[Word]:
-        """Return a member of a slot, if it is there."""
+        """Return a member of a memslot, or nothing if it cannot be read."""
         offset, size = self._layout.place(member)
         try:
             value = self._kernel.unsigned(slot + offset, size)
@@ -115,7 +115,10 @@ class MemslotSet:
         return len(self._comparison.mismatches) + len(self._comparison.missing)
 
     def _compare(self, way: str, found: dict[int, None], others: list[int], *, whole: bool) -> None:
-        """Hold the slots that another way leads to against those found so far."""
+        """Compare the memslots of another container with those found so far.
+
+        ``whole`` says that all memslots of that container were found.
+        """
         known = set(others)
         self._comparison.words += len(others)
         self._comparison.confirmed += len(known & found.keys())
@@ -137,7 +140,7 @@ class MemslotSet:
                 )
 
     def _by_id(self) -> list[int] | None:
-        """Return the slots in the hash, None where that is missing."""
+        """Return the memslots in the hash, None if it cannot be read."""
         if "id_hash" not in self._container or "id_node" not in self._layout:
             self._comparison.lacks("the layout of this kernel was taken without id_hash")
             return None
@@ -158,8 +161,9 @@ class MemslotSet:
         return list(found)
 
     def _confirm_bucket(self, slot: int, bucket: int, buckets: int) -> None:
-        """See that a slot is where its id is looked for (``hash_min``, ``id_to_memslot``)."""
+        """Check that a memslot is in the bucket of its id (``hash_min``, ``id_to_memslot``)."""
         for word in self._word(slot, "id"):
+            # The id is signed: it is extended to 32 bits, and the top bits of its hash are used.
             sign = word.value >> (8 * word.size - 1)
             number = (word.value - (sign << (8 * word.size))) & U32
             hashed = (number * GOLDEN_RATIO) & U32
@@ -173,7 +177,7 @@ class MemslotSet:
                 )
 
     def _chain(self, place: int, node: int, found: dict[int, None]) -> None:
-        """Add the slots of one bucket: ``pprev`` of each is where the pointer to it is."""
+        """Add the memslots of one bucket; ``pprev`` of each is the address of the link to it."""
         offset = self._node_offset("id_node")
         order = self._kernel.profile.byte_order
         while node:
@@ -206,7 +210,7 @@ class MemslotSet:
             place, node = node, following
 
     def _by_address(self) -> list[int] | None:
-        """Return the slots in the tree by address, None where that is missing."""
+        """Return the memslots in the tree by address, None if it cannot be read."""
         root = "hva_tree.rb_root.rb_node"
         structs = self._kernel.profile.structs
         if root not in self._container or "interval_tree_node" not in structs:
@@ -232,7 +236,7 @@ class MemslotSet:
         return found
 
     def _confirm_ranges(self, slots: list[int]) -> None:
-        """Hold the address ranges in the tree against the slots, and against each other."""
+        """Compare the address ranges in the tree with the memslots, and with each other."""
         offset = self._node_offset("hva_node")
         ranges = {slot + offset: self._range(slot + offset) for slot in slots}
         for node, one in ranges.items():
@@ -257,7 +261,7 @@ class MemslotSet:
             data = self._kernel.read(node, layout.size)
         except MemoryNotReadable:
             return None
-        # Its rb_node is the first member of an interval_tree_node.
+        # The rb_node is the first member of an interval_tree_node.
         places = [branches.offset(name) for name in ("rb_left", "rb_right")]
         places += [layout.offset(name) for name in ("start", "last", "__subtree_last")]
         order = self._kernel.profile.byte_order

@@ -35,7 +35,7 @@ def partition_table(kernel: KernelSpace) -> int:
     """Return the kernel address of the partition table.
 
     Raises:
-        BadData, MemoryNotReadable: what leads to it is damaged or missing.
+        BadData, MemoryNotReadable: a word that leads to it is damaged or missing.
         TargetNotSupported: nothing names it, or the host has none.
     """
     symbol = kernel.profile.symbols.get("partition_tb")
@@ -49,7 +49,7 @@ def partition_table(kernel: KernelSpace) -> int:
         module = kvm_modules(kernel)["kvm_hv"]
         values = module_values(kernel, module, "pseries_partition_tb")
         if len(values) != 1:
-            # a kernel that names no variables of modules has an anchor in its profile instead
+            # The profile of a kernel that does not name its modules' data has an anchor instead.
             error = TargetNotSupported if kernel.profile.anchors else BadData
             raise error("it is not where partition_tb points, and kvm-hv names no other")
         symbol = values[0]
@@ -60,7 +60,11 @@ def partition_table(kernel: KernelSpace) -> int:
 
 
 def _place(kernel: KernelSpace, symbol: int, table: int) -> int:
-    """Return a pointer to a table if there can be one."""
+    """Return the address of a table if a partition table can lie there.
+
+    Raises:
+        BadData: it cannot.
+    """
     if not kernel.can_hold(table, TABLE_SIZE, PAGE):
         raise BadData(
             f"the pointer at {symbol:#x} says that it is at {table:#x}, where no partition table "
@@ -72,7 +76,7 @@ def _place(kernel: KernelSpace, symbol: int, table: int) -> int:
 def partition_entry(kernel: KernelSpace, table: int, lpid: int) -> PartitionEntry:
     """Read an LPID's entry.
 
-    Older captures have dword 0 only.
+    Older captures have only dword 0.
 
     Raises:
         BadData: the table has no entry for that LPID.
@@ -93,8 +97,8 @@ class PartitionTable(NamedTuple):
 
     ``where`` is the physical address of the table, ``read`` the number of
     entries whose dword 0 could be read, and ``first`` the entry of LPID 0,
-    None where it could not.  ``lost`` says why others were not
-    that were there when the target was made, empty where all of those were.
+    None if its dword 0 could not be read.  ``lost`` says why entries could
+    not be read that the target's file once held, and is empty if there are none.
     """
 
     where: int
@@ -114,13 +118,14 @@ def read_partition_table(kernel: KernelSpace, table: int) -> PartitionTable:
     per_page = PAGE // DWORD
     pages = addresses(range(where, where + TABLE_SIZE, PAGE))
     data, present = kernel.memory.read_many(pages, PAGE)
+    # One row per page of the table, one column per dword; below, one row per entry.
     words = Records(data, present).words(pte.BYTE_ORDER)
     known = np.repeat(present, per_page).reshape(words.shape)
     lost = ""
     for row in np.flatnonzero(~present):
         why = why_missing(kernel.memory, int(pages[row]), PAGE)
         lost = why if why in (CUT_OFF, SHRUNK) else lost
-        # a capture made by an earlier version has single entries
+        # A capture made by an earlier version has only some entries of a page.
         places = addresses(range(int(pages[row]), int(pages[row]) + PAGE, DWORD))
         single = kernel.memory.read_many(places, DWORD)
         words[row] = single.words(pte.BYTE_ORDER).reshape(-1)

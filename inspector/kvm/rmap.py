@@ -1,7 +1,7 @@
 """Read the rmap arrays of a VM and every list they lead to.
 
-Arrays are read as whole runs of pages.  Lists are followed all at once, one
-generation of nodes per read, by their links and never by their values.
+Arrays are read in runs of whole pages.  All lists are followed in parallel,
+one generation of nodes per read, by their links and never by their words.
 """
 
 from __future__ import annotations
@@ -25,15 +25,15 @@ __all__ = ["NO_RMAPS", "Arrays", "read_arrays", "read_rmaps"]
 
 WORD = 8
 READ_LIMIT = 1 << 22
-"""So many bytes of an array are read at once, and stay in the cache until they are gone through."""
+"""Bytes of an array that are read at once, so that they are still in the cache when searched."""
 MISSING_LIMIT = 1 << 26
-"""Bytes of an array; where so many in a row are missing, what is left is taken for missing."""
+"""After so many bytes in a row are missing, the rest of an array counts as missing too."""
 FEW, LONG = 16, 16
-"""When so few lists are longer than so many nodes, what they lead to is guessed."""
+"""If at most ``FEW`` lists go on after ``LONG`` generations, their further nodes are guessed."""
 LIST_LIMIT = 1 << 20
-TOO_LONG = f"it is behind {LIST_LIMIT:,} others, and a list is followed no further"
+TOO_LONG = f"it comes after {LIST_LIMIT:,} others, and a list is followed no further"
 RUN = 1 << 16
-"""So many nodes of a list are guessed at once."""
+"""Most nodes of a list that are guessed at once."""
 PAGE = 1 << 12
 
 _NONE = addresses([])
@@ -42,11 +42,12 @@ NO_RMAPS = Rmaps(_NO_INDEX, _NONE, _NONE, _NONE, np.zeros(1, np.int64), _NONE, _
 
 
 class Arrays(NamedTuple):
-    """The words of rmap arrays that are not zero, whatever they mean.
+    """The words of rmap arrays that are not zero, whatever they mean: one row per word.
 
-    Per word: the index of its memslot, its gfn, its kernel address, and
-    itself.  ``unread`` are gaps ``(first gfn, pages)``, ``pages`` the memory
-    that the arrays lie in, as far as they were read.
+    ``memslot`` is the index of its memslot, ``where`` its kernel address, and
+    ``head`` the word.  ``unread`` are gaps ``(first gfn, pages)``, and
+    ``pages`` the pages of the arrays that the kernel maps, as far as they
+    were looked up.
     """
 
     memslot: NDArray[np.int64]
@@ -63,14 +64,18 @@ def read_rmaps(kernel: KernelSpace, memslots: tuple[Memslot, ...]) -> Rmaps:
     single = encoding.is_single(head) != 0
     slot = np.flatnonzero(~single)
     lists = _lists(kernel, slot, where[slot], head[slot])
+    # A slot has one entry if its word is a single, otherwise those of its list.  Slot i has the
+    # entries start[i] to start[i + 1].
     length = single.astype(np.int64)
     length += np.bincount(lists.slot, minlength=head.size)
     start = np.zeros(head.size + 1, dtype=np.int64)
     np.cumsum(length, out=start[1:])
+    # ``alone`` are slots; ``listed`` are entries, in the order in which ``lists`` has them.
     alone = np.flatnonzero(single)
     listed = np.flatnonzero(np.repeat(~single, length))
 
     def merged(of_single: U64, of_list: U64) -> U64:
+        """Merge a column of slots and a column of list entries into one of all entries."""
         if not slot.size:
             return of_single
         both = np.empty(start[-1], dtype=np.uint64)
@@ -96,8 +101,9 @@ def read_rmaps(kernel: KernelSpace, memslots: tuple[Memslot, ...]) -> Rmaps:
 def read_arrays(kernel: KernelSpace, memslots: tuple[Memslot, ...]) -> Arrays:
     """Return the non-zero words of every memslot's array.
 
-    A memslot can say that it has any number of pages.  Where much of its
-    array is missing, the rest is not looked for, and is unread, too.
+    A damaged memslot can have any number of pages.  So after
+    ``MISSING_LIMIT`` missing bytes in a row, the rest of its array is not
+    looked for and counts as unread.
     """
     parts = [_array(kernel, number, slot) for number, slot in enumerate(memslots) if slot.rmap]
     if not parts:
@@ -114,6 +120,8 @@ def read_arrays(kernel: KernelSpace, memslots: tuple[Memslot, ...]) -> Arrays:
 
 def _array(kernel: KernelSpace, number: int, slot: Memslot) -> Arrays:
     """Return the non-zero words of one memslot's array."""
+    # The array need not begin at a page border: ``first`` is the page in which it begins, and
+    # ``skip`` the number of words before it there.  ``lost`` counts in parts from ``first``.
     page = kernel.page_size
     first = slot.rmap - slot.rmap % page
     per_page = page // WORD
@@ -139,6 +147,7 @@ def _array(kernel: KernelSpace, number: int, slot: Memslot) -> Arrays:
         physical.append(frames[known])
         records, read = _in_parts(kernel, where, page)
         words = records.words(kernel.profile.byte_order).reshape(-1)
+        # The index in the array of the first word that was read, negative in the first page.
         before = begin * per_page - skip
         part = words[max(0, -before) : slot.npages - before]
         index = np.flatnonzero(part)
@@ -177,7 +186,7 @@ def _gaps(slot: Memslot, skip: int, lost: list[tuple[int, int]]) -> list[tuple[i
 
 
 def _in_parts(kernel: KernelSpace, where: U64, page: int) -> tuple[Records, NDArray[np.bool_]]:
-    """Read pages; of those that are not all there what is, and say which parts of ``PAGE`` are."""
+    """Read pages, incomplete ones in parts of ``PAGE`` bytes, and say which parts were read."""
     records = kernel.read_many(where, page)
     parts = page // PAGE
     read = np.repeat(records.present, parts)
@@ -191,6 +200,8 @@ def _in_parts(kernel: KernelSpace, where: U64, page: int) -> tuple[Records, NDAr
 
 
 class _Entries(NamedTuple):
+    """Entries of lists, one row each; ``node`` is 0 for one that is in a link itself."""
+
     word: U64
     node: U64
     place: U64
@@ -199,7 +210,7 @@ class _Entries(NamedTuple):
 
 
 def _lists(kernel: KernelSpace, slot: NDArray[np.int64], where: U64, head: U64) -> _Entries:
-    """Follow every slot that is given; return its entries grouped by slot, in list order."""
+    """Follow every slot that is given; return the entries grouped by slot, in list order."""
     layout = kernel.profile.struct("rmap_nested")
     next_offset, word_offset = layout.offset("list.next"), layout.offset("rmap")
     next_column, word_column = next_offset // WORD, word_offset // WORD
@@ -215,6 +226,8 @@ def _lists(kernel: KernelSpace, slot: NDArray[np.int64], where: U64, head: U64) 
             for s, p, v in zip(rows, place, link, strict=True)
         )
 
+    # One row per list that is still followed: its slot, the link to follow and where that was
+    # read, Brent's anchor, and the nodes so far.  Rows are always dropped from all five arrays.
     link = head
     place = where
     anchor = np.zeros(head.size, dtype=np.uint64)
@@ -223,6 +236,7 @@ def _lists(kernel: KernelSpace, slot: NDArray[np.int64], where: U64, head: U64) 
     while slot.size:
         ended = link == 0
         stop(slot[ended], "end", place[ended], link[ended])
+        # The link of the last node is the oldest entry itself.
         single = encoding.is_single(link) != 0
         words.append(link[single])
         nodes.append(np.zeros(int(single.sum()), dtype=np.uint64))
@@ -243,17 +257,20 @@ def _lists(kernel: KernelSpace, slot: NDArray[np.int64], where: U64, head: U64) 
         stop(slot[cycle], "cycle", place[cycle], link[cycle])
         on = ~bad & ~cycle
         slot, link, place, anchor, depth = slot[on], link[on], place[on], anchor[on], depth[on]
-        # Brent's algorithm: a list that runs in a circle meets its anchor again.
+        # Brent's algorithm: a list that runs in a circle meets its anchor again.  The anchor
+        # moves at every power of two, so some anchor is in the circle long enough to be met.
         if (generation & (generation - 1)) == 0:
             anchor = link.copy()
         generation += 1
 
+        # The nodes to read, and for each the row of its list; rows of one list are adjacent.
         node, owner = link, np.arange(slot.size)
         if slot.size <= FEW and generation > LONG:
             node, owner = _guessed(kernel, link, next_column)
         records = kernel.read_many(node, layout.size)
         rows = records.words(kernel.profile.byte_order)
         good = records.present
+        # A guessed node counts only if the node before it, as it is read here, leads to it.
         if node.size > link.size:
             good = _unbroken(good, owner, rows[:, next_column] == np.append(node[1:], 0))
         first = np.searchsorted(owner, np.arange(slot.size))
@@ -267,6 +284,7 @@ def _lists(kernel: KernelSpace, slot: NDArray[np.int64], where: U64, head: U64) 
         places.append(node[good] + np.uint64(word_offset))
         slots.append(slot[owner[good]])
         count = np.bincount(owner[good], minlength=slot.size)
+        # Each list is followed on from the last of its nodes that count.
         last = (first + count - 1)[~lost]
         slot, anchor, depth = slot[~lost], anchor[~lost], (depth + count)[~lost]
         link = rows[last, next_column]
@@ -286,15 +304,15 @@ def _lists(kernel: KernelSpace, slot: NDArray[np.int64], where: U64, head: U64) 
 
 
 def _guessed(kernel: KernelSpace, link: U64, column: int) -> tuple[U64, NDArray[np.int64]]:
-    """Guess the nodes behind some links from the pages they lie in.
+    """Guess the nodes that follow some links, from the pages in which they lie.
 
-    Lists that are long are read one node after the other, and new nodes are
-    side by side in memory.  The pages are not part of what is inspected: what
-    is found in them says only where to read.
+    A long list would need one read per node, but nodes that were allocated
+    one after the other lie side by side in memory.  The pages are not part of
+    the inspected memory and are not recorded: they only say where to read.
 
     Returns:
-        The nodes, each list's in order and the linked one first, and the
-        index of the link that each is behind.
+        The nodes, list by list in list order, the linked one first; and for
+        each node the index of the link that leads to its list.
     """
     memory = kernel.memory
     if isinstance(memory, RecordingMemory):
@@ -330,7 +348,8 @@ def _guessed(kernel: KernelSpace, link: U64, column: int) -> tuple[U64, NDArray[
 
 
 def _can_be_node(link: U64) -> NDArray[np.bool_]:
-    """Tell which links are addresses of the linear map, aligned as nodes are."""
+    """Say which links are addresses of the linear map, aligned as nodes are."""
+    # Unsigned: an address below the linear map wraps to a large number.
     linear = link - np.uint64(LINEAR_MAP) < np.uint64(LINEAR_SIZE)
     fits: NDArray[np.bool_] = linear & (link % np.uint64(encoding.NODE_ALIGNMENT) == 0)
     return fits
@@ -339,7 +358,9 @@ def _can_be_node(link: U64) -> NDArray[np.bool_]:
 def _unbroken(
     present: NDArray[np.bool_], owner: NDArray[np.int64], leads_on: NDArray[np.bool_]
 ) -> NDArray[np.bool_]:
-    """Tell which rows are read, and led to by all the rows of their owner before them."""
+    """Say which rows were read and follow only such rows of their owner, each by its link."""
+    # ``leads_on`` says that a row's link leads to the next row.  The first row of an owner needs
+    # no link.  A row counts if its owner has no bad row up to it, so bad rows are counted.
     good = present.copy()
     same = owner[1:] == owner[:-1]
     good[1:] &= leads_on[:-1] | ~same
@@ -351,7 +372,7 @@ def _unbroken(
 
 
 def _without_repeats(entries: _Entries) -> _Entries:
-    """Drop the further rounds that were read of a list that runs in a circle."""
+    """Keep only the first round of a list that runs in a circle."""
     circular = {problem.slot for problem in entries.problems if problem.kind == "cycle"}
     if not circular:
         return entries

@@ -1,7 +1,7 @@
-"""What was found: one immutable picture of KVM-HV at one moment.
+"""The snapshot: an immutable description of KVM-HV at one moment.
 
-Everything that was read is here, decoded but not judged.  The same picture
-comes out of a live machine, a dump and a capture.
+It holds everything that was read, decoded but not judged.  A live machine, a
+dump and a capture of one moment give the same snapshot.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ Places = Mapping[str, tuple[int, int]]
 
 
 class Part(enum.Enum):
-    """The parts of a VM's state that are read, and may be missing, each by itself."""
+    """The parts of a VM's state, each of which is read, or may be missing, by itself."""
 
     MEMSLOTS = "memslots"
     RMAPS = "rmap arrays"
@@ -75,8 +75,9 @@ class PartitionEntry(NamedTuple):
 class Region(NamedTuple):
     """Physical memory that the kernel keeps for itself.
 
-    ``what`` names it, ``symbol`` is the symbol that tells where it is, and
-    ``address`` the kernel address of that symbol, 0 where none tells it.
+    ``begin`` and ``end`` are physical addresses.  ``what`` names the memory,
+    ``symbol`` is the symbol at which it begins, empty if there is none, and
+    ``address`` the kernel address of that symbol, or 0.
     """
 
     begin: int
@@ -87,10 +88,10 @@ class Region(NamedTuple):
 
 
 class Unowned(NamedTuple):
-    """An entry of the partition table for an LPID of no VM and no nested guest that was found.
+    """A partition-table entry whose LPID belongs to no VM and no nested guest that was found.
 
-    ``table`` is the tree that it leads to, None where it is no radix tree
-    such as KVM makes.
+    ``table`` is the tree to which it leads, None if that is no radix tree such
+    as KVM makes.
     """
 
     lpid: int
@@ -100,20 +101,21 @@ class Unowned(NamedTuple):
 
 @dataclass(frozen=True)
 class HostState:
-    """What was read of the host itself.
+    """The state of the host itself.
 
-    ``ram`` is where the machine has memory, ``regions`` what the kernel's
-    image takes of it, and ``zero_page`` the physical address of the page that
-    the kernel maps wherever a page of zeros is only read; each None or empty
-    where nothing tells it.  ``root`` is the physical address of the kernel's
-    own page table, ``sizes`` has the sizes of structures in bytes.
+    ``ram`` is where the machine has memory, ``regions`` the memory of the
+    kernel's image, and ``zero_page`` the physical address of the page that
+    the kernel maps wherever a page of zeros is only read; each is None or
+    empty if it is not known.  ``root`` is the physical address of the
+    kernel's own page table, and ``sizes`` has sizes of structures in bytes.
 
     ``partition`` is the physical address of the partition table, ``entries``
-    how many of its entries were read, ``used`` how many of them lead
-    somewhere, and ``unowned`` those that do for nobody.  ``first_entry`` is
-    that of LPID 0, the host itself, where the host has one.  ``gap`` says why
-    the table, or a part of it, was not read.  ``lost`` says so of entries
-    that the file of the target had before it was cut off.
+    the number of its entries that were read, ``used`` the number of those
+    whose dword 0 is not zero, and ``unowned`` the entries that belong to no
+    VM or nested guest.  ``first_entry`` is the entry of LPID 0, the host
+    itself, if the host has one.  ``gap`` says why the table, or a part of it,
+    was not read.  ``lost`` says why entries are missing that the target's
+    file held before it was cut off.
     """
 
     ram: Ranges | None = None
@@ -132,7 +134,7 @@ class HostState:
 
 @dataclass(frozen=True)
 class Memslot:
-    """A ``struct kvm_memory_slot``; sizes in pages of the host."""
+    """A ``struct kvm_memory_slot``; ``npages`` counts pages of the host."""
 
     address: int
     id: int
@@ -147,7 +149,7 @@ class Memslot:
 
 @dataclass(frozen=True)
 class LinkProblem:
-    """Where following a list had to stop before its end.
+    """A place where a list could not be followed to its end.
 
     ``slot`` indexes the slots of the VM, ``place`` is the address of the
     word that holds the bad ``link``, and ``kind`` is one of ``"pointer"``
@@ -181,10 +183,10 @@ class Slot:
 
 
 class ArrayPages(NamedTuple):
-    """The pages that an rmap array lies in.
+    """The pages in which an rmap array lies: one row per page.
 
-    ``memslot`` is an index into ``Vm.memslots``.  Per page: ``virtual`` is its
-    kernel address, ``physical`` where the kernel's page table leads it.
+    ``memslot`` is an index into ``Vm.memslots``.  ``virtual`` is the kernel
+    address of each page, ``physical`` the address to which the kernel maps it.
     """
 
     memslot: int
@@ -196,12 +198,13 @@ class ArrayPages(NamedTuple):
 class Rmaps:
     """All non-empty rmap slots of a VM.
 
-    Per slot: ``memslot`` (index into ``Vm.memslots``), ``gfn``, ``where``
-    (kernel address of the array element) and ``head`` (its word).  Slot *i*
-    holds entries ``start[i]:start[i + 1]`` of ``word``, ``node`` and
-    ``place``, in list order; ``node`` is the address of the ``struct
+    There are two groups of parallel arrays.  One row per slot: ``memslot``
+    (index into ``Vm.memslots``), ``gfn``, ``where`` (kernel address of the
+    array element) and ``head`` (its word).  One row per entry: ``word``,
+    ``node`` and ``place``.  Slot *i* has the rows ``start[i]:start[i + 1]``
+    of these, in list order.  ``node`` is the address of the ``struct
     rmap_nested``, or 0 for the word in the slot or in the last ``next``, and
-    ``place`` the kernel address the word itself was read at.
+    ``place`` the kernel address at which the word itself was read.
     """
 
     memslot: NDArray[np.int64]
@@ -253,7 +256,7 @@ class Rmaps:
 
 @dataclass(frozen=True)
 class RingProblem:
-    """Where following a ring of HPT entries had to stop before it closed.
+    """A place where a ring of HPT entries could not be followed until it closed.
 
     ``slot`` indexes the slots of the VM, ``place`` is the address of the
     word that holds the bad ``index``, and ``kind`` is one of ``"range"``
@@ -283,10 +286,9 @@ class HashSlot:
 class HashRmaps:
     """All rmap words of a hash guest that are not zero (see ``inspector.hash_encoding``).
 
-    They are no nested entries.
-    Slot *i* has HPT indices ``start[i]:start[i + 1]`` of ``index``, in ring
-    order.  Where the rings are not ``followed`` each slot has only the index
-    in its word.
+    These words are not entries of nested guests.  Slot *i* has the HPT indices
+    ``start[i]:start[i + 1]`` of ``index``, in ring order.  If the rings were
+    not ``followed``, each slot has only the index in its word.
     """
 
     memslot: NDArray[np.int64]
@@ -322,17 +324,17 @@ class HashRmaps:
 _NO_INDEX = np.zeros(0, np.int64)
 _NONE = np.zeros(0, np.uint64)
 NO_HASH_RMAPS = HashRmaps(_NO_INDEX, _NONE, _NONE, _NONE, np.zeros(1, np.int64), _NONE, True)
-"""What a radix guest has."""
+"""The ``hash_rmaps`` of a radix guest."""
 
 
 @dataclass(frozen=True)
 class Nested:
     """A ``struct kvm_nested_guest``: one L2 guest as L0 knows it.
 
-    ``lpid`` is the key it is found under; ``l1_lpid`` what it says of
-    itself.  ``shadow`` is L0's table for it, ``l1`` the table L1 gave it,
-    None where L1 has none.  ``l1_host`` is the VM it says it belongs to, None
-    where that is missing.
+    ``lpid`` is the key under which it is found, and ``l1_lpid`` the LPID in
+    the structure itself.  ``shadow`` is L0's table for it, ``l1`` the table
+    that L1 gave it, None if L1 has given none.  ``l1_host`` is the address of
+    the VM to which it says it belongs, None if that could not be read.
     """
 
     address: int
@@ -353,8 +355,8 @@ class Nested:
 class Gap(NamedTuple):
     """Something of a VM, or of the host, that could not be read.
 
-    ``part`` is what it belongs to, None where nothing that is checked looks
-    at it; ``whole`` tells that nothing of the part was read.
+    ``part`` is the part to which it belongs, None if no check uses it;
+    ``whole`` says that nothing of the part was read.
     """
 
     text: str
@@ -366,22 +368,23 @@ class Gap(NamedTuple):
 class Vm:
     """A ``struct kvm``: one L1 guest.
 
-    ``mmu_lock`` is the word of the lock and ``locked`` whether it was held
-    when the machine stood still: its lists and tables may then be half way
-    through a change.  A guest that is not ``radix`` has no ``rmaps``, tables
-    and nested guests, but ``hash_rmaps``, which a radix guest has not.
+    ``mmu_lock`` is the word of the lock, and ``locked`` says whether it was
+    held while the machine was stopped: lists and tables may then be in the
+    middle of a change.  A guest that is not ``radix`` has ``hash_rmaps``, and
+    no ``rmaps``, tables or nested guests; a radix guest has no ``hash_rmaps``.
     ``unread_guests`` are the L1 LPIDs of nested guests that could not be read,
-    None where it is not known whether there are more than those in ``nested``.
-    ``pid`` is the process of the VM, None where that could not be read.
-    ``strays`` are the nested guests, with their L1 LPIDs, that a guest has
-    which is not ``radix``: it should have none.  ``members`` are words of
-    ``struct kvm`` that only confirm others, by their names, as far as they
-    are there.  ``memslot_words`` and ``nested_words`` say which words of the
-    containers confirm each other.
-    ``process_table`` is what L1 has registered, None where the layout does
-    not tell its place.  ``frames`` are the physical addresses of the pages that hold the structure,
-    and ``page_directory`` the kernel address of the process's page table, 0
-    where it could not be read.
+    None if it is not known whether there are more than those in ``nested``.
+    ``pid`` is the process of the VM, None if it could not be read.  ``strays``
+    are the L1 LPIDs and addresses of the nested guests of a guest that is not
+    ``radix`` and should have none.
+
+    ``members`` are words of ``struct kvm`` that only confirm others, by name,
+    as far as they could be read.  ``memslot_words`` and ``nested_words`` say
+    which words of the containers confirm each other.  ``process_table`` is
+    the word that L1 has registered, None if the layout or the target does not
+    have it.  ``frames`` are the physical addresses of the pages that hold the
+    structure, and ``page_directory`` is the kernel address of the process's
+    page table, 0 if it could not be read.
     """
 
     address: int
@@ -411,16 +414,16 @@ class Vm:
     process_table: int | None = None
 
     def member(self, name: str) -> int | None:
-        """Return a word of ``struct kvm`` that only confirms others, None where it is missing."""
+        """Return a word of ``struct kvm`` that only confirms others, None if it is missing."""
         word = self.members.get(name)
         return None if word is None else word.value
 
 
 class VmList(NamedTuple):
-    """KVM's list of VMs: how many it leads to, and which of its words confirm each other.
+    """KVM's list of VMs: how many it has, and which of its words confirm each other.
 
-    ``users`` is ``module.refcnt`` of kvm_hv, on which every VM has a
-    reference, None where there is no such word.
+    ``users`` is ``module.refcnt`` of kvm_hv, to which every VM holds a
+    reference, None if there is no such word.
     """
 
     listed: int = 0
@@ -429,12 +432,12 @@ class VmList(NamedTuple):
 
 
 NO_LIST = VmList()
-"""What a snapshot has that was not read from a list."""
+"""The ``vm_list`` of a snapshot that was not read from a list."""
 
 
 @dataclass(frozen=True)
 class Snapshot:
-    """All VMs of a host at one moment; ``gaps`` tells of those that could not be read."""
+    """All VMs of a host at one moment; ``gaps`` has those that could not be read."""
 
     release: str
     build_id: str

@@ -151,7 +151,9 @@ def _landlock(libc: ctypes.CDLL) -> None:
             place = os.open(path, os.O_PATH | os.O_CLOEXEC)
             try:
                 rule = BENEATH.pack(granted, place)
-                libc.syscall(ADD_RULE, rules, RULE_PATH_BENEATH, rule, 0)
+                if libc.syscall(ADD_RULE, rules, RULE_PATH_BENEATH, rule, 0) < 0:
+                    # restricted without this rule, the process could not even start its program
+                    return
             finally:
                 os.close(place)
         libc.syscall(RESTRICT_SELF, rules, 0)

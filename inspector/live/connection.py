@@ -56,6 +56,10 @@ class Connection:
                 pass_fds=kept,
                 start_new_session=True,
             )
+        except BaseException:
+            ours.close()
+            self._remove_socket()
+            raise
         finally:
             theirs.close()
             if listener is not None:
@@ -147,9 +151,12 @@ class Connection:
             return False
         finally:
             # the relay removes the socket itself, unless it was killed before
-            with contextlib.suppress(OSError):
-                os.unlink(self.socket_name)
-                os.rmdir(os.path.dirname(self.socket_name))
+            self._remove_socket()
+
+    def _remove_socket(self) -> None:
+        with contextlib.suppress(OSError):
+            os.unlink(self.socket_name)
+            os.rmdir(os.path.dirname(self.socket_name))
 
 
 def _place(text: str) -> Endpoint:

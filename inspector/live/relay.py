@@ -255,8 +255,12 @@ class Relay:
             self.stub.send(GO)
             return b""
         if what == "read":
-            numbers = [int(word, 16) for word in given.split()]
-            return self.stub.read(list(zip(numbers[::2], numbers[1::2], strict=True)))
+            try:
+                numbers = [int(word, 16) for word in given.split()]
+                ranges = list(zip(numbers[::2], numbers[1::2], strict=True))
+            except ValueError:
+                raise StubRefused(f"'{shown(given)}' is no list of addresses and lengths") from None
+            return self.stub.read(ranges)
         if what == "packet" and answers.BREAKPOINT.question.fullmatch(given.encode()):
             return self.stub.ask(given.encode())
         if what == "monitor" and COMMANDS.fullmatch(given):

@@ -1,8 +1,8 @@
-"""Which of many leaves translates an address, looked up instead of searched for.
+"""A map that says which of many leaves translates an address, without a search.
 
-Leaves lie close together: a map from each page of the range they span to the
-leaf that holds it is hardly larger than they are, and one look into it takes
-the place of a binary search whose every step is far away in memory.
+Leaves usually lie close together, so a map with an element for each page of
+the range they span is hardly larger than the leaves.  One access to the map
+replaces a binary search, every step of which is far away in memory.
 """
 
 from __future__ import annotations
@@ -16,17 +16,17 @@ from inspector.memory.numbers import U64
 __all__ = ["DenseMap"]
 
 SPARSE = 4
-"""A map may have so many pages for each leaf."""
+"""Most pages of a map for each leaf."""
 
 
 class DenseMap:
     """A map from pages to rows.
 
     Args:
-        first: the address at which it begins.
-        unit: log2 of the size of its pages.
-        rows: the row of each page, -1 where there is none; the last one
-            stands for all pages beyond.
+        first: the address at which the map begins.
+        unit: log2 of the size of its pages in bytes.
+        rows: the row of each page's leaf, -1 where no leaf is; the last
+            element is -1 and stands for all pages after the map.
     """
 
     def __init__(self, first: np.uint64, unit: np.uint64, rows: NDArray[np.int32]) -> None:
@@ -36,11 +36,11 @@ class DenseMap:
 
     @classmethod
     def of(cls, address: U64, shift: NDArray[np.uint8]) -> DenseMap | None:
-        """Return the map of some leaves, None where they are too far apart for one.
+        """Return the map of some leaves, None if they are too far apart for one.
 
         Args:
-            address: where each begins, in order; none reaches into the next.
-            shift: log2 of their sizes.
+            address: where each leaf begins, in order; no leaf overlaps the next.
+            shift: log2 of the size of each leaf in bytes.
         """
         unit = shift.min()
         end = int(address[-1]) + (1 << int(shift[-1]))
@@ -51,6 +51,7 @@ class DenseMap:
         for part in blocks(address.size):
             row = np.arange(part.start, part.stop, dtype=np.int32)
             page = ((address[part] - address[0]) >> np.uint64(unit)).view(np.int64)
+            # One element for the first page of each leaf; larger leaves fill their other pages.
             rows[page] = row
             for large in np.flatnonzero(shift[part] != unit):
                 size = 1 << int(shift[part][large] - unit)
@@ -62,6 +63,7 @@ class DenseMap:
         found = np.empty(where.size, dtype=np.int64)
         last = np.uint64(self._rows.size - 1)
         for part in blocks(where.size):
+            # Unsigned: an address before the map wraps to a page far after it.
             page = where[part] - self._first
             page >>= self._unit
             np.minimum(page, last, out=page)

@@ -6,10 +6,10 @@ the small reserved values, otherwise a sibling, retry or zero marker.
 their slot holds, whatever its low bits say.  NULL slots are legal: KVM
 reserves an LPID before it fills it in.
 
-Every node says much of this twice.  The mark IDR_FREE is clear for an
-identifier that is taken, and ``count`` has the number of those in a leaf, and
-of the children elsewhere.  A node also knows its parent, its place there, and
-the idr.
+Every node holds much of this twice.  The mark IDR_FREE is clear for an
+identifier that is taken.  ``count`` is the number of taken identifiers in a
+node with a shift of 0, and the number of children in any other node.  A node
+also holds its parent, its offset in the parent, and the idr.
 """
 
 from __future__ import annotations
@@ -34,8 +34,8 @@ ID_LIMIT = 1 << 32
 """Identifiers are 32-bit integers."""
 
 HALF_WAY = (
-    "an identifier is reserved without a lock that can be looked at, so the idr may be in the "
-    "middle of that"
+    "KVM reserves an identifier without a lock that can be read here, so the idr may be in the "
+    "middle of a reservation"
 )
 
 
@@ -44,13 +44,13 @@ def idr_entries(
 ) -> Iterator[tuple[int, int]]:
     """Yield ``(id, pointer)`` for every entry of the idr at ``idr`` that is not NULL.
 
-    Low bits of an entry are cleared; ``comparison`` is told of them.  What is
-    under a node that cannot be read is passed over, and the error raised
-    after all others.
+    The low bits of an entry are cleared, and noted in ``comparison``.  A node
+    that cannot be read is skipped with everything under it, and the error is
+    raised after all other entries.
 
     Raises:
         BadData: the nodes do not form a tree.
-        MemoryNotReadable: a node leads nowhere.
+        MemoryNotReadable: a node cannot be read.
     """
     base = kernel.field("idr", idr, "idr_base")
     walk = _Walk(kernel, idr, Comparison() if comparison is None else comparison)
@@ -63,7 +63,7 @@ def idr_entries(
 
 
 class _Place(NamedTuple):
-    """A word that holds an entry, and the entry."""
+    """The address of a word that holds an entry, and the entry."""
 
     address: int
     entry: int
@@ -73,10 +73,10 @@ class _Place(NamedTuple):
 
 
 class _Node(NamedTuple):
-    """An ``xa_node``: its slots, and what else it says of itself as far as that is there.
+    """An ``xa_node``: its slots, and its other members if the target has them.
 
-    ``parent``, ``array``, ``counted``, ``values`` and ``offset`` are None
-    together; ``free`` has a bit for each slot, set where the mark IDR_FREE is.
+    Where it does not, ``parent`` and ``free`` are None and the others 0.
+    ``free`` has a bit for each slot, set where the mark IDR_FREE is set.
     """
 
     address: int
@@ -91,7 +91,7 @@ class _Node(NamedTuple):
 
 
 class _Walk:
-    """One walk over the nodes of an idr; ``missing`` has why some could not be read."""
+    """One walk over the nodes of an idr; ``missing`` has an error for each unreadable node."""
 
     def __init__(self, kernel: KernelSpace, idr: int, comparison: Comparison) -> None:
         self._kernel = kernel
@@ -111,7 +111,7 @@ class _Walk:
             yield from self._below(head, 0, None)
 
     def _below(self, place: _Place, index: int, above: _Node | None) -> Iterator[tuple[int, int]]:
-        """Yield what an entry that is not NULL leads to; ``above`` is the node that holds it."""
+        """Yield the entries under one that is not NULL; ``above`` is the node that holds it."""
         entry = place.entry
         self._comparison.words += 1
         if (entry & INTERNAL_MASK) != INTERNAL:
@@ -184,14 +184,14 @@ class _Walk:
         )
 
     def _node(self, address: int) -> _Node:
-        """Read a node, in one piece if it is there in one."""
+        """Read a node: whole if it is all there, otherwise its shift and its slots."""
         kernel, layout = self._kernel, self._layout
         order = kernel.profile.byte_order
         (to_shift, _), (to_slots, size) = layout.place("shift"), layout.place("slots")
         try:
             data = kernel.read(address, layout.size)
         except MemoryNotReadable:
-            # An older capture has these two members only.
+            # An older capture has only these two members.
             shift = kernel.unsigned(address + to_shift, 1)
             slots = np.frombuffer(kernel.read(address + to_slots, size), f"{order}u8")
             return _Node(address, shift, slots.astype(np.uint64))
@@ -215,7 +215,7 @@ class _Walk:
         return node
 
     def _confirm_node(self, node: _Node, place: _Place, above: _Node | None) -> None:
-        """Hold what a node says of itself against where it was found and what it holds."""
+        """Compare a node's members with the place where it was found and with its slots."""
         if node.parent is None or node.free is None:
             self._comparison.lacks("the nodes of the idr have only their slots in this target")
             return
@@ -223,6 +223,7 @@ class _Walk:
         self._confirm_place(node, place, above)
         self._confirm_contents(node)
         if len(self._comparison.mismatches) == before:
+            # The entry that leads here, and in a node of identifiers each entry that it holds.
             self._comparison.confirmed += 1 + (
                 int(np.count_nonzero(node.slots)) if not node.shift else 0
             )
@@ -261,9 +262,9 @@ class _Walk:
             )
 
     def _is_new_head(self, parent: int, head: _Place) -> bool:
-        """Say whether a node above the head is ready, and not yet entered as the head.
+        """Say whether a node is a new head that leads to the old one, but is not linked yet.
 
-        ``radix_tree_extend`` gives the old head its parent before readers can find that.
+        ``radix_tree_extend`` sets the old head's parent before it makes the new node the head.
         """
         try:
             return self._kernel.pointer(parent + self._to_slots) == head.entry
@@ -282,7 +283,7 @@ class _Walk:
                 self._word(node, "nr_values", node.values),
             )
         if node.shift:
-            # radix_tree_extend and idr_get_free enter a child before they count it.
+            # radix_tree_extend and idr_get_free link a child before they count it.
             children = filled.bit_count()
             if node.counted != children:
                 self._disagree(

@@ -1,9 +1,10 @@
 """``struct list_head``: circular doubly linked lists (include/linux/list.h).
 
-Every member is met by ``next``, and its ``prev`` must lead back to the one
-before it.  The kernel inserts and removes with several stores (``__list_add``,
-``__list_del``), and takes no lock that can be looked at for all of its lists.
-So links that disagree may be a list in the middle of a change.
+A list is followed by ``next``, and the ``prev`` of every member must lead back
+to the member before it.  The kernel inserts and removes with several stores
+(``__list_add``, ``__list_del``), and not every list has a lock that can be
+read here.  So links that disagree may belong to a list in the middle of a
+change.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from inspector.structures.witness import Comparison, Mismatch, Word
 __all__ = ["list_entries"]
 
 LIST_LIMIT = 1 << 16
-"""More than there are LPIDs, and modules."""
+"""Most members of a list: more than there are LPIDs or modules."""
 POINTER = 8
 HALF_WAY = "the list may be in the middle of an insertion or a removal"
 
@@ -30,21 +31,21 @@ def list_entries(
 ) -> Iterator[int]:
     """Yield the address of every structure on the list that begins at ``head``.
 
-    A structure whose link cannot be read is yielded too.  What is beyond a
-    link that cannot be read, or beyond one that does not lead back, is met
-    from the end of the list, so a wrong link hides nothing.
+    A structure whose link cannot be read is yielded too.  The structures
+    after such a link, or after a link that does not lead back, are reached
+    from the end of the list, so one wrong link hides none of them.
 
     Args:
         kernel: the host's kernel.
         head: the address of the list's head.
-        struct: the structure the list joins.
-        member: its ``struct list_head``.
-        comparison: is told of links that disagree.
+        struct: the name of the structures on the list.
+        member: their member that is the ``struct list_head``.
+        comparison: receives the links that disagree.
 
     Raises:
         BadData: the list does not lead back to its head, or its two
             directions disagree.
-        MemoryNotReadable: a link leads nowhere.
+        MemoryNotReadable: a link cannot be read.
     """
     offset = kernel.profile.struct(struct).offset(member)
     ring = _Ring(kernel, head)
@@ -70,10 +71,10 @@ class _Link(NamedTuple):
 
 
 class _Ring:
-    """A list, and what became of following it.
+    """A list, and the result of following it.
 
-    ``words`` links were read and ``confirmed`` of them by their opposites;
-    ``torn`` is the first place where two disagree.
+    ``words`` is the number of links that were read, and ``confirmed`` of
+    those whose opposite agrees; ``torn`` is the first place where two disagree.
     """
 
     def __init__(self, kernel: KernelSpace, head: int) -> None:
@@ -86,7 +87,7 @@ class _Ring:
         self.torn: Mismatch | None = None
 
     def _link(self, place: int) -> _Link:
-        """Read both pointers; a capture may have the first one only."""
+        """Read both pointers; an older capture may have only ``next``."""
         order = self._kernel.profile.byte_order
         try:
             data = self._kernel.read(place, 2 * POINTER)
@@ -119,7 +120,7 @@ class _Ring:
         self._compare(before, head, first.prev)
 
     def tell(self, comparison: Comparison) -> None:
-        """Tell what became of following the list."""
+        """Add the result of the walk to a comparison."""
         comparison.words += self.words
         comparison.confirmed += self.confirmed
         if self.torn is not None:
@@ -128,7 +129,7 @@ class _Ring:
             comparison.lacks("the prev links of the list are missing")
 
     def backward(self, met: list[int]) -> Iterator[int]:
-        """Yield the members that are met from the end, up to one that was met from the front."""
+        """Yield the members from the end, up to one that was already met from the front."""
         seen = {self._head, *met}
         place = self._head
         while len(seen) <= LIST_LIMIT:
@@ -143,7 +144,7 @@ class _Ring:
             place = here
 
     def _compare(self, before: int, here: int, prev: int | None) -> None:
-        """Hold the link that leads to ``here`` against the one that should lead back."""
+        """Compare the link that leads to ``here`` with the link that should lead back."""
         self.words += 1
         if prev is None:
             return
@@ -171,14 +172,17 @@ class _Ring:
     def _half_way(self, before: int, prev: int) -> bool:
         """Say whether the kernel's own stores can leave ``prev`` as it is.
 
-        ``__list_add`` first has the next member lead back to the new one, then
-        fills that in, and only then has the one before lead to it: one member
-        is met from the end only.  ``__list_del`` first has the next member
-        lead back past the one that goes: that is still met from the front.
+        ``__list_add`` first sets ``prev`` of the next member to the new member,
+        then fills in the new member, and only then sets ``next`` of the member
+        before it: until then, the new member is met only from the end.
+        ``__list_del`` first sets ``prev`` of the next member to the member
+        before the removed one, which is then still met from the front.
         """
         with suppress(MemoryNotReadable):
+            # Insertion: prev is the new member, filled in or still zero.
             if self._kernel.pointer(prev + self._to_prev) in (before, 0):
                 return True
+            # Removal: before is the removed member.
             if before != self._head:
                 return self._kernel.pointer(before + self._to_prev) == prev
         return False

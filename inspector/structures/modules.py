@@ -70,8 +70,8 @@ def find_modules(kernel: KernelSpace, names: set[str]) -> dict[str, int]:
 def module_memory(kernel: KernelSpace, module: int) -> list[tuple[int, int]]:
     """Return address and size of every piece of memory that a loaded module lies in.
 
-    Up to 6.3 that is one, ``core_layout``; since then (ac3b43283923) there is
-    one for each kind of contents.
+    Up to 6.3 there is one piece, ``core_layout``; from 6.4 on (ac3b43283923)
+    there is one for each kind of contents.
 
     Raises:
         BadData: a piece is larger than any module.
@@ -91,7 +91,9 @@ def module_memory(kernel: KernelSpace, module: int) -> list[tuple[int, int]]:
         ]
     for base, size in pieces:
         if size > MEMORY_LIMIT:
-            raise BadData(f"the module at {module:#x} says that {size} bytes at {base:#x} are its")
+            raise BadData(
+                f"the module at {module:#x} claims {size} bytes at {base:#x}, more than any has"
+            )
     return [(base, size) for base, size in pieces if size]
 
 
@@ -127,6 +129,7 @@ def exported_symbol(kernel: KernelSpace, module: int, name: str) -> int | None:
             return kernel.field("kernel_symbol", entry, member)
         offset, size = layout.place(f"{member}_offset")
         distance = kernel.unsigned(entry + offset, size)
+        # The distance is a signed 32-bit number, counted from the member itself.
         return entry + offset + distance - (1 << 32 if distance >> 31 else 0)
 
     for table, number in (("syms", "num_syms"), ("gpl_syms", "num_gpl_syms")):
@@ -168,7 +171,7 @@ def module_values(kernel: KernelSpace, module: int, name: str) -> list[int]:
 
 
 def _symbols(kernel: KernelSpace, module: int) -> tuple[SymbolTable, MemoryNotReadable | None]:
-    """Return the symbols of a loaded module that can be read, and why not all, if so."""
+    """Return the readable symbols of a loaded module, and the error if some are missing."""
     kallsyms = kernel.field("module", module, "kallsyms")
     count = kernel.field("mod_kallsyms", kallsyms, "num_symtab")
     if not 0 < count <= SYMBOL_LIMIT:
@@ -179,14 +182,17 @@ def _symbols(kernel: KernelSpace, module: int) -> tuple[SymbolTable, MemoryNotRe
     symtab = kernel.field("mod_kallsyms", kallsyms, "symtab")
     entries, read, missing = _there(kernel, symtab, count * SYMBOL_SIZE)
     if missing is not None:
+        # One row per symbol: those that are missing a byte are dropped.
         whole = read.reshape(count, SYMBOL_SIZE).all(axis=1)
         rows = np.frombuffer(entries, dtype=np.uint8).reshape(count, SYMBOL_SIZE)
         entries = rows[whole].tobytes()
+    # The first 32-bit word of each symbol, st_name, is the offset of its name.
     names = np.frombuffer(entries, dtype=kernel.profile.byte_order + "u4")[:: SYMBOL_SIZE // 4]
     strtab = kernel.field("mod_kallsyms", kallsyms, "strtab")
     last = int(names.max(initial=0))
     if last > count * NAME_LIMIT:
         raise BadData(f"the module at {module:#x} says that it has {last} bytes of names")
+    # The length of the last name is not known before its terminating NUL is found.
     strings, _, lost = _there(kernel, strtab, last)
     try:
         strings += _rest_of_string(kernel, strtab + last)
@@ -198,9 +204,9 @@ def _symbols(kernel: KernelSpace, module: int) -> tuple[SymbolTable, MemoryNotRe
 def _there(
     kernel: KernelSpace, address: int, length: int
 ) -> tuple[bytes, NDArray[np.bool_], MemoryNotReadable | None]:
-    """Return what can be read, which bytes those are, and why not all, if so.
+    """Return some bytes, which of them were read, and the error if some are missing.
 
-    What is missing is no zeros: they would end a name that goes on.
+    A missing byte is ``NO_TEXT`` and not 0, because a 0 would end a name too early.
     """
     with suppress(MemoryNotReadable):
         return kernel.read(address, length), np.ones(length, np.bool_), None
@@ -213,7 +219,8 @@ def _there(
         inner = slice(first - address, first - address + parts.size * PART)
         data[inner].reshape(-1, PART)[records.present] = records.data[records.present]
         read[inner].reshape(-1, PART)[records.present] = True
-    # what begins and ends within a part, of which a capture has no more
+    # The first and the last piece, which are only a part of a page.  A capture may have these
+    # bytes and no more of their page.
     for begin, end in ((address, min(first, address + length)), (last, address + length)):
         with suppress(MemoryNotReadable):
             if address <= begin < end:
@@ -229,6 +236,7 @@ def _there(
 
 
 def _rest_of_string(kernel: KernelSpace, place: int) -> bytes:
+    # One record per byte, because the memory after the NUL may be missing.
     steps = addresses(range(NAME_LIMIT))
     where: U64 = addresses(place % (1 << 64)) + steps
     data, present = kernel.read_many(where, 1)

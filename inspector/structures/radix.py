@@ -1,9 +1,10 @@
 """Radix trees: the kernel's own, L0's for a guest, the shadow ones, and L1's.
 
-All are walked by one walker, by the rules the hardware and
-``kvmppc_mmu_walk_radix_tree`` (arch/powerpc/kvm/book3s_64_mmu_radix.c) apply:
-every entry that leads on says how wide the next table is, tables are aligned
-to their size, leaves to theirs, and only certain widths exist.
+One walker reads them all.  It applies the rules of the hardware and of
+``kvmppc_mmu_walk_radix_tree`` (arch/powerpc/kvm/book3s_64_mmu_radix.c): an
+entry that leads to a table holds the width of that table's index, a table is
+aligned to its size, the frame of a leaf to the size of its page, and only
+certain widths exist.
 """
 
 from __future__ import annotations
@@ -31,14 +32,15 @@ RPN = np.uint64(pte.RPN_MASK)
 ONE = np.uint64(1)
 ADDRESS_MASK = np.uint64((1 << pte.TREE_BITS) - 1)
 NO_ADDRESS = np.uint64((1 << 62) - (1 << pte.TREE_BITS))
+"""The bits between an address and the number of its quadrant, which have to be zero."""
 MOST_ODD = 64
-"""So many entries of some tables that are neither valid nor zero are told, at most."""
+"""Most entries, neither valid nor zero, that are reported from the tables of one read."""
 READ_LIMIT = 1 << 21
-"""So many bytes of tables are read and taken apart at once: they stay in the cache."""
+"""Bytes of tables that are read and decoded at once, so that they stay in the cache."""
 MANY = 1 << 12
-"""For so many addresses a map of a table is made."""
+"""Number of addresses in one lookup for which a map of the table is made."""
 PART = 1 << 12
-"""Tables that are not all there are read in parts of so many bytes."""
+"""Bytes of the parts in which an incomplete table is read."""
 
 _SIZES = ONE << np.arange(64, dtype=np.uint64)
 _FRAMES = RPN & ~(_SIZES - ONE)
@@ -49,10 +51,10 @@ _FRAMES = RPN & ~(_SIZES - ONE)
 class TableProblem:
     """A part of a tree that could not be followed.
 
-    ``address`` is the first address it would translate, ``where`` the
-    address of the entry at fault, or of the table where no entry leads to
-    it, and ``entry`` the word there.  ``missing`` tells that bytes were not
-    readable, rather than readable and wrong.
+    ``address`` is the first address that the part would translate.  ``where``
+    is the address of the wrong entry, of the root if the root is wrong, or of
+    the bytes that are missing, and ``entry`` the wrong entry.  ``missing``
+    says that bytes were not readable, rather than readable and wrong.
     """
 
     address: int
@@ -63,7 +65,7 @@ class TableProblem:
 
 
 class TableArrays(NamedTuple):
-    """The tables of a tree, the root first, one array element each.
+    """The tables of a tree, the root first: one row per table.
 
     ``table``: its address.  ``base``: the first address it translates.
     ``bits``: log2 of its entries.  ``above``: the address of the entry that
@@ -94,11 +96,12 @@ class TableArrays(NamedTuple):
 
 @dataclass(frozen=True)
 class LeafTable:
-    """The leaves of a tree in address order, one array element each.
+    """The leaves of a tree in address order: one row per leaf.
 
-    ``address``: what it translates, in bytes.  ``entry``: the page-table
-    entry in host order.  ``shift``: log2 of the page size.  ``where``: the
-    address the entry was read at (physical; for L1's table L1-real).
+    ``address``: the first address that it translates.  ``entry``: the
+    page-table entry in host order.  ``shift``: log2 of the page size in bytes.
+    ``where``: the address at which the entry was read (physical; for L1's
+    table L1-real).
     """
 
     address: U64
@@ -119,7 +122,7 @@ class LeafTable:
 
     @property
     def has_holes(self) -> bool:
-        """Whether a part of it could not be read, so that it may map more."""
+        """Whether a part of the tree could not be read, so that it may have more leaves."""
         return any(problem.missing for problem in self.problems)
 
     @property
@@ -133,11 +136,11 @@ class LeafTable:
         return self.entry & _FRAMES[self.shift]
 
     def frame_mask(self, index: NDArray[np.int64]) -> U64:
-        """Return the bits of some leaves' entries that are their frames."""
+        """Return, for each of some leaves, the mask of the entry's bits that are the frame."""
         return _FRAMES[self.shift[index]]
 
     def translate(self, index: NDArray[np.int64], where: U64) -> U64:
-        """Return what some leaves map addresses in them to."""
+        """Return the physical addresses to which leaves map addresses, one address per leaf."""
         inside = _SIZES[self.shift[index]] - ONE
         frame: U64 = self.entry[index] & RPN & ~inside
         return frame | (where & inside)
@@ -152,6 +155,8 @@ class LeafTable:
             return np.full(len(where), -1, dtype=np.int64)
         if where.size >= MANY and self._dense is not None:
             return self._dense.find(where)
+        # The last leaf that begins at or below each address.  Below the first leaf that is -1,
+        # which indexes some leaf until the last line.
         index = np.searchsorted(self.address, where, side="right").astype(np.int64) - 1
         inside = where - self.address[index]
         index[inside >= _SIZES[self.shift[index]]] = -1
@@ -160,10 +165,10 @@ class LeafTable:
 
 
 class Translated(NamedTuple):
-    """Physical addresses of a lookup, and which of them exist.
+    """Physical addresses of a lookup, and which of them are known.
 
-    ``unread`` is for those that may exist the address of the entry that could
-    not be read, and 0 for the others.
+    ``unread`` is the address of the page-table entry that could not be read,
+    where that is why an address is not known, and 0 elsewhere.
     """
 
     physical: U64
@@ -172,15 +177,17 @@ class Translated(NamedTuple):
 
 
 def translate(memory: AddressSpace, root: pte.Root, where: U64) -> Translated:
-    """Translate single addresses, reading only the entries on their way.
+    """Translate single addresses; only the entries on their way are read.
 
-    An address is 52 bits and, above ten that have to be zero, the number of a
-    quadrant, which says what it is an address of and takes no part.
+    An address has 52 bits.  The ten bits above them have to be zero.  The top
+    two bits are the quadrant, which selects the tree and is not translated.
     """
     target = where & ADDRESS_MASK
     physical = np.zeros(where.size, dtype=np.uint64)
     known = np.zeros(where.size, dtype=np.bool_)
     unread = np.zeros(where.size, dtype=np.uint64)
+    # One row per address that is still on its way down: its index in ``where``, the next table,
+    # the width of that table's index, and log2 of the bytes that the table translates.
     rows = np.flatnonzero((where & NO_ADDRESS) == 0)
     table = np.full(rows.size, root.table, dtype=np.uint64)
     bits = np.full(rows.size, root.bits, dtype=np.uint64)
@@ -192,6 +199,8 @@ def translate(memory: AddressSpace, root: pte.Root, where: U64) -> Translated:
             break
         index: U64 = (target[rows] >> shift) & ((ONE << bits) - ONE)
         place: U64 = table + index * np.uint64(8)
+        # Many addresses have an entry in common: each entry is read once, and ``back`` is the
+        # row of the answer for each address.
         once = distinct(place)
         back = np.searchsorted(once, place)
         records = memory.read_many(once, 8)
@@ -218,12 +227,12 @@ def collect_leaves(
     costs no more than the memory it lies in.
 
     Args:
-        space: what the addresses of tables are in.
+        space: the address space that holds the tables.
         root: the first table.
         own: the index widths that KVM uses at each level of a tree that it builds, the root
-            first. A table of another width that the hardware knows is walked, and is a problem;
-            so is an entry that is neither valid nor zero, which KVM takes for a page that is
-            mapped (``kvmppc_unmap_free_pte``).
+            first. A table of another width that the hardware knows is walked, but reported as a
+            problem. So is an entry that is neither valid nor zero, because KVM takes it for a
+            mapped page (``kvmppc_unmap_free_pte``).
     """
     leaves: list[tuple[U64, U64, NDArray[np.uint8], U64]] = []
     problems: list[TableProblem] = []
@@ -238,7 +247,8 @@ def collect_leaves(
         walked.append(tables)
         seen = np.concatenate((seen, tables.table))
         following: list[tuple[TableArrays, U64]] = []
-        # tables of one form are those of one width that translate pages of one size
+        # Tables of one form are read together: they have one width, and translate equally many
+        # bytes, so their entries translate pages of one size.
         form_of = (shift << np.uint64(8)) | tables.bits
         for one in distinct(form_of):
             rows = np.flatnonzero(form_of == one)
@@ -256,6 +266,7 @@ def collect_leaves(
                     page_shift,
                     cleared=own is not pte.SUPPORTED_BITS,
                 )
+                # One row per valid entry: the address it translates, the entry, and its place.
                 address, entry, where = read.entries
                 problems += read.problems
                 is_leaf = (entry & LEAF) != 0
@@ -288,6 +299,7 @@ def collect_leaves(
     if not leaves:
         return LeafTable.empty(tuple(problems))
     address, entry, small, where = (joined(column) for column in zip(*leaves, strict=True))
+    # Leaves were collected by level and by form, so they may be out of order.
     if np.any(address[1:] < address[:-1]):
         order = np.argsort(address, kind="stable")
         address, entry, small, where = address[order], entry[order], small[order], where[order]
@@ -304,8 +316,9 @@ def _table_entries(
 ) -> _Entries:
     """Return address, entry and place of every valid entry of some tables of one form.
 
-    Where others have to be ``cleared``, one that is not zero is a problem.
+    If all other entries have to be ``cleared``, one that is not zero is a problem.
     """
+    # One row per table and one column per entry, then flattened.
     records, problems = _tables(space, table, base, width, page_shift)
     words = records.words(pte.BYTE_ORDER)
     column = np.arange(1 << width, dtype=np.uint64)
@@ -325,7 +338,7 @@ def _table_entries(
 def _tables(
     space: AddressSpace, table: U64, base: U64, width: int, page_shift: int
 ) -> tuple[Records, list[TableProblem]]:
-    """Read tables; one that is not all there is read in parts, and what lacks is zero."""
+    """Read tables of one form; an incomplete one is read in parts, and missing parts are zero."""
     length = 8 << width
     records = space.read_many(table, length)
     problems = []
@@ -336,6 +349,7 @@ def _tables(
         data, present = space.read_many(pieces, part)
         records.data[row] = data.reshape(-1)
         name = f"page table at {space.name} address {int(table[row]):#x}"
+        # A table of which nothing is there is one problem, otherwise each missing part is one.
         for lost in [0] if not present.any() else np.flatnonzero(~present).tolist():
             where = int(pieces[lost])
             size = part
@@ -363,7 +377,7 @@ def _usable(
     seen: U64,
     problems: list[TableProblem],
 ) -> NDArray[np.bool_]:
-    """Tell which tables can be walked: of a width of the level, aligned, and not met before."""
+    """Say which tables can be walked: of a width of the level, aligned, and not met before."""
     width_ok = _one_of(tables.bits, widths)
     expected = _one_of(tables.bits, own)
     aligned = (tables.table & (tables.size - ONE)) == 0

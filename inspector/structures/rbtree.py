@@ -1,8 +1,9 @@
 """Red-black trees (lib/rbtree.c, include/linux/rbtree.h).
 
-``__rb_parent_color`` of a node has the address of its parent, and its colour
+``__rb_parent_color`` of a node holds the address of its parent, and its colour
 in bit 0 (1 is black).  The root is black and has no parent, a red node has
-black children, and every way down meets as many black nodes.
+black children, and every path from the root to an end has the same number of
+black nodes.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ POINTER = 8
 COLOUR = "__rb_parent_color"
 BLACK = 1
 FLAGS = 3
-"""Bits of ``__rb_parent_color`` that are no address."""
+"""Bits of ``__rb_parent_color`` that are not part of the address."""
 
 
 class _Node(NamedTuple):
@@ -33,13 +34,13 @@ class _Node(NamedTuple):
 
 
 class _Visit(NamedTuple):
-    """A node on the way down, and the one that it was reached from."""
+    """A node on a path from the root, and the visit of its parent."""
 
     address: int
     node: _Node
     parent: _Visit | None
     black: int
-    """Number of black nodes from the root to it."""
+    """Number of black nodes from the root to this node, both included."""
 
     @property
     def is_red(self) -> bool:
@@ -52,17 +53,17 @@ def tree_nodes(
 ) -> Iterator[int]:
     """Yield the address of every ``struct rb_node`` under the node ``root``, in order.
 
-    What is under a node that cannot be read is passed over, and the node
-    itself is yielded too; the error is raised after all others.
+    A node that cannot be read is yielded too.  The nodes under it are
+    skipped, and the error is raised after all other nodes.
 
     Args:
         kernel: the host's kernel.
         root: the address of the topmost node, 0 for an empty tree.
-        comparison: is told of parents and colours that cannot be.
+        comparison: receives the parents and colours that are impossible.
 
     Raises:
         BadData: a node is met twice, so this is not a tree.
-        MemoryNotReadable: a child pointer leads nowhere.
+        MemoryNotReadable: a node cannot be read.
     """
     walk = _Walk(kernel, root, Comparison() if comparison is None else comparison)
     yield from walk.in_order()
@@ -77,7 +78,7 @@ class _Walk:
         self._comparison = comparison
         self._missing: list[MemoryNotReadable] = []
         self._depths: dict[int, _Visit] = {}
-        """A node at an end of the tree for each number of black nodes on the way to it."""
+        """For each number of black nodes on a path, the first node met that ends such a path."""
 
     def in_order(self) -> Iterator[int]:
         """Yield every node from the leftmost to the rightmost."""
@@ -100,7 +101,7 @@ class _Walk:
             address = parent.node.right
 
     def finish(self) -> None:
-        """Compare the ways down, and raise what was missing."""
+        """Compare the numbers of black nodes, and raise the first error of a read."""
         if len(self._depths) > 1 and not self._missing:
             (low, one), *_, (high, other) = sorted(self._depths.items())
             self._disagree(
@@ -123,11 +124,11 @@ class _Walk:
         return visit
 
     def _node(self, address: int) -> _Node:
-        """Read a node, in one piece if it is there in one."""
+        """Read a node: whole if it is all there, otherwise its children."""
         try:
             data = self._kernel.read(address, self._layout.size)
         except MemoryNotReadable:
-            # An older capture has the children only.
+            # An older capture has only the children.
             return _Node(self._child(address, "rb_left"), self._child(address, "rb_right"), None)
 
         def member(name: str) -> int:
@@ -154,7 +155,7 @@ class _Walk:
         )
 
     def _confirm(self, visit: _Visit) -> None:
-        """Hold a node's parent and colour against the way it was reached."""
+        """Compare a node's parent and colour with the path on which it was reached."""
         self._comparison.words += 1
         node = visit.node
         if node.colour is None:
@@ -176,5 +177,6 @@ class _Walk:
                 "a black node",
                 self._word(visit),
             )
+        # A path ends wherever a child is missing, and all ends have to have one black count.
         if not (node.left and node.right):
             self._depths.setdefault(visit.black, visit)

@@ -1,8 +1,8 @@
 """Address spaces that translate: kernel virtual addresses and L1 real addresses.
 
-Each is a layer over physical memory with the same two reads.  Nothing here
-asks the vCPU to translate: what it translates with depends on the guest it
-was stopped in.
+Each is a layer over physical memory with the same two reads.  The vCPU is
+never asked to translate, because its translation depends on the guest in which
+it was stopped.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ def _why_not(found: Translated) -> str:
 
 
 class _Translated:
-    """Reads that are split at page borders and translated piece by piece."""
+    """An address space whose reads are split at page borders and translated piece by piece."""
 
     name = "translated"
 
@@ -45,11 +45,11 @@ class _Translated:
         self.page_size = page_size
 
     def translate(self, where: U64) -> tuple[U64, NDArray[np.bool_]]:
-        """Return physical addresses, and which of them exist."""
+        """Return physical addresses, and which of them are known."""
         raise NotImplementedError
 
     def why_not(self, address: int) -> str:
-        """Return why an address that does not translate does not."""
+        """Return the reason why an address has no translation."""
         return NOT_MAPPED
 
     def read(self, address: int, length: int) -> bytes:
@@ -92,6 +92,7 @@ class _Translated:
         return Records(data, present)
 
     def _read_pages(self, where: U64, length: int) -> Records:
+        # A record is several whole pages, and is present if all of them are.
         count = length // self.page_size
         steps = np.arange(count, dtype=np.uint64) * np.uint64(self.page_size)
         pages = (where[:, None] + steps).reshape(-1)
@@ -100,6 +101,7 @@ class _Translated:
         return Records(data.reshape(where.size, length), whole)
 
     def _read_pieces(self, where: U64, length: int) -> Records:
+        # No record crosses a page border here, so each has one translation.
         physical, known = self.translate(where)
         if known.all():
             return self.memory.read_many(physical, length)
@@ -132,15 +134,16 @@ class KernelSpace(_Translated):
         return self.memory.ram if isinstance(self.memory, PhysicalMemory) else None
 
     def read(self, address: int, length: int) -> bytes:
-        """Return ``length`` bytes at one address; most are in the linear map, in one piece."""
+        """Return ``length`` bytes at one address; in the linear map that is one read."""
         if address >= LINEAR_MAP and address + length <= LINEAR_MAP + LINEAR_SIZE:
-            # which of several pages is missing is told below
+            # If this fails, the read page by page below finds the page that is missing.
             with contextlib.suppress(MemoryNotReadable):
                 return self.memory.read(address & OFFSET_MASK, length)
         return super().read(address, length)
 
     def translate(self, where: U64) -> tuple[U64, NDArray[np.bool_]]:
         """Return physical addresses of kernel virtual addresses."""
+        # Unsigned: an address below the linear map wraps to a large number.
         linear = where - np.uint64(LINEAR_MAP) < np.uint64(LINEAR_SIZE)
         physical = where & np.uint64(OFFSET_MASK)
         known = linear.copy()
@@ -152,14 +155,14 @@ class KernelSpace(_Translated):
         return physical, known
 
     def can_hold(self, address: int, size: int, alignment: int) -> bool:
-        """Say whether so many bytes, so aligned, can be there: in the linear map, and in RAM."""
+        """Say whether ``size`` aligned bytes can lie at an address: in the linear map and RAM."""
         if not 0 <= address - LINEAR_MAP < LINEAR_SIZE or address % alignment:
             return False
         first = linear_to_physical(address)
         return self.ram is None or (self.ram.hold(first) and self.ram.hold(first + size - 1))
 
     def why_not(self, address: int) -> str:
-        """Return why an address that does not translate does not."""
+        """Return the reason why an address has no translation."""
         if address < LINEAR_MAP:
             return NOT_MAPPED
         return _why_not(translate(self.memory, self._root, addresses([address])))
@@ -197,7 +200,7 @@ class KernelSpace(_Translated):
 
 
 class SlotRange(Protocol):
-    """What the guest space needs of a memslot."""
+    """The members of a memslot that ``GuestSpace`` needs."""
 
     @property
     def base_gfn(self) -> int: ...
@@ -208,6 +211,8 @@ class SlotRange(Protocol):
 
 
 class _Ranges(NamedTuple):
+    """One row per memslot, in order: first L1 real address, bytes, and process address."""
+
     first: U64
     size: U64
     hva: U64
@@ -247,15 +252,16 @@ class GuestSpace(_Translated):
         return physical, known
 
     def why_not(self, address: int) -> str:
-        """Return why an address that does not translate does not."""
+        """Return the reason why an address has no translation."""
         _, user = self._user_addresses(addresses([address]))
         return _why_not(translate(self.memory, self._root, user))
 
     def _user_addresses(self, where: U64) -> tuple[NDArray[np.int64], U64]:
-        """Return which of some L1 real addresses a memslot has, and where the process has them."""
+        """Return the rows of the L1 real addresses in a memslot, and their process addresses."""
         ranges = self._ranges
         if not ranges.first.size:
             return np.zeros(0, np.int64), addresses([])
+        # The last memslot that begins at or below each address; -1 below the first.
         index = np.searchsorted(ranges.first, where, side="right") - 1
         inside = where - ranges.first[index]
         rows = np.flatnonzero((index >= 0) & (inside < ranges.size[index]))

@@ -1,6 +1,6 @@
-"""What a walker learns about a structure beside its members: which words confirm each other.
+"""The words of a structure that confirm each other, as a walker finds them.
 
-Kernel structures say many things twice: a list can be followed in both
+Kernel structures hold many things twice: a list can be followed in both
 directions, and a node counts its children.  A walker compares the two, and
 notes where they disagree.
 """
@@ -25,8 +25,8 @@ class Word(NamedTuple):
 class Mismatch(NamedTuple):
     """Words that should agree and do not.
 
-    ``doubt`` says how the kernel itself may come by them for a moment; it is
-    empty where no order of its stores leads there.
+    ``doubt`` says how the kernel's own stores can leave the words like this
+    for a moment; it is empty where they cannot.
     """
 
     summary: str
@@ -38,8 +38,9 @@ class Mismatch(NamedTuple):
 class Confirmation(NamedTuple):
     """What is known about the words of one structure, or of several of one kind.
 
-    ``words`` of them were read, ``confirmed`` have a second word that agrees.
-    ``missing`` says why there is no second word, once for each reason.
+    ``words`` is the number of words that were read, and ``confirmed`` of those
+    with a second word that agrees.  ``missing`` has the reasons why a second
+    word is missing, each once.
     """
 
     words: int = 0
@@ -49,7 +50,7 @@ class Confirmation(NamedTuple):
 
 
 UNCONFIRMED = Confirmation()
-"""What is known about words that no walker compared."""
+"""The confirmation of words that no walker compared."""
 
 
 @dataclass
@@ -62,11 +63,11 @@ class Comparison:
     missing: list[str] = field(default_factory=list)
 
     def lacks(self, why: str) -> None:
-        """Note that a second word is missing."""
+        """Note why a second word is missing."""
         if why not in self.missing:
             self.missing.append(why)
 
     @property
     def given(self) -> Confirmation:
-        """What is known at the end of the walk."""
+        """The result at the end of the walk."""
         return Confirmation(self.words, self.confirmed, tuple(self.mismatches), tuple(self.missing))

@@ -17,7 +17,7 @@ PATHS = ("a", "lock", "inner.b", "b", "bits", "array", "anon", "deep", "list.nex
 
 
 def vmlinux(order: str = "<") -> BtfWriter:
-    """Return a blob with a bit of everything."""
+    """Return a blob with types of every kind."""
     w = BtfWriter(order)
     u32 = w.integer("unsigned int", 4)
     u64 = w.integer("unsigned long", 8)
@@ -168,7 +168,7 @@ def test_a_blob_without_types_knows_nothing() -> None:
 
 
 def ask(data: bytes, base: Btf | None = None) -> None:
-    """Ask everything a profile would ask."""
+    """Make all the queries that a profile makes."""
     blob = Btf(data, base)
     for name in ("kvm", "inner", "llist_node", "flags", "kvm_nested_guest"):
         found = blob.find_struct(name)

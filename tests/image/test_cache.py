@@ -1,4 +1,4 @@
-"""The cache of profiles: nothing is believed that somebody else may have put there."""
+"""The cache of profiles: a file that another user may have put there is never used."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from tests.fixtures import SMALL, pieces
 
 @pytest.fixture
 def profile(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Profile:
-    """A profile that is kept, and nothing else in the cache."""
+    """A profile that is the only one in the cache."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     found = pieces(SMALL)[1]
     symbols = {**found.symbols, "__start_notes": 1, "partition_tb": 1}
@@ -34,7 +34,7 @@ def file_of(profile: Profile) -> Path:
 
 
 def is_used(hint: str = "") -> bool:
-    """Say whether a profile is found, and see that a hint says why not, in one line."""
+    """Say whether a profile is found, and check that otherwise a hint of one line says why."""
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         found = list(cached_profiles())
@@ -61,7 +61,7 @@ def test_a_folder_that_others_reach(profile: Profile, mode: int) -> None:
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root gives files away")
 def test_what_belongs_to_another_user(profile: Profile) -> None:
     os.chown(file_of(profile), 12345, -1)
-    assert not is_used("is no private file of yours")
+    assert not is_used("not private files of yours")
     os.chown(directory(), 12345, -1)
     assert not is_used("it belongs to another user")
 
@@ -69,7 +69,7 @@ def test_what_belongs_to_another_user(profile: Profile) -> None:
 @pytest.mark.parametrize("mode", [0o644, 0o602])
 def test_a_file_that_others_reach(profile: Profile, mode: int) -> None:
     file_of(profile).chmod(mode)
-    assert not is_used("is no private file of yours")
+    assert not is_used("not private files of yours")
 
 
 @pytest.mark.parametrize("kind", ["link", "fifo", "folder", "device"])
@@ -85,7 +85,7 @@ def test_what_is_no_file(profile: Profile, kind: str, tmp_path: Path) -> None:
         path.symlink_to("/dev/zero")
     else:
         path.mkdir(0o700)
-    assert not is_used("is no private file of yours")
+    assert not is_used("not private files of yours")
 
 
 def test_a_folder_that_is_a_link(profile: Profile, tmp_path: Path) -> None:

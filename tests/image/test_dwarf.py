@@ -1,4 +1,4 @@
-"""Types out of DWARF, on an object file made from ``data/book3s_hv_nested.c``."""
+"""Types from DWARF, on an object file made from ``data/book3s_hv_nested.c``."""
 
 from __future__ import annotations
 

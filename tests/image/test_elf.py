@@ -129,7 +129,7 @@ def test_other_files_are_refused(tmp_path: Path, data: bytes, message: str) -> N
 
 
 def use(path: Path) -> None:
-    """Ask a kernel file everything that is asked of one."""
+    """Make all the queries that a kernel file has to answer."""
     image = ElfFile(path)
     for section in (".BTF", ".modinfo"):
         image.section(section)

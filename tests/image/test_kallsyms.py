@@ -181,7 +181,7 @@ def test_a_table_is_found_at_one_of_the_first_places(
 def test_most_places_are_dismissed_before_their_names_are_followed(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """Every number before the names could be that of the names."""
+    """Every word before the names could be the number of names."""
     rows, calls = kallsyms._rows, itertools.count()
 
     def counted(*given: Any) -> Any:

@@ -1,4 +1,4 @@
-"""Layout profiles: what is looked up, and what is kept of it."""
+"""Layout profiles: the members that are looked up, and the JSON form."""
 
 from __future__ import annotations
 

@@ -157,7 +157,7 @@ def test_the_hash_mmu_is_seen_in_the_page_table() -> None:
 
 @pytest.mark.slow
 def test_a_guest_of_the_same_build() -> None:
-    """A guest's ring, pointers and VMCOREINFO are the host's, bit by bit, at other places."""
+    """A guest's ring, pointers and VMCOREINFO are copies of the host's at other addresses."""
     whole = HOST.memory.read(0, int(HOST.memory.sizes[0]) // 4096 * 4096)
     found = found_in(of_segments([(0, whole), (20 * MIB, whole)]))
     assert found.profile is not None
@@ -168,10 +168,10 @@ def test_a_guest_of_the_same_build() -> None:
 
 
 def test_a_copy_of_a_module_in_vmalloc_space() -> None:
-    """The copy of a guest's ring in a buffer of the host: its links lead to the real one."""
+    """A copy of a ring lies in a buffer of the host: its links lead to the real one."""
     real = module_at(HOST, "kvm_hv")
     data = KernelSpace(HOST.memory, HOST.profile).read(real, LAYOUTS["module"][0])
-    # Behind nx_crypto's own memory, in the same page.
+    # After nx_crypto's own memory, in the same page.
     copy = module_at(HOST, "nx_crypto") - THIS_MODULE + MODULE_SIZE
     found = found_in(changed(HOST, copy, data))
     assert found.profile is not None
@@ -203,7 +203,7 @@ def test_a_module_outside_of_its_own_memory() -> None:
 
 
 def test_two_lists_of_modules() -> None:
-    """Two rings that hold in themselves: nobody can say which is the kernel's."""
+    """Two rings are sound in themselves, so nothing tells which is the kernel's."""
     copy = module_at(HOST, "nx_crypto") - THIS_MODULE + MODULE_SIZE
     real = module_at(HOST, "kvm_hv")
     data = bytearray(KernelSpace(HOST.memory, HOST.profile).read(real, LAYOUTS["module"][0]))

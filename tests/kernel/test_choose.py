@@ -34,7 +34,7 @@ HOME = "inspector/layouts"
 
 @pytest.fixture
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """An empty cache, and no kernel's files on this host."""
+    """An empty cache, and no kernel files on this host."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     monkeypatch.setattr("inspector.image.files._kernel_candidates", lambda: iter(()))
     return tmp_path / HOME
@@ -171,7 +171,7 @@ RELOCATED = 192 << 20
 
 
 def files(image: Image, base: int, folder: Path, build_id: bytes = BUILD_ID) -> Options:
-    """Write the files of a kernel; by its symbols it begins at physical 0."""
+    """Write the files of a kernel that begins at physical 0 according to its symbols."""
     symbols = image.profile.symbols
     known = find_kernel(image.memory).profile
     assert known is not None

@@ -1,4 +1,4 @@
-"""The host's kernel found in memory, and told from the kernels of its guests."""
+"""The host's kernel found in memory, and distinguished from the kernels of its guests."""
 
 from __future__ import annotations
 
@@ -91,7 +91,7 @@ def test_the_copy_in_a_guest_is_not_the_host(form: Form, same: bool) -> None:
     if form is BASE:
         assert reason.endswith("so this is a copy in the memory of a guest")
     else:
-        # Its symbols count from where it lies, but its pointers and page table do not.
+        # Its symbols are relative to where it lies, but its pointers and page table are not.
         assert "leads back to" in reason if same else "where it was found" in reason
 
 

@@ -14,7 +14,7 @@ class SlotWord(NamedTuple):
     """One word met on the way through a slot.
 
     ``node`` is the address of the node that holds the word, or 0 when the
-    word stands in the slot itself or in the last ``next``.
+    word is in the slot itself or in the last ``next``.
     """
 
     node: int
@@ -24,7 +24,7 @@ class SlotWord(NamedTuple):
 def walk(head: int, read_node: Callable[[int], tuple[int, int]]) -> Iterator[SlotWord]:
     """Follow a slot by its links, in list order, and yield every word.
 
-    Links are followed, not values: a node whose word is zero does not end
+    Links are followed, not words: a node whose word is zero does not end
     the walk (it does end the kernel's, see ``inspector.model.slot``).  The
     walk ends at an empty or single ``next``, and before a node that was
     already met, so it always ends.

@@ -65,7 +65,7 @@ def test_lists_that_are_empty_are_no_vms() -> None:
 
 
 def test_no_list_and_a_module_in_use() -> None:
-    """An emptied list, while kvm_hv is in use: that there is no VM is not believed."""
+    """The list is empty while kvm_hv is in use, so "no VMs" is not accepted."""
     head = TWO.vm_list
     memory = changed(TWO, (head, link(head) * 2))
     with pytest.raises(BadData, match=r"kvm_hv has 2 users .*so there may be VMs"):
@@ -112,7 +112,7 @@ def test_a_head_that_its_list_does_not_know_is_passed_over() -> None:
 
 
 def test_a_list_of_something_else_is_passed_over() -> None:
-    """Another list of the module that is sound, and holds no VMs."""
+    """Another list of the module is sound, and holds no VMs."""
     head, other = TWO.vm_list + 32, TWO.kvm[0] + 900
     memory = changed(TWO, (head, link(other) * 2), (other, link(head) * 2))
     assert found_in(TWO, memory) == list(TWO.kvm)

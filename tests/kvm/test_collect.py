@@ -1,4 +1,4 @@
-"""What is collected from an image is what was put into it."""
+"""The snapshot of an image is the state that was put into it."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def collected(image: Image) -> Snapshot:
 
 
 def kept(state: VmState) -> VmState:
-    """Return what can be seen of a state: empty slots leave no trace."""
+    """Return the visible part of a state: empty slots leave no trace."""
     return VmState(
         state.page_shift,
         state.host,

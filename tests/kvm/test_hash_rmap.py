@@ -37,7 +37,7 @@ OTHER = DIRECTORY / "powernv9-mixed.core.zst"
 
 
 def with_hpt(profile: Profile) -> Profile:
-    """Return a profile that knows where a hash guest's links are."""
+    """Return a profile that has the layout of a hash guest's links."""
     kvm = profile.structs["kvm"]
     members = {**kvm.members, "arch.hpt.rev": (REV, 8), "arch.hpt.order": (HPT_ORDER, 4)}
     links = StructLayout("revmap_entry", SIZE, {"forw": (FORW, 4), "back": (BACK, 4)})
@@ -91,7 +91,7 @@ def rings(found: HashRmaps) -> dict[int, list[int]]:
 
 @st.composite
 def some_rings(draw: st.DrawFn) -> dict[int, list[int]]:
-    """Return disjoint rings of random entries for random pages, some of no entry."""
+    """Return disjoint rings of random entries for random pages; some have no entry."""
     lengths = draw(st.dictionaries(st.integers(0, 63), st.integers(0, 6), max_size=8))
     entries = draw(
         st.lists(

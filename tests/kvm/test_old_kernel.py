@@ -1,7 +1,7 @@
 """The containers of kernels up to 5.16, on captures of a real one.
 
-What the captures hold is compared with their maker's belief in ``tests/test_fixtures.py``; here
-it is seen that they came through the old containers, and what those promise.
+``tests/test_fixtures.py`` compares the contents of the captures with what the exerciser made. Here
+it is checked that they were read through the old containers, and what those guarantee.
 """
 
 from __future__ import annotations

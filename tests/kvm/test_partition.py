@@ -1,4 +1,4 @@
-"""The partition table of powernv and of pseries hosts, and what stands in its way."""
+"""The partition table of powernv and of pseries hosts, and why it may be missing."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def judged(image: Image) -> VmJudgement:
 
 
 def roots(vm: Vm) -> list[bool]:
-    """Say of the VM's own entry and each nested guest's whether it leads to its table."""
+    """Say whether the entry of the VM, and of each nested guest, leads to the guest's table."""
     pairs = [(vm.partition, vm.pgtable)]
     pairs += [(nested.partition, nested.shadow_pgtable) for nested in vm.nested]
     return [
@@ -65,7 +65,7 @@ def overwritten(lpid: int, dword: int) -> VmJudgement:
 
 
 def test_an_entry_that_is_not_yet_written_is_legal() -> None:
-    """L0 finds a new nested guest under its LPID before the hardware does."""
+    """L0 finds a new nested guest under its LPID before the hardware can."""
     assert overwritten(9, 0).verdict is Verdict.CONSISTENT
 
 
@@ -114,7 +114,7 @@ TWO = replace(STATE, shadows={1: table(leaf(0x5000, 0x40_0000)), 3: table()})
 
 
 def forgotten(image: Image, lpid: int) -> Image:
-    """Return the host after a nested guest was taken out of its VM's, by overwriting the pointer.
+    """Return the host after the VM's pointer to one of its nested guests was overwritten.
 
     Its structure, its shadow table and its entry in the partition table stay.
     """
@@ -132,7 +132,7 @@ def forgotten(image: Image, lpid: int) -> Image:
 @pytest.mark.slow
 @pytest.mark.parametrize("age", sorted(ALL_LAYOUTS))
 def test_a_guest_that_only_the_partition_table_knows_is_found(age: str) -> None:
-    """Its entries would be taken for stale, but they tell of the leaves of its table."""
+    """The guest's entries look stale, but the leaves of its table show that they are not."""
     image = build([replace(VM, state=TWO)], layouts=ALL_LAYOUTS[age])
     assert whole(image).verdict is Verdict.CONSISTENT
     judgement = whole(forgotten(image, 1))
@@ -153,7 +153,7 @@ def test_a_vm_that_has_no_guest_left_may_be_changing_its_mmu() -> None:
 
 
 def test_an_entry_of_nobody_is_a_doubt() -> None:
-    """It may be of a VM that is being made or released."""
+    """The entry may belong to a VM that is being created or released."""
     image = build([VM])
     entry = dword_of(image, 7) + (1 << 20)
     for lpid, dword in ((100, entry), (4095, 1)):
@@ -167,7 +167,7 @@ def test_an_entry_of_nobody_is_a_doubt() -> None:
 
 
 def test_what_was_never_an_entry_of_a_pseries_host_is_passed_over() -> None:
-    """Its table is not cleared when it is allocated."""
+    """The host's table is not cleared when it is allocated."""
     image = build([VM], pseries=True)
     kernel = KernelSpace(image.memory, image.profile)
     table_at = linear_to_physical(kernel.pointer(image.profile.symbols["partition_tb"] + 8))
@@ -197,7 +197,7 @@ def test_a_vm_has_a_table_and_the_entry_leads_to_it() -> None:
     assert finding.invariant == "partition-entry"
     elsewhere = written(image, entry_of(image, 7), dword_of_root(0x7000_0000))
     assert [f.invariant for f in whole(elsewhere).findings] == ["partition-entry"]
-    # a guest that was a hash guest, and whose entry is not written anew yet
+    # A guest that was a hash guest, whose entry has not been rewritten yet.
     changing = whole(written(image, entry_of(image, 7), 0x2000_0001))
     assert (changing.verdict, changing.findings) == (Verdict.INCONCLUSIVE, ())
 

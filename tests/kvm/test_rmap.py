@@ -1,4 +1,4 @@
-"""Lists followed all at once, against following them one by one."""
+"""The parallel walk over all lists, compared with following them one by one."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ LINKS = st.one_of(
 
 @dataclass
 class Array:
-    """An rmap array with nodes of any links, and its memslot."""
+    """An rmap array with nodes that have arbitrary links, and its memslot."""
 
     kernel: KernelSpace
     memslot: Memslot
@@ -74,7 +74,7 @@ class Array:
         return read_rmaps(self.kernel, (self.memslot,))
 
     def followed(self, head: int) -> tuple[list[SlotWord], str | None]:
-        """Follow one slot by its links; return its steps, and why it ended if it should not."""
+        """Follow one slot by its links; return the steps, and the reason if it ended too early."""
         last = head
 
         def node_at(address: int) -> tuple[int, int]:
@@ -181,7 +181,7 @@ def test_a_long_list_is_read_in_order(changing: bool) -> None:
 
 
 def test_a_list_is_followed_so_far_and_no_further(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What lies behind is not known, as if it could not be read."""
+    """The rest of the list is not known, as if it could not be read."""
     nodes = [(i + 1, i) for i in range(NODES - 1)] + [(-1 - 0x0010_0000_0000_1001, 7)]
     array = Array.of({3: 0}, nodes)
     whole = array.read()
@@ -226,7 +226,7 @@ def test_unreadable_pages_in_a_row_are_one_gap() -> None:
 
 @pytest.mark.parametrize("rmap_array", [0xC008_7000_0000_0000, 0xC000_7000_0000_0000])
 def test_an_array_of_any_size_that_is_not_there(rmap_array: int) -> None:
-    """The largest memslot there can be costs no more than the limit, and the next one is read."""
+    """The largest possible memslot costs no more than the limit, and the next one is still read."""
     array = Array.of({0: -2}, [])
     pages = (1 << 31) - 1
     absurd = Memslot(0, 0, 1 << 32, pages, 0, 0, rmap_array)
@@ -240,7 +240,7 @@ def test_an_array_of_any_size_that_is_not_there(rmap_array: int) -> None:
 
 
 def test_what_lies_behind_a_hole_is_read() -> None:
-    """A hole of one batch is not yet the end of an array."""
+    """A hole of one batch does not end the array."""
     batch = 16 * PAGE // 8
     array = Array.of({2 * batch: -2}, [])
     with mock.patch.object(rmap, "READ_LIMIT", 16 * PAGE):
@@ -251,7 +251,7 @@ def test_what_lies_behind_a_hole_is_read() -> None:
 
 
 class Counting(RecordingMemory):
-    """Counts the records that are asked for."""
+    """Counts the records that are requested."""
 
     asked = 0
 

@@ -23,13 +23,13 @@ ACTS = [act for kind in KINDS for act in kind]
 
 
 def search(departure: Departure, seed: int = 0) -> list[Step]:
-    """Return a few steps after which something is broken, none of which can be left out.
+    """Return a few steps after which an invariant is broken, none of which can be left out.
 
-    The sequences are plainly random and long. ``hypothesis.find``, which
-    varies short ones, needs 20 times as long.
+    The sequences are random and long. ``hypothesis.find``, which varies short
+    sequences, takes 20 times as long.
 
     Raises:
-        LookupError: none were found.
+        LookupError: no such steps were found.
     """
     rules = reading([departure])
     source = random.Random(seed)
@@ -41,7 +41,7 @@ def search(departure: Departure, seed: int = 0) -> list[Step]:
 
 
 def broken_by(done: list[Step], rules: Rules) -> list[Broken]:
-    """Return what is broken after the first step that breaks something."""
+    """Return the invariants that are broken after the first step that breaks any."""
     return run(done, rules, PAGE_SHIFT, hardware_sets_rc=False)
 
 
@@ -51,7 +51,7 @@ def _drawn(source: random.Random) -> Step:
 
 
 def _shrunk(done: list[Step], rules: Rules) -> list[Step]:
-    """Take the first plainer sequence that breaks something too, until there is none."""
+    """Replace the sequence with the first plainer one that breaks something, until none does."""
     while True:
         for plainer in _plainer(done):
             if broken_by(plainer, rules):
@@ -62,7 +62,7 @@ def _shrunk(done: list[Step], rules: Rules) -> list[Step]:
 
 
 def _plainer(done: list[Step]) -> Iterator[list[Step]]:
-    """Yield sequences with a step less, the last one first, then with a plainer argument."""
+    """Yield sequences without one step, from the last step on, then with a plainer argument."""
     for index in reversed(range(len(done))):
         yield done[:index] + done[index + 1 :]
     for index, step in enumerate(done):
@@ -77,7 +77,7 @@ def _act_of(step: Step) -> Act:
 
 
 def main(names: list[str]) -> None:
-    """Print what is found of some departures, or of all."""
+    """Print the steps that are found for some departures, or for all of them."""
     for departure in DEPARTURES:
         if departure.id in (names or [departure.id]):
             found = search(departure)

@@ -1,4 +1,4 @@
-"""The model follows calls: what agrees, and each way in which kernel and model may part."""
+"""The model follows calls: agreement, and each way in which kernel and model can diverge."""
 
 from __future__ import annotations
 

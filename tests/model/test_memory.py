@@ -1,4 +1,4 @@
-"""Any state of the specification, written as memory, is what the inspector reads and judges."""
+"""The inspector reads and judges any state of the specification from its memory image."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def written(states: list[State], order: str, layouts: str) -> Snapshot:
 
 
 def l1_leaves(state: State, dword: int) -> dict[int, Leaf]:
-    """Return the leaves of a table of L1, found by going through all of it."""
+    """Return the leaves of a table of L1, found by reading all of it."""
     found: dict[int, Leaf] = {}
     root = pte.partition_root(dword)
     assert root is not None
@@ -69,7 +69,7 @@ def l1_leaves(state: State, dword: int) -> dict[int, Leaf]:
 
 
 def assert_equal(vm: Vm, state: State) -> None:
-    """Compare everything that is in memory."""
+    """Compare everything that memory holds."""
     assert (vm.lpid, vm.l1_ptcr, vm.locked, vm.gaps) == (state.lpid, state.ptcr, False, ())
     assert {slot.gfn: tuple(slot.words.tolist()) for slot in vm.rmaps} == {
         gfn: slot.words for gfn, slot in shown(state).slots()
@@ -98,10 +98,10 @@ def assert_equal(vm: Vm, state: State) -> None:
 
 
 def specified(state: State) -> Counter[str]:
-    """Return how often each invariant is broken that memory can show.
+    """Return how often each invariant that memory can show is broken.
 
-    The checks judge by the walk of the kernel as it is, and tell of R and C
-    and of L1's tables whether or not there is an excuse.
+    The checks judge by the walk of the kernel as it is, and report R and C
+    and L1's tables whether or not there is an excuse.
     """
     judged = replace(shown(state), rules=AS_IT_IS, hardware_sets_rc=False)
     found = broken(judged, lambda lpid, address: True)

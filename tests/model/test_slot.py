@@ -1,4 +1,4 @@
-"""One rmap slot, against a formulation that knows nothing of words."""
+"""One rmap slot, compared with a formulation that knows nothing of words."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class Naive:
         self.entries: list[Entry] = []
 
     def met(self) -> list[Entry]:
-        """Return what the kernel meets, newest first, up to (0, 0) in a node."""
+        """Return the entries that the kernel meets, newest first, up to (0, 0) in a node."""
         newest = self.entries[::-1]
         in_nodes = newest[:-1]
         return newest[: in_nodes.index((0, 0))] if (0, 0) in in_nodes else newest

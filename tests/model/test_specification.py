@@ -1,4 +1,4 @@
-"""What must hold holds in the specification, and every departure from it is found."""
+"""The invariants hold in the specification, and every departure from it is found."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def test_a_departure_is_found_and_shrunk(departure: Departure) -> None:
 
 @pytest.mark.parametrize("gpa", [DATA_GPA + 0x1_0000, DATA_GPA + 2 * MIB + 0x1_0000])
 def test_a_range_that_ends_inside_a_large_page(gpa: int) -> None:
-    """The large page is split, whichever end of the range cuts it."""
+    """The large page is split at either end of the range."""
     steps = [
         ("log_dirty", DATA, True),
         ("put", 0, 0x1_0000, DATA_GPA + 2 * MIB, HUGE, ALL_RIGHTS | RC, Access.READ),
@@ -68,7 +68,7 @@ def test_what_departures_break_is_known() -> None:
 
 @pytest.mark.parametrize(("page", "slot"), [(BELOW, "slot -256 "), (BEHIND, "slot 272 ")])
 def test_large_pages_across_a_memslot(page: int, slot: str) -> None:
-    """An index below the array is used at once, one behind it when the page goes away."""
+    """An index before the array is used at once, one after it when the page goes away."""
     world = World(12, AS_IT_IS, hardware_sets_rc=True)
     world.put(1, 0, page, 12, ALL_RIGHTS | RC, Access.WRITE)
     if page == BEHIND:

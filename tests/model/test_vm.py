@@ -1,4 +1,4 @@
-"""What the model says of single entries and leaves."""
+"""The model's judgement of single entries and leaves."""
 
 from __future__ import annotations
 

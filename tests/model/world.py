@@ -1,6 +1,6 @@
-"""A small world for the specification: three memslots, a few pages, and what can happen there.
+"""A small world for the specification: three memslots, a few pages, and the steps to change them.
 
-Steps are plain tuples, so that a failing sequence reads as what was done.
+Steps are plain tuples, so that a failing sequence can be read step by step.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ class World:
         self._changed: dict[int, set[int]] = {lpid: set() for lpid in LPIDS}
         self.add_memslot(TABLES, 0, 24 * MIB)
         self.add_memslot(DATA, DATA_GPA, 4 * MIB)
-        # begins and ends inside a large page of the process
+        # Begins and ends inside a large page of the process.
         self.add_memslot(ODD, ODD_GPA, 1 * MIB + 16 * self.page)
         self.collapse(DATA_GPA + 2 * MIB)
         for place in (ODD_GPA, ODD_GPA + MIB):
@@ -139,7 +139,7 @@ class World:
             self.tables.create(killed)
 
     def _settle(self, lpids: Iterable[int], ric: int) -> None:
-        # RIC 1 is about a cache that KVM does not keep
+        # RIC 1 invalidates a cache that KVM does not keep.
         for lpid in lpids if ric != 1 else ():
             self._changed[lpid].clear()
 
@@ -161,7 +161,7 @@ class World:
         operations.l1_access(self.vm, gpa, access)
 
     def _fault_in(self, gpa: int, access: Access) -> None:
-        """What the host does before the kernel maps a page: give the process one it may use."""
+        """Give the process a page that it may use, as the host does before the kernel maps it."""
         if self.vm.memslot_of(gpa >> self.vm.page_shift):
             leaf = self.vm.process.at(self.hva(gpa))
             if leaf is None or (access.writing and not leaf.entry & pte.WRITE):
@@ -177,7 +177,7 @@ class World:
 def run(
     steps: list[Step], rules: Rules, page_shift: int, *, hardware_sets_rc: bool
 ) -> list[Broken]:
-    """Do the steps; return what is broken after the first that breaks something."""
+    """Do the steps; return the invariants that are broken after the first step that breaks any."""
     world = World(page_shift, rules, hardware_sets_rc=hardware_sets_rc)
     for name, *arguments in steps:
         method: Callable[..., None] = getattr(world, name)
@@ -189,7 +189,7 @@ def run(
 
 
 class Act(NamedTuple):
-    """A method of the world, and what each of its arguments may be, the plainest first."""
+    """A method of the world, and the values of each of its arguments, the plainest first."""
 
     name: str
     choices: tuple[Sequence[Any], ...]
@@ -245,7 +245,7 @@ _strategies = [[_strategy(act) for act in kind] for kind in KINDS]
 
 @st.composite
 def _any_step(draw: st.DrawFn) -> Step:
-    # drawn by hand: one_of would weigh every kind of step alike
+    # Drawn by hand, because one_of would give every kind of step the same weight.
     return draw(st.one_of(draw(st.sampled_from(_strategies))))
 
 

@@ -1,4 +1,4 @@
-"""Words of lists, trees and idrs that confirm each other, and what is said where they do not."""
+"""Words of lists, trees and idrs that confirm each other, and the mismatches where they do not."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def space(kernel: Kernel) -> KernelSpace:
 
 
 class Listed:
-    """A list of four VMs, and how it is followed."""
+    """A list of four VMs, and a way to follow it."""
 
     def __init__(self) -> None:
         self.kernel = Kernel(4096, "<")
@@ -126,7 +126,7 @@ def test_a_list_in_the_middle_of_a_change_is_a_doubt(
 
 @pytest.mark.parametrize("target", [0, 2])
 def test_what_no_change_leaves_behind_is_no_doubt(target: int) -> None:
-    """Several members are passed over, or met again."""
+    """Several members are skipped, or met again."""
     listed = Listed()
     listed.kernel.store(listed.links[1], listed.head if target == 0 else listed.links[1])
     if target == 0:
@@ -176,7 +176,7 @@ def test_a_wrong_colour_is_said(node: int) -> None:
 
 
 class Numbered:
-    """An idr, and how it is followed."""
+    """An idr, and a way to follow it."""
 
     def __init__(self, ids: Sequence[int] = (1, 2, 64, 130)) -> None:
         self.kernel = Kernel(4096, "<")
@@ -203,7 +203,7 @@ class Numbered:
         return found
 
     def said(self) -> list[tuple[str, bool]]:
-        """Return what is said after following it, and whether it may be legal."""
+        """Follow the idr; return the mismatch's text, and whether it may be legal."""
         self.followed()
         return [(one.summary, bool(one.doubt)) for one in self.comparison.mismatches]
 
@@ -258,7 +258,7 @@ def test_a_node_that_says_it_is_elsewhere_is_said(member: str, value: int) -> No
 
 @pytest.mark.parametrize(("count", "doubt"), [(0, False), (1, False), (3, True), (4, False)])
 def test_a_wrong_count_of_a_leaf_is_said(count: int, doubt: bool) -> None:
-    """One more is what idr_alloc leaves between two of its stores."""
+    """Between two of its stores, idr_alloc leaves a count that is one too high."""
     numbered = Numbered()
     numbered.kernel.put("xa_node", numbered.leaf, count=count)
     assert [told for _, told in numbered.said()] == [doubt]
@@ -266,7 +266,7 @@ def test_a_wrong_count_of_a_leaf_is_said(count: int, doubt: bool) -> None:
 
 @pytest.mark.parametrize(("count", "doubt"), [(1, False), (2, True), (4, False)])
 def test_a_wrong_count_of_children_is_said(count: int, doubt: bool) -> None:
-    """One less is what idr_get_free leaves between two of its stores."""
+    """Between two of its stores, idr_get_free leaves a count that is one too low."""
     numbered = Numbered()
     numbered.kernel.put("xa_node", numbered.root, count=count)
     assert [told for _, told in numbered.said()] == [doubt]

@@ -88,7 +88,7 @@ def test_a_child_that_leads_nowhere_is_not_readable() -> None:
 
 
 def before_the_error(items: Iterator[Item]) -> list[Item]:
-    """Return what is yielded before the end, which is an error."""
+    """Return the items that are yielded before the error at the end."""
     seen: list[Item] = []
     try:
         for item in items:
@@ -103,7 +103,7 @@ def test_what_is_beside_a_missing_child_is_found() -> None:
     nodes = [kernel.kmalloc(24) for _ in range(7)]
     root = kernel.rbtree(nodes)
     kernel.put("rb_node", nodes[1], rb_left=NOWHERE)
-    # the structure that is missing is named, too
+    # The address of the missing structure is yielded, too.
     assert before_the_error(tree_nodes(space(kernel), root)) == [NOWHERE, *nodes[1:]]
 
 
@@ -235,7 +235,7 @@ def test_symbols_whose_names_are_nowhere(strtab: int) -> None:
 
 @pytest.mark.parametrize("count", [1 << 20, 1 << 12])
 def test_symbols_that_are_missing_cost_few_reads(count: int) -> None:
-    """However many a module says it has."""
+    """The number that a damaged module holds does not matter."""
     kernel = Kernel(4096, "<")
     kallsyms = kernel.new("mod_kallsyms", num_symtab=count, symtab=NOWHERE, strtab=NOWHERE)
     module = kernel.new("module", kallsyms=kallsyms)

@@ -25,7 +25,7 @@ def _opened(form: str, byte_order: str, count: int | None = None) -> tuple[Kerne
     kernel = Kernel(4096, byte_order)
     before, table, after = (kernel.kmalloc(256) for _ in range(3))
     for i, name in enumerate(EXPORTS):
-        # Names lie before the table and values behind it: offsets have both signs.
+        # Names lie before the table and values after it, so offsets have both signs.
         text, value, entry = before + 32 * i, after + 16 * i, table + layout.size * i
         kernel.write(text, name.encode() + b"\0")
         for member, target in (("name", text), ("value", value)):

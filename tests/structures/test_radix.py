@@ -24,7 +24,7 @@ GIGA = 30
 
 @st.composite
 def trees(draw: st.DrawFn) -> dict[int, Leaf]:
-    """Return leaves of all sizes, none inside another, at both ends of the tree too."""
+    """Return leaves of all sizes, none inside another, some at either end of the tree."""
     found: dict[int, Leaf] = {}
     for giga in draw(st.lists(st.sampled_from((0, 1, 511, 512, (1 << 22) - 1)), unique=True)):
         if draw(st.integers(0, 5)) == 0:
