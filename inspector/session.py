@@ -121,7 +121,7 @@ def dump_of(target: str) -> Dump:
     """
     if target.startswith(SERVED_PREFIX):
         lender, memory = open_served(target)
-        return Dump(memory, lender)
+        return Dump(memory=memory, kind=lender)
     if not target.startswith(PREFIXES) and not os.path.exists(target):
         meant = LIKE_A_PORT.search(target)
         live = LIVE_PREFIX + (meant[0] if meant else "HOST:PORT")

@@ -46,7 +46,7 @@ class List(NamedTuple):
     entries: int
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class VmSample:
     """One VM in one sample.
 
@@ -70,7 +70,7 @@ class VmSample:
     unread: int = 0
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Sample:
     """The VMs at one moment.
 
@@ -121,17 +121,17 @@ def watch(
             then, earlier, counted = before or (at, None, ())
             vms = sampled(snapshot, earlier, at - then, counted)
             yield Sample(
-                number,
-                datetime.now(UTC),
-                at - began,
-                sum(machine.stops[stops:]),
-                len(machine.stops) - stops,
-                time.monotonic() - at,
-                vms,
-                tuple(f"not read: {gap.text}" for gap in snapshot.gaps),
-                target,
-                snapshot.release,
-                machine.read_path,
+                number=number,
+                time=datetime.now(UTC),
+                seconds=at - began,
+                stopped_seconds=sum(machine.stops[stops:]),
+                stops=len(machine.stops) - stops,
+                took_seconds=time.monotonic() - at,
+                vms=vms,
+                notes=tuple(f"not read: {gap.text}" for gap in snapshot.gaps),
+                target=target,
+                release=snapshot.release,
+                read_path=machine.read_path,
             )
             before = at, snapshot, vms
 

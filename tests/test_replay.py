@@ -265,14 +265,14 @@ def test_a_list_without_an_end(cut: str) -> None:
     begin, last = int(vm.rmaps.start[index]), int(vm.rmaps.start[index + 1])
     kept = slice(begin, last - 1) if cut == "tail" else slice(begin, begin)
     rmaps = Rmaps(
-        vm.rmaps.memslot[[index]],
-        vm.rmaps.gfn[[index]],
-        vm.rmaps.where[[index]],
-        vm.rmaps.head[[index]],
-        np.asarray([0, kept.stop - kept.start]),
-        vm.rmaps.word[kept],
-        vm.rmaps.node[kept],
-        vm.rmaps.place[kept],
+        memslot=vm.rmaps.memslot[[index]],
+        gfn=vm.rmaps.gfn[[index]],
+        where=vm.rmaps.where[[index]],
+        head=vm.rmaps.head[[index]],
+        start=np.asarray([0, kept.stop - kept.start]),
+        word=vm.rmaps.word[kept],
+        node=vm.rmaps.node[kept],
+        place=vm.rmaps.place[kept],
     )
     broken = dataclasses.replace(end().snapshot, vms=(dataclasses.replace(vm, rmaps=rmaps),))
     with pytest.raises(TargetNotSupported, match="has no end"):

@@ -26,22 +26,22 @@ from tests.fixtures import SMALL, opened
 
 def host(*states: VmState) -> Snapshot:
     vms = tuple(snapshot_vm(state, number=i) for i, state in enumerate(states))
-    return Snapshot("6.12", "id", 12, vms)
+    return Snapshot(release="6.12", build_id="id", page_shift=12, vms=vms)
 
 
 def sample_of(snapshot: Snapshot, before: Snapshot | None = None) -> Sample:
     return Sample(
-        3,
-        datetime(2026, 1, 2, tzinfo=UTC),
-        3.5,
-        0.0123,
-        1,
-        0.2,
-        sampled(snapshot, before, 0.5),
-        (),
-        "gdb:e\x1b[2Jvil:1",
-        "6.12\x1b[31m",
-        "the memory of QEMU process 1",
+        number=3,
+        time=datetime(2026, 1, 2, tzinfo=UTC),
+        seconds=3.5,
+        stopped_seconds=0.0123,
+        stops=1,
+        took_seconds=0.2,
+        vms=sampled(snapshot, before, 0.5),
+        notes=(),
+        target="gdb:e\x1b[2Jvil:1",
+        release="6.12\x1b[31m",
+        read_path="the memory of QEMU process 1",
     )
 
 
@@ -130,7 +130,7 @@ def test_what_a_target_says_of_itself_is_shown_and_not_sent() -> None:
 
 
 def test_a_host_without_vms() -> None:
-    sample = sample_of(Snapshot("6.12", "id", 12, ()))
+    sample = sample_of(Snapshot(release="6.12", build_id="id", page_shift=12, vms=()))
     (line,) = sample_line(sample)
     assert "no VMs" in line
     assert line.endswith("12.3ms")

@@ -90,7 +90,7 @@ class Evidence(NamedTuple):
     size: int = 8
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Finding:
     """A place where an invariant does not hold, with its proof.
 
@@ -148,12 +148,13 @@ def disagreement(invariant: str, vm_lpid: int, of: str, evidence: Evidence) -> F
         evidence: the word of that leaf or entry.
     """
     return Finding(
-        DISAGREEMENT,
-        vm_lpid,
-        f"this tool contradicts itself on {invariant}: its arrays say that {of} breaks it, its "
-        "model says that it does not",
-        "the same answer from both; this is a bug of the inspector: report it with a capture",
-        (evidence,),
+        invariant=DISAGREEMENT,
+        vm_lpid=vm_lpid,
+        summary=f"this tool contradicts itself on {invariant}: its arrays say that {of} breaks it, "
+        "its model says that it does not",
+        expected="the same answer from both; this is a bug of the inspector: report it with a "
+        "capture",
+        evidence=(evidence,),
     )
 
 
@@ -165,7 +166,7 @@ class Passing:
     count: Callable[[CheckedVm], int]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Invariant:
     """A statement that must hold whenever ``mmu_lock`` is free.
 
@@ -239,11 +240,11 @@ def _guarded(name: str, invariant: Invariant) -> Invariant:
                 if Finding in kinds:
                     vm = getattr(subject, "vm", None)  # a CheckedHost has no vm
                     yield Finding(
-                        invariant.id,
-                        None if vm is None else vm.lpid,
-                        f"the plug-in {name} failed",
-                        "a plug-in that can judge this state",
-                        (),
+                        invariant=invariant.id,
+                        vm_lpid=None if vm is None else vm.lpid,
+                        summary=f"the plug-in {name} failed",
+                        expected="a plug-in that can judge this state",
+                        evidence=(),
                         doubt="the check failed, so it is not known what it would have found",
                     )
 

@@ -38,11 +38,11 @@ def leaf_findings(
         if suspect.judgement.state in states:
             leaf, nested = suspect.leaf, suspect.nested
             yield Finding(
-                invariant,
-                checked.vm.lpid,
-                f"{_named(nested, leaf)}: {suspect.judgement.state.value}",
-                _expected(checked, suspect),
-                tuple(_evidence(checked, suspect)),
+                invariant=invariant,
+                vm_lpid=checked.vm.lpid,
+                summary=f"{_named(nested, leaf)}: {suspect.judgement.state.value}",
+                expected=_expected(checked, suspect),
+                evidence=tuple(_evidence(checked, suspect)),
             )
 
 
@@ -69,11 +69,11 @@ def rights_findings(
                 continue
             summary, expected = told(suspect.leaf, judgement)
             yield Finding(
-                invariant,
-                checked.vm.lpid,
-                f"{_named(nested, suspect.leaf)}: {summary}",
-                expected,
-                tuple(_evidence(checked, suspect)),
+                invariant=invariant,
+                vm_lpid=checked.vm.lpid,
+                summary=f"{_named(nested, suspect.leaf)}: {summary}",
+                expected=expected,
+                evidence=tuple(_evidence(checked, suspect)),
             )
 
 

@@ -26,12 +26,12 @@ def mismatch_findings(
     """Yield a finding for every mismatch that a walker met."""
     for one in mismatches:
         yield Finding(
-            invariant,
-            vm_lpid,
-            one.summary,
-            one.expected,
-            tuple(shown_word(word) for word in one.words),
-            one.doubt,
+            invariant=invariant,
+            vm_lpid=vm_lpid,
+            summary=one.summary,
+            expected=one.expected,
+            evidence=tuple(shown_word(word) for word in one.words),
+            doubt=one.doubt,
         )
 
 

@@ -30,7 +30,7 @@ ATTRIBUTES = np.uint64(pte.ATTRIBUTES)
 NONE = np.uint64(0)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Rights:
     """What each shadow leaf of a nested guest has beyond the leaves it is made of.
 
@@ -79,13 +79,13 @@ def rights_of(checked: CheckedVm, nested: Nested) -> Rights:
     l1_state, l1_recorded = _ask_l1(checked, nested, covered)
     beyond = np.where(covered, shadow.entry & ~bits, NONE)
     return Rights(
-        covered,
-        covered & (shadow.shift > largest),
-        beyond & PERMISSIONS,
-        covered & ~alike,
-        beyond & RECORDED,
-        l1_state,
-        l1_recorded,
+        covered=covered,
+        larger=covered & (shadow.shift > largest),
+        permissions=beyond & PERMISSIONS,
+        attributes=covered & ~alike,
+        recorded=beyond & RECORDED,
+        l1_state=l1_state,
+        l1_recorded=l1_recorded,
     )
 
 

@@ -57,7 +57,7 @@ class Verdict(enum.Enum):
     INCONCLUSIVE = "inconclusive"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Counts:
     """The numbers of one VM.
 
@@ -123,7 +123,7 @@ class Basis:
         return sum(witness.confirmed for witness in self.witnesses)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class VmJudgement:
     """The verdict on one VM, with its findings and what could not be judged.
 
@@ -141,7 +141,7 @@ class VmJudgement:
     basis: Basis = Basis()
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Judgement:
     """The verdict on a snapshot.
 
@@ -294,15 +294,15 @@ def _judge(checked: CheckedVm) -> VmJudgement:
         whole = complete and not doubts
         verdict = Verdict.CONSISTENT if whole else Verdict.INCONCLUSIVE
     return VmJudgement(
-        vm,
-        verdict,
-        counts,
-        findings,
-        tuple(notes),
-        tuple(item for item in pending if item.count),
-        not_judged,
-        doubts,
-        _basis(
+        vm=vm,
+        verdict=verdict,
+        counts=counts,
+        findings=findings,
+        notes=tuple(notes),
+        pending=tuple(item for item in pending if item.count),
+        not_judged=not_judged,
+        doubts=doubts,
+        basis=_basis(
             (invariant, rest)
             for invariant in all_invariants()
             if invariant.rests

@@ -27,7 +27,7 @@ FILTERS = {2: "cache", 4: "private cache", 8: "user", 16: "free"}
 zeros, and loses nothing in this format."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Dump:
     """An opened dump.
 
@@ -65,17 +65,21 @@ def open_dump(target: str | Path) -> Dump:
     """
     if isinstance(target, str) and target.startswith(RAW_PREFIX):
         raw = parse_raw(target)
-        return Dump(open_raw(raw), f"a raw image of memory from {raw.start:#x}")
+        return Dump(memory=open_raw(raw), kind=f"a raw image of memory from {raw.start:#x}")
     if isinstance(target, str) and target.startswith(SPLIT_PREFIX):
         first, memory, lacks = open_split(target)
         kind = f"a split kdump-compressed dump ({_filter(first.layout)})"
-        return Dump(memory, kind, first.notes, first.layout.level, lacks=lacks)
+        return Dump(
+            memory=memory, kind=kind, notes=first.notes, dump_level=first.layout.level, lacks=lacks
+        )
     file = open_file(Path(target))
     magic = file.beginning(8)
     if magic.startswith(ELF_MAGIC):
         core = read_core(file)
         kind = _named("ELF core", file) + (f" ({CUT})" if core.cut else "")
-        return Dump(core.memory, kind, core.notes, core=core, lacks=_again(core.cut))
+        return Dump(
+            memory=core.memory, kind=kind, notes=core.notes, core=core, lacks=_again(core.cut)
+        )
     if magic == KDUMP_MAGIC:
         kdump = read_kdump(file)
         what = _named("kdump-compressed dump", file)
@@ -83,7 +87,13 @@ def open_dump(target: str | Path) -> Dump:
         what = f"one file of {what}" if lacks else what
         kind = f"{what} ({_filter(kdump.layout)}{f', {CUT}' if kdump.cut else ''})"
         lacks = lacks or _again(kdump.cut)
-        return Dump(kdump.memory, kind, kdump.notes, kdump.layout.level, lacks=lacks)
+        return Dump(
+            memory=kdump.memory,
+            kind=kind,
+            notes=kdump.notes,
+            dump_level=kdump.layout.level,
+            lacks=lacks,
+        )
     if file.cut:
         raise BadData(f"{file.cut}, and the part before that is not a dump; {AGAIN}")
     raise BadData(

@@ -102,7 +102,7 @@ class Write:
         return self.where.of_kvm or any(place.of_kvm for place in self.callers)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class History:
     """Every writer that was found, newest first.
 
@@ -181,16 +181,16 @@ def history(
         symbols = Symbols(kernel)
         writes = tuple(_named(hit, symbols) for hit in reversed(sweep.hits))
     return History(
-        acquired,
-        words,
-        writes,
-        sweep.total,
-        sweep.elsewhere,
-        since,
-        sweep.until,
-        sweep.end,
-        sweep.seconds,
-        sweep.stopped_by,
+        acquired=acquired,
+        words=words,
+        writes=writes,
+        total=sweep.total,
+        elsewhere=sweep.elsewhere,
+        since=since,
+        until=sweep.until,
+        end=sweep.end,
+        seconds=sweep.seconds,
+        stopped_by=sweep.stopped_by,
     )
 
 

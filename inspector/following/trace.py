@@ -56,7 +56,7 @@ NODES = 4096
 """How many nodes of a list are read at most, at each call."""
 
 
-@dataclass
+@dataclass(kw_only=True)
 class Trace:
     """The result of following a machine.
 
@@ -104,7 +104,7 @@ def trace(
             entries = _entries(kernel)
         with _standing_still(machine, kernel, vms):
             snapshot = collect(kernel, vms)
-            found = Trace(snapshot, machine.read_path)
+            found = Trace(snapshot=snapshot, read_path=machine.read_path)
             run = _Run(machine, kernel, follower_of(snapshot, tables=False), found)
             try:
                 run.follow(entries, calls, seconds, progress)

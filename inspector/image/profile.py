@@ -272,7 +272,7 @@ class StructLayout:
             ) from None
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Profile:
     """Everything the tool needs to know of a kernel.
 

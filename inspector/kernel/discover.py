@@ -68,7 +68,7 @@ SELF_REFERENCES = ("slab_caches",)
 _RELEASE = re.compile(rb"Linux version (\S+) \(")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class FoundKernel:
     """The host's kernel.
 
@@ -226,20 +226,22 @@ def _described(
 ) -> FoundKernel:
     if types is None:
         return FoundKernel(
-            profile.release, place, missing="it carries no BTF (CONFIG_DEBUG_INFO_BTF)"
+            release=profile.release,
+            place=place,
+            missing="it carries no BTF (CONFIG_DEBUG_INFO_BTF)",
         )
     blobs = [Btf(of_modules[name], types) for name in KVM_MODULES if name in of_modules]
     if types.find_struct("kvm_nested_guest") is None and len(blobs) < len(KVM_MODULES):
         absent = ", ".join(name for name in KVM_MODULES if name not in of_modules)
         return FoundKernel(
-            profile.release, place, missing=f"it keeps no BTF of the modules {absent}"
+            release=profile.release, place=place, missing=f"it keeps no BTF of the modules {absent}"
         )
     whole = replace(
         _needed(profile),
         structs=layouts([*blobs, types]),
         module_btf={name: digest(data) for name, data in of_modules.items()},
     )
-    return FoundKernel(profile.release, place, profile=whole)
+    return FoundKernel(release=profile.release, place=place, profile=whole)
 
 
 def _types(window: Window, symbols: dict[str, int]) -> Btf | None:
@@ -260,22 +262,31 @@ def _unnamed(window: Window, table: Kallsyms, pause: Pause, debug_file: Path | N
     banner = banner_near(window, table.place)
     if banner is None:
         return FoundKernel(
-            "of an unknown release", begin, missing=f"{UNNAMED}, and it has no banner"
+            release="of an unknown release", place=begin, missing=f"{UNNAMED}, and it has no banner"
         )
     try:
         symbols = data_symbols(window, table, banner)
     except BadData as error:
-        return FoundKernel(banner.release, begin, missing=f"{UNNAMED}, and {error}")
+        return FoundKernel(release=banner.release, place=begin, missing=f"{UNNAMED}, and {error}")
     build_id = ""
     if "__start_notes" in symbols:
         build_id = build_id_at(memory, symbols["__start_notes"], table.byte_order)
     profile = _with_vmcoreinfo(
-        memory, Profile(banner.release, build_id, table.byte_order, 1 << 12, "", symbols, {})
+        memory,
+        Profile(
+            release=banner.release,
+            build_id=build_id,
+            byte_order=table.byte_order,
+            page_size=1 << 12,
+            vmcoreinfo="",
+            symbols=symbols,
+            structs={},
+        ),
     )
     kernel = KernelSpace(memory, profile)
     require_radix(kernel)
     prove_mapped(kernel, LINEAR_MAP | table.place)
-    found = FoundKernel(banner.release, begin, missing=UNNAMED)
+    found = FoundKernel(release=banner.release, place=begin, missing=UNNAMED)
     return _by_debug_file(memory, found, profile, pause, debug_file)
 
 

@@ -125,13 +125,13 @@ def collect(kernel: KernelSpace, vms: int | None, making: Making = anew) -> Snap
     if host.lost:
         gaps.append(Gap(f"entries of the partition table: {host.lost}"))
     return Snapshot(
-        kernel.profile.release,
-        kernel.profile.build_id,
-        kernel.profile.page_shift,
-        tuple(found),
-        tuple(gaps),
-        host,
-        VmList(len(listed), comparison.given, making("users", partial(_users, kernel))),
+        release=kernel.profile.release,
+        build_id=kernel.profile.build_id,
+        page_shift=kernel.profile.page_shift,
+        vms=tuple(found),
+        gaps=tuple(gaps),
+        host=host,
+        vm_list=VmList(len(listed), comparison.given, making("users", partial(_users, kernel))),
     )
 
 

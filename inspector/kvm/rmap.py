@@ -38,7 +38,16 @@ PAGE = 1 << 12
 
 _NONE = addresses([])
 _NO_INDEX = np.zeros(0, np.int64)
-NO_RMAPS = Rmaps(_NO_INDEX, _NONE, _NONE, _NONE, np.zeros(1, np.int64), _NONE, _NONE, _NONE)
+NO_RMAPS = Rmaps(
+    memslot=_NO_INDEX,
+    gfn=_NONE,
+    where=_NONE,
+    head=_NONE,
+    start=np.zeros(1, np.int64),
+    word=_NONE,
+    node=_NONE,
+    place=_NONE,
+)
 
 
 class Arrays(NamedTuple):
@@ -84,17 +93,17 @@ def read_rmaps(kernel: KernelSpace, memslots: tuple[Memslot, ...]) -> Rmaps:
         return both
 
     return Rmaps(
-        memslot,
-        gfn,
-        where,
-        head,
-        start,
-        merged(head, lists.word),
-        merged(np.zeros(head.size, dtype=np.uint64), lists.node),
-        merged(where, lists.place),
-        tuple(lists.problems),
-        tuple(unread),
-        tuple(pages),
+        memslot=memslot,
+        gfn=gfn,
+        where=where,
+        head=head,
+        start=start,
+        word=merged(head, lists.word),
+        node=merged(np.zeros(head.size, dtype=np.uint64), lists.node),
+        place=merged(where, lists.place),
+        problems=tuple(lists.problems),
+        unread=tuple(unread),
+        pages=tuple(pages),
     )
 
 

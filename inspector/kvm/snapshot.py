@@ -99,7 +99,7 @@ class Unowned(NamedTuple):
     table: LeafTable | None
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class HostState:
     """The state of the host itself.
 
@@ -194,7 +194,7 @@ class ArrayPages(NamedTuple):
     physical: U64
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Rmaps:
     """All non-empty rmap slots of a VM.
 
@@ -327,7 +327,7 @@ NO_HASH_RMAPS = HashRmaps(_NO_INDEX, _NONE, _NONE, _NONE, np.zeros(1, np.int64),
 """The ``hash_rmaps`` of a radix guest."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Nested:
     """A ``struct kvm_nested_guest``: one L2 guest as L0 knows it.
 
@@ -364,7 +364,7 @@ class Gap(NamedTuple):
     whole: bool = False
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Vm:
     """A ``struct kvm``: one L1 guest.
 
@@ -435,7 +435,7 @@ NO_LIST = VmList()
 """The ``vm_list`` of a snapshot that was not read from a list."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Snapshot:
     """All VMs of a host at one moment; ``gaps`` has those that could not be read."""
 

@@ -61,7 +61,7 @@ class Return(NamedTuple):
     slots: Mapping[int, SlotWords]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Divergence:
     """The first difference between the kernel and the model.
 

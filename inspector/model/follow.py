@@ -170,14 +170,14 @@ class Follower:
                 self._compare(event.slots, "after the call")
         except _Diverged as found:
             return Divergence(
-                call.number,
-                call.function,
-                call.arguments,
-                found.what,
-                found.expected,
-                found.found,
-                found.slot,
-                None if found.slot is None else self.gfn_of(found.slot),
+                number=call.number,
+                function=call.function,
+                arguments=call.arguments,
+                what=found.what,
+                expected=found.expected,
+                found=found.found,
+                slot=found.slot,
+                gfn=None if found.slot is None else self.gfn_of(found.slot),
             )
         finally:
             if not before:

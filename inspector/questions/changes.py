@@ -119,7 +119,7 @@ class LeafChange(NamedTuple):
         return LeafKind.BITS
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class VmDifference:
     """What is different in one VM; ``unknown`` says what could not be compared, and why."""
 

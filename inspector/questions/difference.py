@@ -84,19 +84,21 @@ def paired(before: Sequence[Vm], after: Sequence[Vm]) -> Iterator[tuple[Vm | Non
 
 def _vm(old: Vm | None, new: Vm | None, page_shift: int) -> VmDifference:
     if old is None or new is None:
-        return VmDifference(Change.CAME if old is None else Change.GONE, old, new)
+        return VmDifference(
+            change=Change.CAME if old is None else Change.GONE, before=old, after=new
+        )
     same_boot = (old.address, old.pid) == (new.address, new.pid)
     unknown = list(_unknown(old, new))
     return VmDifference(
-        Change.KEPT,
-        old,
-        new,
-        tuple(_fields(old, new, same_boot=same_boot)),
-        tuple(slot_changes(old.rmaps, new.rmaps)),
-        tuple(_turned(CheckedVm(old, page_shift), CheckedVm(new, page_shift))),
-        tuple(_leaves(old, new)),
-        tuple(_hashed(old, new)),
-        tuple(unknown),
+        change=Change.KEPT,
+        before=old,
+        after=new,
+        fields=tuple(_fields(old, new, same_boot=same_boot)),
+        slots=tuple(slot_changes(old.rmaps, new.rmaps)),
+        turned=tuple(_turned(CheckedVm(old, page_shift), CheckedVm(new, page_shift))),
+        leaves=tuple(_leaves(old, new)),
+        hashed=tuple(_hashed(old, new)),
+        unknown=tuple(unknown),
     )
 
 

@@ -138,15 +138,15 @@ class _Search:
                     self._l2_asked(pages, self._question.lpid, value)
         found = self._found
         return Answer(
-            str(self._question),
-            self._shift,
-            tuple(found.meanings),
-            tuple(found.l2.values()),
-            tuple(found.l1.values()),
-            tuple(HostPage(address, by) for address, by in sorted(found.host.items())),
-            self._findings_shown(),
-            tuple(self._notes),
-            len(found.left_out),
+            asked=str(self._question),
+            page_shift=self._shift,
+            meanings=tuple(found.meanings),
+            l2_pages=tuple(found.l2.values()),
+            l1_pages=tuple(found.l1.values()),
+            host_pages=tuple(HostPage(address, by) for address, by in sorted(found.host.items())),
+            findings=self._findings_shown(),
+            notes=tuple(self._notes),
+            left_out=len(found.left_out),
         )
 
     def _l2_asked(self, pages: Pages, lpid: int, address: int) -> None:

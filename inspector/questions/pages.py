@@ -127,13 +127,13 @@ class Pages:
             if view is not None and (view.entries or one == gfns[0])
         )
         return L1Page(
-            self.vm.lpid,
-            gfn,
-            address,
-            self.memslot(gfn),
-            host,
-            host.leaf.translate(address) if host else None,
-            kept,
+            vm=self.vm.lpid,
+            gfn=gfn,
+            address=address,
+            memslot=self.memslot(gfn),
+            host=host,
+            host_address=host.leaf.translate(address) if host else None,
+            slots=kept,
         )
 
     def l2_page(self, lpid: int, address: int) -> L2Page:
@@ -162,20 +162,20 @@ class Pages:
         if host_address is not None and shadow_address is not None:
             agrees = host_address == shadow_address
         return L2Page(
-            self.vm.lpid,
-            lpid,
-            address,
-            size,
-            l1,
-            l1_address,
-            host,
-            host_address,
-            shadow,
-            shadow_address,
-            state,
-            agrees,
-            slot,
-            tuple(self.entries_of(lpid, address, size)),
+            vm=self.vm.lpid,
+            lpid=lpid,
+            address=address,
+            size=size,
+            l1=l1,
+            l1_address=l1_address,
+            host=host,
+            host_address=host_address,
+            shadow=shadow,
+            shadow_address=shadow_address,
+            state=state,
+            agrees=agrees,
+            slot=slot,
+            entries=tuple(self.entries_of(lpid, address, size)),
         )
 
     def mappings(self, frame: int) -> Iterator[Mapping]:

@@ -72,7 +72,7 @@ class SlotView(NamedTuple):
     findings: tuple[Finding, ...]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class L2Page:
     """An L2 page and where the tables lead it.
 
@@ -101,7 +101,7 @@ class L2Page:
     entries: tuple[RmapEntry, ...]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class L1Page:
     """A page of L1, of L0's page size, with the slots that can hold entries for it.
 
@@ -138,7 +138,7 @@ class HostPage(NamedTuple):
     mapped_by: tuple[Mapping, ...]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Answer:
     """The answer to one question.
 

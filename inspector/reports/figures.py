@@ -63,7 +63,7 @@ class Occupancy:
     memslots: tuple[tuple[int, int], ...]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Figures:
     """What is drawn of one VM.
 

@@ -59,7 +59,7 @@ def vm_with(number: int = 0, *, host: int = FREE, bits: int | None = None) -> Vm
 
 
 def judged(*vms: Vm, host: HostState = HOST) -> Judgement:
-    return judge(Snapshot("release", "id", 12, vms, host=host))
+    return judge(Snapshot(release="release", build_id="id", page_shift=12, vms=vms, host=host))
 
 
 def names(judgement: Judgement) -> list[str]:
@@ -221,10 +221,10 @@ def test_ranges_of_any_size_are_found_again() -> None:
         at = (random.integers(0, 1 << 40, 50) & ~0xFFF).tolist()
         known = KnownMemory(
             Snapshot(
-                "release",
-                "id",
-                12,
-                (replace(vm, host=replace(vm.host, tables=tables(*((x, 0) for x in at)))),),
+                release="release",
+                build_id="id",
+                page_shift=12,
+                vms=(replace(vm, host=replace(vm.host, tables=tables(*((x, 0) for x in at)))),),
                 host=HOST,
             )
         )

@@ -24,7 +24,7 @@ LOST = VmState(12, GOOD.host, {}, GOOD.shadows)
 
 
 def judged(*vms: Vm, page_shift: int = 12) -> Judgement:
-    return judge(Snapshot("release", "id", page_shift, vms))
+    return judge(Snapshot(release="release", build_id="id", page_shift=page_shift, vms=vms))
 
 
 def test_a_good_vm_is_consistent() -> None:

@@ -212,7 +212,11 @@ def test_words_without_entries_need_no_links() -> None:
 
 def report(found: HashRmaps, *, everything: bool = False) -> str:
     vm = replace(snapshot_vm(VmState(12)), radix=False, hash_rmaps=found)
-    return "\n".join(rmap_report(Snapshot("", "", 12, (vm,)), everything=everything))
+    return "\n".join(
+        rmap_report(
+            Snapshot(release="", build_id="", page_shift=12, vms=(vm,)), everything=everything
+        )
+    )
 
 
 def test_the_report_names_what_a_word_says() -> None:
@@ -235,7 +239,7 @@ def test_a_hash_guest_is_never_judged() -> None:
     vm = replace(
         snapshot_vm(VmState(12)), radix=False, locked=True, mmu_lock=1, gaps=(Gap("a ring"),)
     )
-    (judgement,) = judge(Snapshot("", "", 12, (vm,))).vms
+    (judgement,) = judge(Snapshot(release="", build_id="", page_shift=12, vms=(vm,))).vms
     assert judgement.verdict is Verdict.CONSISTENT
     assert judgement.findings == ()
 

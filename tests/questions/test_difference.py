@@ -24,7 +24,7 @@ STALE = DIRECTORY / "powernv9-stale.core.zst"
 
 
 def host(*vms: Vm, page_shift: int = 12) -> Snapshot:
-    return Snapshot("6.12", "id", page_shift, vms)
+    return Snapshot(release="6.12", build_id="id", page_shift=page_shift, vms=vms)
 
 
 def one(before: Vm, after: Vm) -> VmDifference:

@@ -30,7 +30,7 @@ def ask(snapshot: Snapshot, kind: Kind, value: int, lpid: int = 0, vm: int | Non
 
 def snapshot_of(*states: VmState, page_shift: int = 12) -> Snapshot:
     vms = tuple(snapshot_vm(state, number=i) for i, state in enumerate(states))
-    return Snapshot("6.12", "", page_shift, vms)
+    return Snapshot(release="6.12", build_id="", page_shift=page_shift, vms=vms)
 
 
 def some_leaves(vm: Vm, count: int) -> list[tuple[int, int]]:

@@ -342,11 +342,35 @@ def test_trace(ended: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Print what a live machine could give; tests/live has one that does."""
     slot, sentence = (0x1000, None), "a sentence"
     divergence = (
-        Divergence(4, INSERT, (1, 2), "the slot", sentence, slot, 0xC0, 2)
+        Divergence(
+            number=4,
+            function=INSERT,
+            arguments=(1, 2),
+            what="the slot",
+            expected=sentence,
+            found=slot,
+            slot=0xC0,
+            gfn=2,
+        )
         if ended == "divergence"
-        else Divergence(4, INSERT, (1, 2), "the slot", slot, sentence)
+        else Divergence(
+            number=4,
+            function=INSERT,
+            arguments=(1, 2),
+            what="the slot",
+            expected=slot,
+            found=sentence,
+        )
     )
-    found = Trace(opened(SMALL).snapshot, "GDB", Counter({INSERT: 4}), 3, 8, 1, 0.5)
+    found = Trace(
+        snapshot=opened(SMALL).snapshot,
+        read_path="GDB",
+        calls=Counter({INSERT: 4}),
+        returns=3,
+        stops=8,
+        elsewhere=1,
+        seconds=0.5,
+    )
     found.ended = ended
     found.divergence = None if ended == "calls" else divergence
     monkeypatch.setattr("inspector.cli.trace.trace", lambda *arguments: found)
@@ -360,7 +384,7 @@ def test_watch(monkeypatch: pytest.MonkeyPatch) -> None:
     snapshot = opened(SMALL).snapshot
     sample = replace(sample_of(snapshot, snapshot), notes=("a VM is missing",))
     without = replace(sample, vms=sampled(snapshot, None, 0.0))
-    lone = Snapshot("6.12", "id", 12, (snapshot_vm(NO_HOST_PAGE),))
+    lone = Snapshot(release="6.12", build_id="id", page_shift=12, vms=(snapshot_vm(NO_HOST_PAGE),))
     stale = replace(sample, vms=sampled(lone, None, 0.0))
 
     def watched(*arguments: object) -> Iterator[Any]:
@@ -378,7 +402,17 @@ def test_history(monkeypatch: pytest.MonkeyPatch) -> None:
         Write(0, 100, place, Instruction(b"\0\1\2\3", "std r3,0(r4)"), 0, 1, (place, CodePlace(8))),
         Write(0, 90, CodePlace(8), None, 1, 0, ()),
     )
-    found = History(opened(SMALL), (word,), writes, 2, 1, 0, 200, 200, 1.25)
+    found = History(
+        acquired=opened(SMALL),
+        words=(word,),
+        writes=writes,
+        total=2,
+        elsewhere=1,
+        since=0,
+        until=200,
+        end=200,
+        seconds=1.25,
+    )
     monkeypatch.setattr("inspector.cli.history.history", lambda *arguments: found)
     told("history", "history", "gdb:127.0.0.1:1", "--gfn", "0x20", "--json")
 

@@ -32,12 +32,14 @@ def find(checked: CheckedVm) -> Iterator[Finding]:
         for row in _with_any(tables.entry, UPPER):
             bits = int(tables.entry[row] & UPPER)
             yield Finding(
-                ID,
-                checked.vm.lpid,
-                f"{name}: the entry that leads to the table for {int(tables.base[row]):#x} has the "
-                f"bits {bits:#x}",
-                "the valid bit, the address of the table, and its width",
-                (Evidence("entry", "physical", int(tables.above[row]), int(tables.entry[row])),),
+                invariant=ID,
+                vm_lpid=checked.vm.lpid,
+                summary=f"{name}: the entry that leads to the table for {int(tables.base[row]):#x} "
+                f"has the bits {bits:#x}",
+                expected="the valid bit, the address of the table, and its width",
+                evidence=(
+                    Evidence("entry", "physical", int(tables.above[row]), int(tables.entry[row])),
+                ),
             )
         # KVM makes a leaf of L0's own table from a readable entry, and always permits execution
         doubt = DOUBT if number else ""
@@ -72,29 +74,31 @@ def _leaf(
 ) -> Finding:
     entry, shift = int(table.entry[row]), int(table.shift[row])
     return Finding(
-        ID,
-        checked.vm.lpid,
-        f"{name}: the leaf for {int(table.address[row]):#x} {told}",
-        expected,
-        (Evidence("leaf", "physical", int(table.where[row]), entry, pte.describe(entry, shift)),),
-        doubt,
+        invariant=ID,
+        vm_lpid=checked.vm.lpid,
+        summary=f"{name}: the leaf for {int(table.address[row]):#x} {told}",
+        expected=expected,
+        evidence=(
+            Evidence("leaf", "physical", int(table.where[row]), entry, pte.describe(entry, shift)),
+        ),
+        doubt=doubt,
     )
 
 
 INVARIANT = Invariant(
-    ID,
-    "In L0's tables and the shadow tables, the reserved bits of a leaf (60 to 57, and 6) and its "
-    "PRIV bit are clear, as are the reserved bits of an entry that leads to a table (61, 60, and 7 "
-    "to 5). A leaf permits something; a shadow leaf that permits nothing makes the verdict "
-    "inconclusive, because L1 may have asked for that. Bits of leaves that only software uses (61, "
-    "and 11 to 9) may be set: KVM copies them from the process's entry, and neither the hardware "
-    "nor KVM reads them.",
-    "KVM takes an entry from the process's page table and adds the permission to execute, so an "
-    "entry with these bits was not written by KVM. The kernel takes bits 61 and 60 of an entry "
+    id=ID,
+    statement="In L0's tables and the shadow tables, the reserved bits of a leaf (60 to 57, and "
+    "6) and its PRIV bit are clear, as are the reserved bits of an entry that leads to a table "
+    "(61, 60, and 7 to 5). A leaf permits something; a shadow leaf that permits nothing makes the "
+    "verdict inconclusive, because L1 may have asked for that. Bits of leaves that only software "
+    "uses (61, and 11 to 9) may be set: KVM copies them from the process's entry, and neither the "
+    "hardware nor KVM reads them.",
+    why="KVM takes an entry from the process's page table and adds the permission to execute, so "
+    "an entry with these bits was not written by KVM. The kernel takes bits 61 and 60 of an entry "
     "that leads to a table as a part of the address.",
-    "kvmppc_book3s_instantiate_page, kvmppc_create_pte, p4d_populate, Power ISA 3.0B Book III "
-    "5.7.10",
-    Severity.STRUCTURE,
-    find,
+    source="kvmppc_book3s_instantiate_page, kvmppc_create_pte, p4d_populate, Power ISA 3.0B Book "
+    "III 5.7.10",
+    severity=Severity.STRUCTURE,
+    find=find,
     reads=frozenset({Part.HOST, Part.NESTED, Part.SHADOW}),
 )

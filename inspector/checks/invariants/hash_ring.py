@@ -35,11 +35,12 @@ def find(checked: CheckedVm) -> Iterator[Finding]:
         what, expected = WRONG[problem.kind]
         in_array = problem.place == where
         yield Finding(
-            ID,
-            vm.lpid,
-            f"the ring of gfn {int(rmaps.gfn[problem.slot]):#x} {what.format(problem.index)}",
-            expected,
-            (
+            invariant=ID,
+            vm_lpid=vm.lpid,
+            summary=f"the ring of gfn {int(rmaps.gfn[problem.slot]):#x} "
+            f"{what.format(problem.index)}",
+            expected=expected,
+            evidence=(
                 Evidence("rmap word", "kernel", where, word),
                 Evidence(
                     "word that holds the index",
@@ -73,12 +74,12 @@ def _words(checked: CheckedVm) -> Iterator[Finding]:
     )
     for row in np.flatnonzero(odd):
         yield Finding(
-            ID,
-            checked.vm.lpid,
-            f"the rmap word of gfn {int(rmaps.gfn[row]):#x}: "
+            invariant=ID,
+            vm_lpid=checked.vm.lpid,
+            summary=f"the rmap word of gfn {int(rmaps.gfn[row]):#x}: "
             + "; ".join(hash_encoding.problems(int(word[row]))),
-            "a word of a hash guest, as the kernel writes it",
-            (Evidence("rmap word", "kernel", int(rmaps.where[row]), int(word[row])),),
+            expected="a word of a hash guest, as the kernel writes it",
+            evidence=(Evidence("rmap word", "kernel", int(rmaps.where[row]), int(word[row])),),
         )
 
 
@@ -93,14 +94,14 @@ def rests(checked: CheckedVm) -> Iterator[Rest]:
 
 
 INVARIANT = Invariant(
-    ID,
-    "The rmap words of a hash guest have only bits that such words can have, and the HPT entries "
-    "that map a page form a ring in both directions.",
-    "When a host page goes away, L0 removes the entries on its ring from the HPT: an entry that is "
-    "on no ring keeps the page mapped.",
-    "kvmppc_add_revmap_chain, remove_revmap_chain, kvm_unmap_rmapp",
-    Severity.MEMORY_SAFETY,
-    find,
+    id=ID,
+    statement="The rmap words of a hash guest have only bits that such words can have, and the "
+    "HPT entries that map a page form a ring in both directions.",
+    why="When a host page goes away, L0 removes the entries on its ring from the HPT: an entry "
+    "that is on no ring keeps the page mapped.",
+    source="kvmppc_add_revmap_chain, remove_revmap_chain, kvm_unmap_rmapp",
+    severity=Severity.MEMORY_SAFETY,
+    find=find,
     reads=frozenset({Part.RINGS}),
     rests=rests,
 )

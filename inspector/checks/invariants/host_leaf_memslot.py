@@ -42,12 +42,12 @@ def find(checked: CheckedVm) -> Iterator[Finding]:
             and leaf.address < ((slot.base_gfn + slot.npages) << shift)
         ]
         yield Finding(
-            ID,
-            checked.vm.lpid,
-            f"L0's leaf for gfn {gfn:#x} ({pte.size_name(leaf.shift)}) "
+            invariant=ID,
+            vm_lpid=checked.vm.lpid,
+            summary=f"L0's leaf for gfn {gfn:#x} ({pte.size_name(leaf.shift)}) "
             + ("reaches beyond a memslot" if touched else "is in no memslot"),
-            "one memslot that holds all of the leaf",
-            (
+            expected="one memslot that holds all of the leaf",
+            evidence=(
                 Evidence(
                     "L0's leaf",
                     "physical",
@@ -70,12 +70,12 @@ def find(checked: CheckedVm) -> Iterator[Finding]:
             for row in np.flatnonzero((inside < np.uint64(slot.npages)) & written):
                 leaf = leaf_at(host, int(row))
                 yield Finding(
-                    ID,
-                    checked.vm.lpid,
-                    f"L0's leaf for gfn {leaf.address >> shift:#x} permits writing in memslot "
-                    f"{slot.id}, which is read-only",
-                    "a leaf that permits no writing",
-                    (
+                    invariant=ID,
+                    vm_lpid=checked.vm.lpid,
+                    summary=f"L0's leaf for gfn {leaf.address >> shift:#x} permits writing in "
+                    f"memslot {slot.id}, which is read-only",
+                    expected="a leaf that permits no writing",
+                    evidence=(
                         Evidence(
                             "L0's leaf",
                             "physical",
@@ -96,15 +96,16 @@ def rests(checked: CheckedVm) -> Iterator[Rest]:
 
 
 INVARIANT = Invariant(
-    ID,
-    "Every leaf of L0's table for the guest lies entirely in one memslot, and permits no writing "
-    "if the memslot is read-only.",
-    "When the leaf goes away, the kernel empties the rmap slots of all its pages: the slots of "
+    id=ID,
+    statement="Every leaf of L0's table for the guest lies entirely in one memslot, and permits "
+    "no writing if the memslot is read-only.",
+    why="When the leaf goes away, the kernel empties the rmap slots of all its pages: the slots of "
     "pages before or after the memslot are no part of the array. A leaf in no memslot is never "
     "removed.",
-    "kvmppc_book3s_instantiate_page, kvmhv_remove_nest_rmap_range, kvmppc_radix_flush_memslot",
-    Severity.MEMORY_SAFETY,
-    find,
+    source="kvmppc_book3s_instantiate_page, kvmhv_remove_nest_rmap_range, "
+    "kvmppc_radix_flush_memslot",
+    severity=Severity.MEMORY_SAFETY,
+    find=find,
     reads=frozenset({Part.MEMSLOTS, Part.HOST}),
     needs=frozenset({Part.MEMSLOTS}),
     rests=rests,

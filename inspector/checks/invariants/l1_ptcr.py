@@ -18,21 +18,21 @@ def find(checked: CheckedVm) -> Iterator[Finding]:
     size = checked.vm.l1_ptcr & PTCR_SIZE_MASK
     if size > MAX_SIZE_FIELD:
         yield Finding(
-            ID,
-            checked.vm.lpid,
-            f"L1's partition table has a size field of {size}",
-            f"at most {MAX_SIZE_FIELD}, which is 4096 LPIDs: L0 refuses a larger table",
-            (member("struct kvm", checked.vm, "l1_ptcr"),),
+            invariant=ID,
+            vm_lpid=checked.vm.lpid,
+            summary=f"L1's partition table has a size field of {size}",
+            expected=f"at most {MAX_SIZE_FIELD}, which is 4096 LPIDs: L0 refuses a larger table",
+            evidence=(member("struct kvm", checked.vm, "l1_ptcr"),),
         )
 
 
 INVARIANT = Invariant(
-    ID,
-    "L1's partition table, as L0 remembers it, has no more than 4096 entries.",
-    "Its size bounds the LPIDs for which L0 makes nested guests, and an rmap word has 12 bits for "
-    "an LPID: a larger LPID would be mistaken for another guest's.",
-    "kvmhv_set_partition_table, kvmhv_get_nested",
-    Severity.STRUCTURE,
-    find,
+    id=ID,
+    statement="L1's partition table, as L0 remembers it, has no more than 4096 entries.",
+    why="Its size bounds the LPIDs for which L0 makes nested guests, and an rmap word has 12 bits "
+    "for an LPID: a larger LPID would be mistaken for another guest's.",
+    source="kvmhv_set_partition_table, kvmhv_get_nested",
+    severity=Severity.STRUCTURE,
+    find=find,
     reads=frozenset({Part.NESTED}),
 )

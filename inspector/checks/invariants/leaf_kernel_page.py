@@ -34,12 +34,12 @@ def _judge(
     things = host.known.things_in(frame, 1 << shift)
     first, *others = dict.fromkeys(thing.group.what for thing in things)
     yield Finding(
-        ID,
-        checked.vm.lpid,
-        f"{name} maps {int(table.address[row]):#x} to {frame:#x}, where the host has {first}"
-        + (f", and {len(others)} other things" if others else ""),
-        "a page of the VM's process, which the kernel uses for nothing else",
-        (
+        invariant=ID,
+        vm_lpid=checked.vm.lpid,
+        summary=f"{name} maps {int(table.address[row]):#x} to {frame:#x}, where the host has "
+        f"{first}" + (f", and {len(others)} other things" if others else ""),
+        expected="a page of the VM's process, which the kernel uses for nothing else",
+        evidence=(
             Evidence("leaf", "physical", int(table.where[row]), entry, pte.describe(entry, shift)),
             *(thing.evidence for thing in things[:SHOWN]),
         ),
@@ -59,17 +59,17 @@ def rests(checked: CheckedHost) -> Iterator[Unjudged]:
 
 
 INVARIANT = Invariant(
-    ID,
-    "No leaf, of L0's table or of a shadow table, maps a page that holds a page table, the "
-    "partition table, struct kvm, a memslot, a nested guest, an rmap array, a list node, or a part "
-    "of the kernel's image that is never freed. The kernel's page of zeros may be mapped "
+    id=ID,
+    statement="No leaf, of L0's table or of a shadow table, maps a page that holds a page table, "
+    "the partition table, struct kvm, a memslot, a nested guest, an rmap array, a list node, or a "
+    "part of the kernel's image that is never freed. The kernel's page of zeros may be mapped "
     "without permission to write. Two VMs may map one page of memory: processes share pages (KSM, "
     "shared memory, the page of zeros), so that is no breach.",
-    "A guest that has such a page can read or change the host's own data, and through it "
+    why="A guest that has such a page can read or change the host's own data, and through it "
     "any memory of the host.",
-    "kvmppc_book3s_instantiate_page, __kvmhv_nested_page_fault, free_initmem",
-    Severity.MEMORY_SAFETY,
-    find,
+    source="kvmppc_book3s_instantiate_page, __kvmhv_nested_page_fault, free_initmem",
+    severity=Severity.MEMORY_SAFETY,
+    find=find,
     reads=frozenset({Part.HOST, Part.NESTED, Part.SHADOW}),
     rests_host=rests,
 )

@@ -27,12 +27,13 @@ def find(checked: CheckedVm) -> Iterator[Finding]:
         for row in _outside(table, ram):
             entry, shift = int(table.entry[row]), int(table.shift[row])
             yield Finding(
-                ID,
-                checked.vm.lpid,
-                f"{name} maps {int(table.address[row]):#x} to {pte.frame_of(entry, shift):#x}, "
-                "where the machine has no memory, as if it were memory",
-                "memory of the machine, or a leaf with the cache attribute of a device",
-                (
+                invariant=ID,
+                vm_lpid=checked.vm.lpid,
+                summary=f"{name} maps {int(table.address[row]):#x} to "
+                f"{pte.frame_of(entry, shift):#x}, where the machine has no memory, as if it were "
+                "memory",
+                expected="memory of the machine, or a leaf with the cache attribute of a device",
+                evidence=(
                     Evidence(
                         "leaf",
                         "physical",
@@ -72,14 +73,14 @@ def rests(checked: CheckedHost) -> Iterator[Unjudged]:
 
 
 INVARIANT = Invariant(
-    ID,
-    "All of what a leaf of L0's table or of a shadow table maps is memory that the machine has, or "
-    "the leaf has the cache attribute of a device.",
-    "KVM takes the frame and the attribute from the page table of the VM's process. A device's "
+    id=ID,
+    statement="All of what a leaf of L0's table or of a shadow table maps is memory that the "
+    "machine has, or the leaf has the cache attribute of a device.",
+    why="KVM takes the frame and the attribute from the page table of the VM's process. A device's "
     "registers are mapped there with caching inhibited; nothing else lies outside of memory.",
-    "kvmppc_book3s_instantiate_page, pgprot_noncached",
-    Severity.MEMORY_SAFETY,
-    find,
+    source="kvmppc_book3s_instantiate_page, pgprot_noncached",
+    severity=Severity.MEMORY_SAFETY,
+    find=find,
     reads=frozenset({Part.HOST, Part.NESTED, Part.SHADOW}),
     rests_host=rests,
 )

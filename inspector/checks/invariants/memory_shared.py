@@ -24,24 +24,24 @@ def find(checked: CheckedVm) -> Iterator[Finding]:
         first, second = found[0]
         places = f" and in {len(found) - 1} other places" if len(found) > 1 else ""
         yield Finding(
-            ID,
-            checked.vm.lpid,
-            f"{one} and {other} both lie at physical {second.begin:#x}{places}",
-            "memory of its own for each",
-            (first.evidence, second.evidence),
+            invariant=ID,
+            vm_lpid=checked.vm.lpid,
+            summary=f"{one} and {other} both lie at physical {second.begin:#x}{places}",
+            expected="memory of its own for each",
+            evidence=(first.evidence, second.evidence),
         )
 
 
 INVARIANT = Invariant(
-    ID,
-    "No two of these overlap in physical memory, whichever VM they belong to: page tables, the "
-    "partition table, struct kvm, memslots, nested guests, rmap arrays, list nodes, the kernel's "
-    "image.",
-    "A write to one changes the other: an entry of one VM's rmap becomes another's, a "
+    id=ID,
+    statement="No two of these overlap in physical memory, whichever VM they belong to: page "
+    "tables, the partition table, struct kvm, memslots, nested guests, rmap arrays, list nodes, "
+    "the kernel's image.",
+    why="A write to one changes the other: an entry of one VM's rmap becomes another's, a "
     "list node becomes a translation. When one is freed, the other is freed with it.",
-    "kvmppc_core_prepare_memory_region_hv, kvmppc_create_pte, kvmhv_alloc_nested, "
+    source="kvmppc_core_prepare_memory_region_hv, kvmppc_create_pte, kvmhv_alloc_nested, "
     "kvmhv_insert_nest_rmap",
-    Severity.MEMORY_SAFETY,
-    find,
+    severity=Severity.MEMORY_SAFETY,
+    find=find,
     reads=frozenset({Part.MEMSLOTS, Part.RMAPS, Part.HOST, Part.NESTED, Part.SHADOW}),
 )

@@ -25,11 +25,12 @@ def find(checked: CheckedVm) -> Iterator[Finding]:
         first = by_id.setdefault(slot.id, slot)
         if first is not slot:
             yield Finding(
-                ID,
-                vm.lpid,
-                f"two memslots have the id {slot.id}",
-                "an id of its own for each: user space changes and removes a memslot by its id",
-                tuple(
+                invariant=ID,
+                vm_lpid=vm.lpid,
+                summary=f"two memslots have the id {slot.id}",
+                expected="an id of its own for each: user space changes and removes a memslot by "
+                "its id",
+                evidence=tuple(
                     member(f"memslot at {one.address:#x}", one, name)
                     for one in (first, slot)
                     for name in ("id", "base_gfn")
@@ -42,28 +43,30 @@ def find(checked: CheckedVm) -> Iterator[Finding]:
 def _slot(lpid: int, slot: Memslot) -> Iterator[Finding]:
     if not slot.npages:
         yield Finding(
-            ID,
-            lpid,
-            f"memslot {slot.id} at gfn {slot.base_gfn:#x} has no pages",
-            "at least one page: a memslot without any is removed",
-            (member(f"memslot {slot.id}", slot, "npages"),),
+            invariant=ID,
+            vm_lpid=lpid,
+            summary=f"memslot {slot.id} at gfn {slot.base_gfn:#x} has no pages",
+            expected="at least one page: a memslot without any is removed",
+            evidence=(member(f"memslot {slot.id}", slot, "npages"),),
         )
     if slot.as_id:
         yield Finding(
-            ID,
-            lpid,
-            f"memslot {slot.id} says that it belongs to address space {slot.as_id}",
-            "0, in which it was found; this architecture has no other",
-            (Evidence(f"memslot {slot.id}, its as_id {slot.as_id}", "kernel", slot.address),),
+            invariant=ID,
+            vm_lpid=lpid,
+            summary=f"memslot {slot.id} says that it belongs to address space {slot.as_id}",
+            expected="0, in which it was found; this architecture has no other",
+            evidence=(
+                Evidence(f"memslot {slot.id}, its as_id {slot.as_id}", "kernel", slot.address),
+            ),
         )
     unknown = slot.flags & ~KNOWN_FLAGS
     if unknown:
         yield Finding(
-            ID,
-            lpid,
-            f"memslot {slot.id} has the unknown flags {unknown:#x}",
-            f"flags among {KNOWN_FLAGS:#x}",
-            (member(f"memslot {slot.id}", slot, "flags"),),
+            invariant=ID,
+            vm_lpid=lpid,
+            summary=f"memslot {slot.id} has the unknown flags {unknown:#x}",
+            expected=f"flags among {KNOWN_FLAGS:#x}",
+            evidence=(member(f"memslot {slot.id}", slot, "flags"),),
             doubt="a kernel that is newer than this version of the tool may have more flags",
         )
 
@@ -80,11 +83,11 @@ def _pages(checked: CheckedVm) -> Iterator[Finding]:
         # The new memslots are in use before kvm_commit_memory_region counts their pages.
         return
     yield Finding(
-        ID,
-        vm.lpid,
-        f"the memslots have {found} pages, and the VM counts {total.value}",
-        "the same number",
-        (
+        invariant=ID,
+        vm_lpid=vm.lpid,
+        summary=f"the memslots have {found} pages, and the VM counts {total.value}",
+        expected="the same number",
+        evidence=(
             shown_word(total),
             *(member(f"memslot {slot.id}", slot, "npages") for slot in vm.memslots),
         ),
@@ -114,16 +117,16 @@ def rests(checked: CheckedVm) -> Iterator[Rest]:
 
 
 INVARIANT = Invariant(
-    ID,
-    "The tree of memslots by gfn, the tree by address and the hash by id, or the array and its "
-    "index, are in the order in which the kernel searches, and have the same memslots. Each "
-    "memslot has an id of its own, pages, and known flags.",
-    "Each search of the kernel uses only one of these containers: a memslot that another does not "
-    "have is unmapped in one place and stays mapped in another.",
-    "search_memslots, kvm_replace_memslot, kvm_insert_gfn_node, id_to_memslot, "
+    id=ID,
+    statement="The tree of memslots by gfn, the tree by address and the hash by id, or the array "
+    "and its index, are in the order in which the kernel searches, and have the same memslots. "
+    "Each memslot has an id of its own, pages, and known flags.",
+    why="Each search of the kernel uses only one of these containers: a memslot that another does "
+    "not have is unmapped in one place and stays mapped in another.",
+    source="search_memslots, kvm_replace_memslot, kvm_insert_gfn_node, id_to_memslot, "
     "kvm_commit_memory_region",
-    Severity.MEMORY_SAFETY,
-    find,
+    severity=Severity.MEMORY_SAFETY,
+    find=find,
     reads=frozenset({Part.MEMSLOTS}),
     rests=rests,
 )

@@ -24,11 +24,11 @@ def find(checked: CheckedVm) -> Iterator[Finding]:
     for before, slot in itertools.pairwise(slots):
         if before.base_gfn + before.npages > slot.base_gfn:
             yield Finding(
-                ID,
-                checked.vm.lpid,
-                f"{_named(before)} and {_named(slot)} overlap",
-                "each gfn in one memslot",
-                tuple(
+                invariant=ID,
+                vm_lpid=checked.vm.lpid,
+                summary=f"{_named(before)} and {_named(slot)} overlap",
+                expected="each gfn in one memslot",
+                evidence=tuple(
                     member(f"memslot {one.id}", one, name)
                     for one in (before, slot)
                     for name in ("base_gfn", "npages")
@@ -37,31 +37,31 @@ def find(checked: CheckedVm) -> Iterator[Finding]:
     for slot in slots:
         if not _vmalloced(slot, 1 << checked.page_shift):
             yield Finding(
-                ID,
-                checked.vm.lpid,
-                f"{_named(slot)} has {'no' if not slot.rmap else 'a misplaced'} rmap array",
-                "an array with a word for each page, at the beginning of a page in vmalloc space, "
-                "made together with the memslot",
-                (member(f"memslot {slot.id}", slot, "rmap"),),
+                invariant=ID,
+                vm_lpid=checked.vm.lpid,
+                summary=f"{_named(slot)} has {'no' if not slot.rmap else 'a misplaced'} rmap array",
+                expected="an array with a word for each page, at the beginning of a page in "
+                "vmalloc space, made together with the memslot",
+                evidence=(member(f"memslot {slot.id}", slot, "rmap"),),
             )
         size = slot.npages << checked.page_shift
         if slot.userspace_addr % (1 << checked.page_shift) or slot.userspace_addr + size > USER_END:
             yield Finding(
-                ID,
-                checked.vm.lpid,
-                f"{_named(slot)} is at {slot.userspace_addr:#x} of the VM's process",
-                f"the beginning of a page, and all of it below {USER_END:#x}",
-                (member(f"memslot {slot.id}", slot, "userspace_addr"),),
+                invariant=ID,
+                vm_lpid=checked.vm.lpid,
+                summary=f"{_named(slot)} is at {slot.userspace_addr:#x} of the VM's process",
+                expected=f"the beginning of a page, and all of it below {USER_END:#x}",
+                evidence=(member(f"memslot {slot.id}", slot, "userspace_addr"),),
             )
     slots = sorted((slot for slot in slots if slot.rmap), key=lambda slot: slot.rmap)
     for before, slot in itertools.pairwise(slots):
         if before.rmap + WORD * before.npages > slot.rmap:
             yield Finding(
-                ID,
-                checked.vm.lpid,
-                f"the rmap arrays of {_named(before)} and {_named(slot)} overlap",
-                "each array on pages of its own",
-                (
+                invariant=ID,
+                vm_lpid=checked.vm.lpid,
+                summary=f"the rmap arrays of {_named(before)} and {_named(slot)} overlap",
+                expected="each array on pages of its own",
+                evidence=(
                     member(f"memslot {before.id}", before, "rmap"),
                     member(f"memslot {before.id}", before, "npages"),
                     member(f"memslot {slot.id}", slot, "rmap"),
@@ -78,14 +78,14 @@ def _named(slot: Memslot) -> str:
 
 
 INVARIANT = Invariant(
-    ID,
-    "No gfn is in two memslots of a VM, and every memslot has pages of the VM's process and its "
-    "own rmap array.",
-    "The kernel looks a gfn up in one memslot: entries in another one's array are never found. "
+    id=ID,
+    statement="No gfn is in two memslots of a VM, and every memslot has pages of the VM's process "
+    "and its own rmap array.",
+    why="The kernel looks a gfn up in one memslot: entries in another one's array are never found. "
     "The kernel writes to an array even if it is not there, and the words of an array that two "
     "memslots share belong to neither.",
-    "kvm_set_memslot, kvmppc_core_prepare_memory_region_hv",
-    Severity.STRUCTURE,
-    find,
+    source="kvm_set_memslot, kvmppc_core_prepare_memory_region_hv",
+    severity=Severity.STRUCTURE,
+    find=find,
     reads=frozenset({Part.MEMSLOTS}),
 )

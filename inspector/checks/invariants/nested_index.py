@@ -21,19 +21,21 @@ def find(checked: CheckedVm) -> Iterator[Finding]:
         first = by_address.setdefault(nested.address, nested)
         if first is not nested:
             yield Finding(
-                ID,
-                vm.lpid,
-                f"one nested guest is found under the LPIDs {first.lpid} and {nested.lpid}",
-                "each nested guest under one LPID",
-                (member(f"struct kvm_nested_guest at {nested.address:#x}", nested, "l1_lpid"),),
+                invariant=ID,
+                vm_lpid=vm.lpid,
+                summary=f"one nested guest is found under the LPIDs {first.lpid} and {nested.lpid}",
+                expected="each nested guest under one LPID",
+                evidence=(
+                    member(f"struct kvm_nested_guest at {nested.address:#x}", nested, "l1_lpid"),
+                ),
             )
         if nested.l1_host not in (None, vm.address):
             yield Finding(
-                ID,
-                vm.lpid,
-                f"nested guest {nested.lpid} belongs to the VM at {nested.l1_host:#x}",
-                f"the VM at {vm.address:#x}, in which it was found",
-                (member("struct kvm_nested_guest", nested, "l1_host"),),
+                invariant=ID,
+                vm_lpid=vm.lpid,
+                summary=f"nested guest {nested.lpid} belongs to the VM at {nested.l1_host:#x}",
+                expected=f"the VM at {vm.address:#x}, in which it was found",
+                evidence=(member("struct kvm_nested_guest", nested, "l1_host"),),
             )
 
 
@@ -57,15 +59,16 @@ def rests(checked: CheckedVm) -> Iterator[Rest]:
 
 
 INVARIANT = Invariant(
-    ID,
-    "The idr of nested guests holds pointers to nested guests of this VM, one for each LPID that "
-    "it marks as taken, in nodes that agree on their places; in an array, max_nested_lpid is "
-    "the last entry in use.",
-    "L0 finds a nested guest in no other way: if it does not find one, the leaves of that guest "
-    "stay when the host page goes away.",
-    "kvmhv_get_nested, __find_nested, kvmhv_remove_nested, idr_find, idr_alloc, radix_tree_extend",
-    Severity.MEMORY_SAFETY,
-    find,
+    id=ID,
+    statement="The idr of nested guests holds pointers to nested guests of this VM, one for each "
+    "LPID that it marks as taken, in nodes that agree on their places; in an array, "
+    "max_nested_lpid is the last entry in use.",
+    why="L0 finds a nested guest in no other way: if it does not find one, the leaves of that "
+    "guest stay when the host page goes away.",
+    source="kvmhv_get_nested, __find_nested, kvmhv_remove_nested, idr_find, idr_alloc, "
+    "radix_tree_extend",
+    severity=Severity.MEMORY_SAFETY,
+    find=find,
     reads=frozenset({Part.NESTED}),
     rests=rests,
 )

@@ -18,11 +18,12 @@ def find(checked: CheckedVm) -> Iterator[Finding]:
     for nested in checked.vm.nested:
         if nested.l1_lpid != nested.lpid or nested.lpid > encoding.MAX_LPID:
             yield Finding(
-                ID,
-                checked.vm.lpid,
-                f"the nested guest found under LPID {nested.lpid} has l1_lpid {nested.l1_lpid}",
-                f"the same LPID, of at most {encoding.MAX_LPID}",
-                (
+                invariant=ID,
+                vm_lpid=checked.vm.lpid,
+                summary=f"the nested guest found under LPID {nested.lpid} has l1_lpid "
+                f"{nested.l1_lpid}",
+                expected=f"the same LPID, of at most {encoding.MAX_LPID}",
+                evidence=(
                     member(
                         "struct kvm_nested_guest",
                         nested,
@@ -34,12 +35,13 @@ def find(checked: CheckedVm) -> Iterator[Finding]:
 
 
 INVARIANT = Invariant(
-    ID,
-    "The l1_lpid of a nested guest is the LPID it is found under, and fits into an rmap word.",
-    "Insertion writes l1_lpid into the word, and removal looks the guest up by the LPID in the "
+    id=ID,
+    statement="The l1_lpid of a nested guest is the LPID it is found under, and fits into an rmap "
+    "word.",
+    why="Insertion writes l1_lpid into the word, and removal looks the guest up by the LPID in the "
     "word: it would clear another guest's leaf, and leave this one's.",
-    "kvmhv_alloc_nested, __kvmhv_nested_page_fault, kvmhv_remove_nest_rmap",
-    Severity.MEMORY_SAFETY,
-    find,
+    source="kvmhv_alloc_nested, __kvmhv_nested_page_fault, kvmhv_remove_nest_rmap",
+    severity=Severity.MEMORY_SAFETY,
+    find=find,
     reads=frozenset({Part.NESTED}),
 )

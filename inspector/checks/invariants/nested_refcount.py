@@ -22,20 +22,20 @@ def find(checked: CheckedVm) -> Iterator[Finding]:
         if not 0 < nested.refcnt < USERS:
             count = nested.refcnt - (2 * SIGN if nested.refcnt >= SIGN else 0)
             yield Finding(
-                ID,
-                checked.vm.lpid,
-                f"nested guest {nested.lpid} has {count} references",
-                "1 for being in the container, and 1 for each user",
-                (member("struct kvm_nested_guest", nested, "refcnt"),),
+                invariant=ID,
+                vm_lpid=checked.vm.lpid,
+                summary=f"nested guest {nested.lpid} has {count} references",
+                expected="1 for being in the container, and 1 for each user",
+                evidence=(member("struct kvm_nested_guest", nested, "refcnt"),),
             )
         elif vcpus is not None and nested.refcnt > 1 + vcpus:
             yield Finding(
-                ID,
-                checked.vm.lpid,
-                f"nested guest {nested.lpid} has {nested.refcnt} references, and the VM "
+                invariant=ID,
+                vm_lpid=checked.vm.lpid,
+                summary=f"nested guest {nested.lpid} has {nested.refcnt} references, and the VM "
                 f"{vcpus} vCPUs",
-                "1 for being in the container, and at most 1 for each vCPU",
-                (
+                expected="1 for being in the container, and at most 1 for each vCPU",
+                evidence=(
                     member("struct kvm_nested_guest", nested, "refcnt"),
                     shown_word(checked.vm.members["created_vcpus"]),
                 ),
@@ -44,14 +44,14 @@ def find(checked: CheckedVm) -> Iterator[Finding]:
 
 
 INVARIANT = Invariant(
-    ID,
-    "A nested guest that is found under an LPID has at least one reference, and no more than one "
-    "for each vCPU besides.",
-    "Dropping the last reference frees the guest: a guest without references is freed, or will be "
-    "while it is in use. A guest with more references than it can have users is never freed, or "
-    "its count went below zero.",
-    "kvmhv_get_nested, kvmhv_put_nested, kvmhv_remove_nested",
-    Severity.MEMORY_SAFETY,
-    find,
+    id=ID,
+    statement="A nested guest that is found under an LPID has at least one reference, and no more "
+    "than one for each vCPU besides.",
+    why="Dropping the last reference frees the guest: a guest without references is freed, or "
+    "will be while it is in use. A guest with more references than it can have users is never "
+    "freed, or its count went below zero.",
+    source="kvmhv_get_nested, kvmhv_put_nested, kvmhv_remove_nested",
+    severity=Severity.MEMORY_SAFETY,
+    find=find,
     reads=frozenset({Part.NESTED}),
 )

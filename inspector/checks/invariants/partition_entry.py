@@ -26,11 +26,11 @@ def find(checked: CheckedVm) -> Iterator[Finding]:
         return
     if not vm.pgtable:
         yield Finding(
-            ID,
-            vm.lpid,
-            "the VM has no table",
-            "a table from the creation of the VM on",
-            (member("struct kvm", vm, "pgtable"), *_words(vm.partition)),
+            invariant=ID,
+            vm_lpid=vm.lpid,
+            summary="the VM has no table",
+            expected="a table from the creation of the VM on",
+            evidence=(member("struct kvm", vm, "pgtable"), *_words(vm.partition)),
         )
     elif vm.partition is not None and (vm.partition.dword or len(vm.host)):
         name = f"the VM's own LPID {vm.lpid}"
@@ -53,13 +53,14 @@ def _root(
     root = pte.partition_root(entry.dword)
     where = f"the table at {root.table:#x}" if root else "no radix tree that KVM makes"
     yield Finding(
-        ID,
-        vm.lpid,
-        f"the partition-table entry of {name} leads to {where}",
-        f"host radix, a tree of {pte.TREE_BITS} bits with its root at physical {wanted:#x}",
-        (*_words(entry), member("L0's table", owner, table)),
+        invariant=ID,
+        vm_lpid=vm.lpid,
+        summary=f"the partition-table entry of {name} leads to {where}",
+        expected=f"host radix, a tree of {pte.TREE_BITS} bits with its root at physical "
+        f"{wanted:#x}",
+        evidence=(*_words(entry), member("L0's table", owner, table)),
         # a guest that changes from the hash MMU to radix gets its table before its entry
-        "" if leaves or entry.dword & pte.HOST_RADIX else "the guest may be changing its MMU",
+        doubt="" if leaves or entry.dword & pte.HOST_RADIX else "the guest may be changing its MMU",
     )
 
 
@@ -72,12 +73,13 @@ def _process(
     if entry.second == (owner.process_table | flag):
         return
     yield Finding(
-        ID,
-        vm.lpid,
-        f"dword 1 of the partition-table entry of {name} is {entry.second:#x}",
-        f"{owner.process_table | flag:#x}, the process table that the guest has registered",
-        (*_words(entry), member("process table", owner, "process_table")),
-        "the kernel writes the two words one after the other, without mmu_lock",
+        invariant=ID,
+        vm_lpid=vm.lpid,
+        summary=f"dword 1 of the partition-table entry of {name} is {entry.second:#x}",
+        expected=f"{owner.process_table | flag:#x}, the process table that the guest has "
+        "registered",
+        evidence=(*_words(entry), member("process table", owner, "process_table")),
+        doubt="the kernel writes the two words one after the other, without mmu_lock",
     )
 
 
@@ -103,14 +105,14 @@ def rests(checked: CheckedVm) -> Iterator[Rest]:
 
 
 INVARIANT = Invariant(
-    ID,
-    "The entry of the partition table for a nested guest's shadow LPID leads to its shadow table, "
-    "or is still zero while the table is empty; the entry for a VM leads to its table. Dword 1 is "
-    "the process table that the guest has registered.",
-    "The hardware walks the table that the entry names, whatever table L0 maintains.",
-    "kvmhv_set_nested_ptbl, kvmppc_setup_partition_table, kvmhv_set_ptbl_entry",
-    Severity.MEMORY_SAFETY,
-    find,
+    id=ID,
+    statement="The entry of the partition table for a nested guest's shadow LPID leads to its "
+    "shadow table, or is still zero while the table is empty; the entry for a VM leads to its "
+    "table. Dword 1 is the process table that the guest has registered.",
+    why="The hardware walks the table that the entry names, whatever table L0 maintains.",
+    source="kvmhv_set_nested_ptbl, kvmppc_setup_partition_table, kvmhv_set_ptbl_entry",
+    severity=Severity.MEMORY_SAFETY,
+    find=find,
     reads=frozenset({Part.NESTED, Part.HOST, Part.PARTITION}),
     rests=rests,
 )

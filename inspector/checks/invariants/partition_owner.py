@@ -42,11 +42,12 @@ def _processes(entry: PartitionEntry, dword: int, ram: Ranges | None) -> Iterato
     if dword & pte.GUEST_RADIX and not dword & RESERVED and (ram is None or ram.hold(table)):
         return
     yield Finding(
-        ID,
-        None,
-        f"dword 1 of the partition-table entry of LPID 0, the host itself, is {dword:#x}",
-        "the guest-radix bit, and the address and size of the table of the host's processes",
-        tuple(_words(entry)),
+        invariant=ID,
+        vm_lpid=None,
+        summary=f"dword 1 of the partition-table entry of LPID 0, the host itself, is {dword:#x}",
+        expected="the guest-radix bit, and the address and size of the table of the host's "
+        "processes",
+        evidence=tuple(_words(entry)),
     )
 
 
@@ -67,12 +68,12 @@ def find_host(checked: CheckedHost) -> Iterator[Finding]:
     host = checked.snapshot.host
     if host.first_entry is not None and not leads_to(host.first_entry.dword, host.root):
         yield Finding(
-            ID,
-            None,
-            "the partition-table entry of LPID 0, the host itself, does not lead to the kernel's "
-            "own page table",
-            f"a radix tree with its root at physical {host.root:#x}",
-            tuple(_words(host.first_entry)),
+            invariant=ID,
+            vm_lpid=None,
+            summary="the partition-table entry of LPID 0, the host itself, does not lead to the "
+            "kernel's own page table",
+            expected=f"a radix tree with its root at physical {host.root:#x}",
+            evidence=tuple(_words(host.first_entry)),
         )
     if host.first_entry is not None and host.first_entry.second is not None:
         yield from _processes(host.first_entry, host.first_entry.second, host.ram)
@@ -137,15 +138,16 @@ def _lost(unowned: Unowned, claim: _Claim) -> Finding:
         for leaf in claim.leaves[:SHOWN]
     ]
     return Finding(
-        ID,
-        None,
-        f"the partition-table entry of LPID {unowned.lpid} leads to a shadow table with "
+        invariant=ID,
+        vm_lpid=None,
+        summary=f"the partition-table entry of LPID {unowned.lpid} leads to a shadow table with "
         f"{len(table)} leaves, for {claim.rows.size} of which VM {vm.lpid} has entries of L2 "
         f"{claim.lpid}; the VM has no such nested guest",
-        f"nested guest {claim.lpid} of VM {vm.lpid} with shadow LPID {unowned.lpid}, or no leaves",
-        (*_words(unowned.entry), *entries, *leaves),
+        expected=f"nested guest {claim.lpid} of VM {vm.lpid} with shadow LPID {unowned.lpid}, or "
+        "no leaves",
+        evidence=(*_words(unowned.entry), *entries, *leaves),
         # A nested guest released alone loses its leaves under mmu_lock before it leaves the list.
-        "" if vm.nested else SWITCHING,
+        doubt="" if vm.nested else SWITCHING,
     )
 
 
@@ -154,26 +156,26 @@ def _nobody(checked: CheckedHost, unowned: Unowned) -> Finding:
     table = unowned.table
     if not unowned.entry.dword:
         return Finding(
-            ID,
-            None,
-            f"dword 1 of the partition-table entry of LPID {unowned.lpid} is "
+            invariant=ID,
+            vm_lpid=None,
+            summary=f"dword 1 of the partition-table entry of LPID {unowned.lpid} is "
             f"{unowned.entry.second:#x}, and dword 0 is zero",
-            "both words zero, or an entry of a VM or nested guest",
-            tuple(_words(unowned.entry)),
-            HALF,
+            expected="both words zero, or an entry of a VM or nested guest",
+            evidence=tuple(_words(unowned.entry)),
+            doubt=HALF,
         )
     leads = "no radix tree that KVM makes"
     if table is not None:
         root = pte.partition_root(unowned.entry.dword)
         leads = f"a table with {len(table)} leaves at {root.table if root else 0:#x}"
     return Finding(
-        ID,
-        None,
-        f"the partition-table entry of LPID {unowned.lpid} leads to {leads}, and no VM or nested "
-        "guest with that LPID was found",
-        f"zero, or a VM or nested guest with LPID {unowned.lpid}",
-        tuple(_words(unowned.entry)),
-        BETWEEN,
+        invariant=ID,
+        vm_lpid=None,
+        summary=f"the partition-table entry of LPID {unowned.lpid} leads to {leads}, and no VM or "
+        "nested guest with that LPID was found",
+        expected=f"zero, or a VM or nested guest with LPID {unowned.lpid}",
+        evidence=tuple(_words(unowned.entry)),
+        doubt=BETWEEN,
     )
 
 
@@ -198,19 +200,19 @@ def rests_host(checked: CheckedHost) -> Iterator[Rest]:
 
 
 INVARIANT = Invariant(
-    ID,
-    "Every entry of the host's partition table that is not zero belongs to a VM or a nested guest "
-    "that can be found, or to the host itself, whose entry leads to the kernel's own page table "
-    "and to a table of processes. "
-    "A guest that is being made or released has an entry and is in no list: where that may be the "
-    "reason, the verdict is inconclusive. An entry whose table has leaves that a VM's rmap "
-    "names under an LPID of which the VM has no nested guest, while it has others, is a violation.",
-    "The hardware runs a guest by its entry. A guest that L0 does not find keeps its leaves when "
-    "host pages go away: L0 takes its rmap entries for stale.",
-    "kvmppc_core_init_vm_hv, kvmppc_core_destroy_vm_hv, kvmhv_release_nested, "
+    id=ID,
+    statement="Every entry of the host's partition table that is not zero belongs to a VM or a "
+    "nested guest that can be found, or to the host itself, whose entry leads to the kernel's own "
+    "page table and to a table of processes. A guest that is being made or released has an entry "
+    "and is in no list: where that may be the reason, the verdict is inconclusive. An entry whose "
+    "table has leaves that a VM's rmap names under an LPID of which the VM has no nested guest, "
+    "while it has others, is a violation.",
+    why="The hardware runs a guest by its entry. A guest that L0 does not find keeps its leaves "
+    "when host pages go away: L0 takes its rmap entries for stale.",
+    source="kvmppc_core_init_vm_hv, kvmppc_core_destroy_vm_hv, kvmhv_release_nested, "
     "kvmhv_release_all_nested, mmu_partition_table_set_entry",
-    Severity.MEMORY_SAFETY,
-    find,
+    severity=Severity.MEMORY_SAFETY,
+    find=find,
     reads=frozenset({Part.NESTED}),
     find_host=find_host,
     rests_host=rests_host,

@@ -28,12 +28,12 @@ def find(checked: CheckedVm) -> Iterator[Finding]:
         holder = rmaps[int(checked.slot_of[first])]
         entry = encoding.decode(int(rmaps.word[first]))
         yield Finding(
-            ID,
-            checked.vm.lpid,
-            f"the entry for L2 {entry.lpid}:{entry.gpa:#x} is twice in the slot of gfn "
+            invariant=ID,
+            vm_lpid=checked.vm.lpid,
+            summary=f"the entry for L2 {entry.lpid}:{entry.gpa:#x} is twice in the slot of gfn "
             f"{holder.gfn:#x}",
-            "each entry once: an insertion looks for it first",
-            (
+            expected="each entry once: an insertion looks for it first",
+            evidence=(
                 Evidence("slot", "kernel", holder.where, holder.head),
                 *(
                     Evidence(
@@ -50,11 +50,12 @@ def find(checked: CheckedVm) -> Iterator[Finding]:
 
 
 INVARIANT = Invariant(
-    ID,
-    "No slot holds the same LPID and L2 page twice among the entries that the kernel's walk meets.",
-    "An insertion looks for the entry first, so a second one was not inserted by the kernel.",
-    "kvmhv_insert_nest_rmap, kvmhv_n_rmap_is_equal",
-    Severity.STRUCTURE,
-    find,
+    id=ID,
+    statement="No slot holds the same LPID and L2 page twice among the entries that the kernel's "
+    "walk meets.",
+    why="An insertion looks for the entry first, so a second one was not inserted by the kernel.",
+    source="kvmhv_insert_nest_rmap, kvmhv_n_rmap_is_equal",
+    severity=Severity.STRUCTURE,
+    find=find,
     reads=frozenset({Part.MEMSLOTS, Part.RMAPS}),
 )

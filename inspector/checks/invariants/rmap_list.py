@@ -41,12 +41,12 @@ def find(checked: CheckedVm) -> Iterator[Finding]:
         slot = rmaps[problem.slot]
         text, expected = _TEXTS[problem.kind]
         yield Finding(
-            ID,
-            checked.vm.lpid,
-            f"slot of gfn {slot.gfn:#x}, after {len(slot.words)} entries: "
+            invariant=ID,
+            vm_lpid=checked.vm.lpid,
+            summary=f"slot of gfn {slot.gfn:#x}, after {len(slot.words)} entries: "
             + text.format(link=problem.link),
-            expected,
-            (
+            expected=expected,
+            evidence=(
                 Evidence("slot", "kernel", slot.where, slot.head),
                 Evidence("word at fault", "kernel", problem.place, problem.link),
             ),
@@ -59,14 +59,14 @@ def rests(checked: CheckedVm) -> Iterator[Rest]:
 
 
 INVARIANT = Invariant(
-    ID,
-    "A slot is zero, one entry, or the address of a list. The nodes of a list lie in the linear "
-    "map, none is met twice, and the last link is the oldest entry.",
-    "The kernel follows and frees these links without checks; a bad link means lost entries, a "
+    id=ID,
+    statement="A slot is zero, one entry, or the address of a list. The nodes of a list lie in "
+    "the linear map, none is met twice, and the last link is the oldest entry.",
+    why="The kernel follows and frees these links without checks; a bad link means lost entries, a "
     "use after free or an endless loop under mmu_lock.",
-    "kvmhv_insert_nest_rmap, kvmhv_remove_nest_rmap_list",
-    Severity.MEMORY_SAFETY,
-    find,
+    source="kvmhv_insert_nest_rmap, kvmhv_remove_nest_rmap_list",
+    severity=Severity.MEMORY_SAFETY,
+    find=find,
     reads=frozenset({Part.MEMSLOTS, Part.RMAPS}),
     rests=rests,
 )

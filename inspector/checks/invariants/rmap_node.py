@@ -23,12 +23,12 @@ def find(checked: CheckedVm) -> Iterator[Finding]:
     for node in twice[is_in(twice, nodes[0])]:
         lists = [(vm, slot) for vm in vms for slot in _slots(vm, node)]
         yield Finding(
-            ID,
-            checked.vm.lpid,
-            f"the list node at {int(node):#x} is in {len(lists)} lists, those of "
+            invariant=ID,
+            vm_lpid=checked.vm.lpid,
+            summary=f"the list node at {int(node):#x} is in {len(lists)} lists, those of "
             + ", ".join(f"gfn {slot.gfn:#x} of VM {vm.lpid}" for vm, slot in lists),
-            "each struct rmap_nested in one list only",
-            tuple(Evidence("slot", "kernel", slot.where, slot.head) for _, slot in lists),
+            expected="each struct rmap_nested in one list only",
+            evidence=tuple(Evidence("slot", "kernel", slot.where, slot.head) for _, slot in lists),
         )
 
 
@@ -37,12 +37,12 @@ def _slots(vm: Vm, node: np.uint64) -> list[Slot]:
 
 
 INVARIANT = Invariant(
-    ID,
-    "No list node is in two lists, nor in lists of two VMs.",
-    "The first list that is emptied frees the node; the kernel then follows the other list into "
-    "freed memory, and frees the node again.",
-    "kvmhv_insert_nest_rmap, kvmhv_remove_nest_rmap_list, kvmhv_free_memslot_nest_rmap",
-    Severity.MEMORY_SAFETY,
-    find,
+    id=ID,
+    statement="No list node is in two lists, nor in lists of two VMs.",
+    why="The first list that is emptied frees the node; the kernel then follows the other list "
+    "into freed memory, and frees the node again.",
+    source="kvmhv_insert_nest_rmap, kvmhv_remove_nest_rmap_list, kvmhv_free_memslot_nest_rmap",
+    severity=Severity.MEMORY_SAFETY,
+    find=find,
     reads=frozenset({Part.MEMSLOTS, Part.RMAPS}),
 )

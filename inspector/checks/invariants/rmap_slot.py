@@ -29,12 +29,12 @@ def find(checked: CheckedVm) -> Iterator[Finding]:
             continue
         leaf = int(checked.host_leaf(np.array([row]))[0])
         yield Finding(
-            ID,
-            checked.vm.lpid,
-            f"the live entry for L2 {entry.lpid}:{entry.gpa:#x} is in the slot of gfn "
+            invariant=ID,
+            vm_lpid=checked.vm.lpid,
+            summary=f"the live entry for L2 {entry.lpid}:{entry.gpa:#x} is in the slot of gfn "
             f"{slot.gfn:#x}, inside a huge page of L0",
-            f"the entry in the slot of gfn {first:#x}, the first page of L0's leaf",
-            (
+            expected=f"the entry in the slot of gfn {first:#x}, the first page of L0's leaf",
+            evidence=(
                 Evidence("entry", "kernel", int(checked.rmaps.place[row]), word),
                 Evidence("slot", "kernel", slot.where, slot.head),
                 Evidence(
@@ -49,13 +49,15 @@ def find(checked: CheckedVm) -> Iterator[Finding]:
 
 
 INVARIANT = Invariant(
-    ID,
-    "A live entry is in the slot of the first page of L0's leaf for its host page.",
-    "Removal empties the slots of all pages in the leaf, but ageing and dirty logging look only "
-    "into the first: if the entry is elsewhere, they do not notice that an L2 guest uses the page.",
-    "__kvmhv_nested_page_fault (the gfn is aligned), kvm_age_radix, kvm_radix_test_clear_dirty",
-    Severity.BOOKKEEPING,
-    find,
+    id=ID,
+    statement="A live entry is in the slot of the first page of L0's leaf for its host page.",
+    why="Removal empties the slots of all pages in the leaf, but ageing and dirty logging look "
+    "only into the first: if the entry is elsewhere, they do not notice that an L2 guest uses the "
+    "page.",
+    source="__kvmhv_nested_page_fault (the gfn is aligned), kvm_age_radix, "
+    "kvm_radix_test_clear_dirty",
+    severity=Severity.BOOKKEEPING,
+    find=find,
     reads=frozenset({Part.MEMSLOTS, Part.RMAPS, Part.HOST, Part.NESTED, Part.SHADOW}),
     commit="Align gfn to L1 page size when inserting nest-rmap entry",
 )

@@ -31,13 +31,13 @@ def find(checked: CheckedVm) -> Iterator[Finding]:
         entry = encoding.decode(word)
         page = entry.gpa & -(1 << checked.page_shift)
         yield Finding(
-            ID,
-            checked.vm.lpid,
-            f"word {word:#018x} in the slot of gfn {slot.gfn:#x}: "
+            invariant=ID,
+            vm_lpid=checked.vm.lpid,
+            summary=f"word {word:#018x} in the slot of gfn {slot.gfn:#x}: "
             + "; ".join(encoding.problems(word, in_node=bool(node), page_shift=checked.page_shift)),
-            f"{encoding.encode(entry.lpid, page, single=not node):#018x} for L2 "
+            expected=f"{encoding.encode(entry.lpid, page, single=not node):#018x} for L2 "
             f"{entry.lpid}:{page:#x}",
-            (
+            evidence=(
                 Evidence("slot", "kernel", slot.where, slot.head),
                 Evidence(
                     "list node" if node else "slot or last next",
@@ -56,15 +56,15 @@ def rests(checked: CheckedVm) -> Iterator[Rest]:
 
 
 INVARIANT = Invariant(
-    ID,
-    "Bits 11 to 1 of an entry are zero, 15 to 12 too where L0 has pages of 64 KiB, and bit 0 is "
-    "set if and only if the entry is not in a list node.",
-    "An insertion aligns the L2 address to the shadow leaf, which is no smaller than a page. The "
-    "kernel takes bit 0 for the end of a list; if it is wrong, the list is cut or an entry is "
+    id=ID,
+    statement="Bits 11 to 1 of an entry are zero, 15 to 12 too where L0 has pages of 64 KiB, and "
+    "bit 0 is set if and only if the entry is not in a list node.",
+    why="An insertion aligns the L2 address to the shadow leaf, which is no smaller than a page. "
+    "The kernel takes bit 0 for the end of a list; if it is wrong, the list is cut or an entry is "
     "taken for a pointer.",
-    "RMAP_NESTED_* in kvm_book3s_64.h, __kvmhv_nested_page_fault, kvmhv_insert_nest_rmap",
-    Severity.STRUCTURE,
-    find,
+    source="RMAP_NESTED_* in kvm_book3s_64.h, __kvmhv_nested_page_fault, kvmhv_insert_nest_rmap",
+    severity=Severity.STRUCTURE,
+    find=find,
     reads=frozenset({Part.MEMSLOTS, Part.RMAPS}),
     rests=rests,
 )

@@ -28,14 +28,14 @@ def rests(checked: CheckedVm) -> Iterator[Rest]:
 
 
 INVARIANT = Invariant(
-    ID,
-    "Every present shadow leaf has an entry, met by the kernel's own walk, in a slot that L0 "
-    "empties when it takes the leaf's host page away.",
-    "Without it the shadow leaf outlives the page: an L2 guest keeps access to memory that the "
+    id=ID,
+    statement="Every present shadow leaf has an entry, met by the kernel's own walk, in a slot "
+    "that L0 empties when it takes the leaf's host page away.",
+    why="Without it the shadow leaf outlives the page: an L2 guest keeps access to memory that the "
     "host has given to another user.",
-    "kvmppc_unmap_pte, kvmhv_remove_nest_rmap_range, for_each_nest_rmap_safe",
-    Severity.MEMORY_SAFETY,
-    find,
+    source="kvmppc_unmap_pte, kvmhv_remove_nest_rmap_range, for_each_nest_rmap_safe",
+    severity=Severity.MEMORY_SAFETY,
+    find=find,
     reads=frozenset({Part.MEMSLOTS, Part.RMAPS, Part.HOST, Part.NESTED, Part.SHADOW}),
     needs=frozenset({Part.MEMSLOTS, Part.RMAPS, Part.HOST}),
     rests=rests,

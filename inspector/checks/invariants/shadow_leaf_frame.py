@@ -19,13 +19,13 @@ def find(checked: CheckedVm) -> Iterator[Finding]:
 
 
 INVARIANT = Invariant(
-    ID,
-    "The frame of a shadow leaf is L0(L1(L2 address)), unless L1 has changed its table and not "
-    "yet invalidated; then the leaf is still covered at the page it leads to.",
-    "A wrong frame gives an L2 guest memory that is not its own.",
-    "__kvmhv_nested_page_fault (steps 1 to 3)",
-    Severity.MEMORY_SAFETY,
-    find,
+    id=ID,
+    statement="The frame of a shadow leaf is L0(L1(L2 address)), unless L1 has changed its table "
+    "and not yet invalidated; then the leaf is still covered at the page it leads to.",
+    why="A wrong frame gives an L2 guest memory that is not its own.",
+    source="__kvmhv_nested_page_fault (steps 1 to 3)",
+    severity=Severity.MEMORY_SAFETY,
+    find=find,
     reads=frozenset({Part.MEMSLOTS, Part.RMAPS, Part.HOST, Part.NESTED, Part.SHADOW, Part.L1}),
     needs=frozenset({Part.MEMSLOTS, Part.RMAPS, Part.HOST}),
 )

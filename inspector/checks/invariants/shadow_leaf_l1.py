@@ -43,13 +43,13 @@ def _told(leaf: Leaf, judgement: RightsJudgement) -> tuple[str, str]:
 
 
 INVARIANT = Invariant(
-    ID,
-    "A shadow leaf leads where L1's table and then L0's lead, is no larger than L1's leaf, and "
-    "permits no more.",
-    "Until L1 invalidates, the nested guest keeps the access that L1 has taken from it.",
-    "__kvmhv_nested_page_fault (steps 1 to 3), kvmhv_invalidate_shadow_pte",
-    Severity.MEMORY_SAFETY,
-    find,
+    id=ID,
+    statement="A shadow leaf leads where L1's table and then L0's lead, is no larger than L1's "
+    "leaf, and permits no more.",
+    why="Until L1 invalidates, the nested guest keeps the access that L1 has taken from it.",
+    source="__kvmhv_nested_page_fault (steps 1 to 3), kvmhv_invalidate_shadow_pte",
+    severity=Severity.MEMORY_SAFETY,
+    find=find,
     reads=frozenset({Part.MEMSLOTS, Part.RMAPS, Part.HOST, Part.NESTED, Part.SHADOW, Part.L1}),
     needs=frozenset({Part.MEMSLOTS, Part.RMAPS, Part.HOST}),
     passing=Passing("L1 may have changed its table and not yet invalidated", _count),

@@ -19,13 +19,13 @@ def find(checked: CheckedVm) -> Iterator[Finding]:
 
 
 INVARIANT = Invariant(
-    ID,
-    "The host page of a shadow leaf is mapped by L0's own table for the L1 guest.",
-    "L0 clears its own leaf and the shadow leaves together; a shadow leaf without a leaf of L0 has "
-    "outlived the page.",
-    "kvmppc_unmap_pte, kvm_unmap_radix",
-    Severity.MEMORY_SAFETY,
-    find,
+    id=ID,
+    statement="The host page of a shadow leaf is mapped by L0's own table for the L1 guest.",
+    why="L0 clears its own leaf and the shadow leaves together; a shadow leaf without a leaf of "
+    "L0 has outlived the page.",
+    source="kvmppc_unmap_pte, kvm_unmap_radix",
+    severity=Severity.MEMORY_SAFETY,
+    find=find,
     reads=frozenset({Part.MEMSLOTS, Part.RMAPS, Part.HOST, Part.NESTED, Part.SHADOW}),
     needs=frozenset({Part.MEMSLOTS, Part.RMAPS, Part.HOST}),
 )

@@ -39,14 +39,14 @@ def _told(leaf: Leaf, judgement: RightsJudgement) -> tuple[str, str]:
 
 
 INVARIANT = Invariant(
-    ID,
-    "A shadow leaf permits no reading, writing or executing that L0's leaf for its host page does "
-    "not permit, and has the same cache attribute and PRIV bit.",
-    "L0 maps a page read-only if others share it: an L2 guest that may write to it changes "
+    id=ID,
+    statement="A shadow leaf permits no reading, writing or executing that L0's leaf for its host "
+    "page does not permit, and has the same cache attribute and PRIV bit.",
+    why="L0 maps a page read-only if others share it: an L2 guest that may write to it changes "
     "the memory of others. L0's leaf never loses a permission while it exists.",
-    "__kvmhv_nested_page_fault (step 3), kvmppc_create_pte (PTE_BITS_MUST_MATCH)",
-    Severity.MEMORY_SAFETY,
-    find,
+    source="__kvmhv_nested_page_fault (step 3), kvmppc_create_pte (PTE_BITS_MUST_MATCH)",
+    severity=Severity.MEMORY_SAFETY,
+    find=find,
     reads=frozenset({Part.MEMSLOTS, Part.RMAPS, Part.HOST, Part.NESTED, Part.SHADOW}),
     needs=frozenset({Part.MEMSLOTS, Part.RMAPS, Part.HOST}),
 )

@@ -47,13 +47,14 @@ def _told(leaf: Leaf, judgement: RightsJudgement) -> tuple[str, str]:
 
 
 INVARIANT = Invariant(
-    ID,
-    "A shadow leaf has R or C set only if both L0's leaf and L1's leaf have it set.",
-    "Otherwise a use of the page by the L2 guest is not noticed: ageing takes a page in use for "
-    "unused, and dirty logging misses a write.",
-    "__kvmhv_nested_page_fault (step 3), kvmhv_handle_nested_set_rc, kvmhv_update_nest_rmap_rc",
-    Severity.BOOKKEEPING,
-    find,
+    id=ID,
+    statement="A shadow leaf has R or C set only if both L0's leaf and L1's leaf have it set.",
+    why="Otherwise a use of the page by the L2 guest is not noticed: ageing takes a page in use "
+    "for unused, and dirty logging misses a write.",
+    source="__kvmhv_nested_page_fault (step 3), kvmhv_handle_nested_set_rc, "
+    "kvmhv_update_nest_rmap_rc",
+    severity=Severity.BOOKKEEPING,
+    find=find,
     reads=frozenset({Part.MEMSLOTS, Part.RMAPS, Part.HOST, Part.NESTED, Part.SHADOW, Part.L1}),
     needs=frozenset({Part.MEMSLOTS, Part.RMAPS, Part.HOST}),
     passing=Passing(

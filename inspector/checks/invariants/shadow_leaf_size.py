@@ -34,13 +34,13 @@ def _told(leaf: Leaf, judgement: RightsJudgement) -> tuple[str, str]:
 
 
 INVARIANT = Invariant(
-    ID,
-    "A shadow leaf is no larger than L0's leaf for its host page.",
-    "The part beyond L0's leaf maps memory of the host that L0 has not mapped to the L1 guest, and "
-    "that no rmap entry names.",
-    "__kvmhv_nested_page_fault (step 3)",
-    Severity.MEMORY_SAFETY,
-    find,
+    id=ID,
+    statement="A shadow leaf is no larger than L0's leaf for its host page.",
+    why="The part beyond L0's leaf maps memory of the host that L0 has not mapped to the L1 "
+    "guest, and that no rmap entry names.",
+    source="__kvmhv_nested_page_fault (step 3)",
+    severity=Severity.MEMORY_SAFETY,
+    find=find,
     reads=frozenset({Part.MEMSLOTS, Part.RMAPS, Part.HOST, Part.NESTED, Part.SHADOW}),
     needs=frozenset({Part.MEMSLOTS, Part.RMAPS, Part.HOST}),
 )

@@ -21,13 +21,13 @@ def find(checked: CheckedVm) -> Iterator[Finding]:
         if not 0 < lpid < pte.PARTITION_ENTRIES or len(same) > 1:
             others = [user for user in same if user[1] != name]
             yield Finding(
-                ID,
-                checked.vm.lpid,
-                f"{name} runs under LPID {lpid}, "
+                invariant=ID,
+                vm_lpid=checked.vm.lpid,
+                summary=f"{name} runs under LPID {lpid}, "
                 + ("as does " if others or not lpid else "")
                 + (", ".join(user[1] for user in others) or _nobody(lpid)),
-                f"an LPID of its own, above 0 and below {pte.PARTITION_ENTRIES}",
-                (evidence, *(user[2] for user in others)),
+                expected=f"an LPID of its own, above 0 and below {pte.PARTITION_ENTRIES}",
+                evidence=(evidence, *(user[2] for user in others)),
             )
 
 
@@ -48,13 +48,13 @@ def _users(vm: Vm) -> list[tuple[int, str, Evidence]]:
 
 
 INVARIANT = Invariant(
-    ID,
-    "Every VM and every nested guest of the host runs under its own LPID, which has 12 bits and is "
-    "not 0.",
-    "The hardware keeps translations by LPID: guests that share one use each other's memory. The "
-    "partition table has 4096 entries.",
-    "kvmppc_alloc_lpid, kvmhv_alloc_nested, kvmhv_release_nested",
-    Severity.MEMORY_SAFETY,
-    find,
+    id=ID,
+    statement="Every VM and every nested guest of the host runs under its own LPID, which has 12 "
+    "bits and is not 0.",
+    why="The hardware keeps translations by LPID: guests that share one use each other's memory. "
+    "The partition table has 4096 entries.",
+    source="kvmppc_alloc_lpid, kvmhv_alloc_nested, kvmhv_release_nested",
+    severity=Severity.MEMORY_SAFETY,
+    find=find,
     reads=frozenset({Part.NESTED}),
 )

@@ -42,12 +42,12 @@ def find(checked: CheckedVm) -> Iterator[Finding]:
         name, table = tables[pair[0]]
         entry = _entry_at(table, where[row])
         yield Finding(
-            ID,
-            checked.vm.lpid,
-            f"{name} and {tables[pair[1]][0]} share the page-table page at physical "
+            invariant=ID,
+            vm_lpid=checked.vm.lpid,
+            summary=f"{name} and {tables[pair[1]][0]} share the page-table page at physical "
             f"{int(where[row]):#x}",
-            "each page-table page in one table only",
-            (Evidence("entry in both", "physical", int(where[row]), entry),),
+            expected="each page-table page in one table only",
+            evidence=(Evidence("entry in both", "physical", int(where[row]), entry),),
         )
 
 
@@ -89,12 +89,12 @@ def _tables(vm: Vm) -> list[tuple[str, LeafTable]]:
 
 
 INVARIANT = Invariant(
-    ID,
-    "No page-table page is part of two tables: L0's for a VM, or shadow tables.",
-    "A page mapped for one guest is mapped for the other too, and the table page is freed with the "
-    "first of the two tables.",
-    "kvmppc_create_pte, kvmppc_free_pgtable_radix, kvmhv_alloc_nested",
-    Severity.MEMORY_SAFETY,
-    find,
+    id=ID,
+    statement="No page-table page is part of two tables: L0's for a VM, or shadow tables.",
+    why="A page mapped for one guest is mapped for the other too, and the table page is freed "
+    "with the first of the two tables.",
+    source="kvmppc_create_pte, kvmppc_free_pgtable_radix, kvmhv_alloc_nested",
+    severity=Severity.MEMORY_SAFETY,
+    find=find,
     reads=frozenset({Part.HOST, Part.NESTED, Part.SHADOW}),
 )

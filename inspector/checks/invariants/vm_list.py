@@ -28,11 +28,12 @@ def find_host(host: CheckedHost) -> Iterator[Finding]:
         return
     count = users.value - BASE
     yield Finding(
-        ID,
-        None,
-        f"the list leads to {vms.listed} VMs, and {count} references are held on the module kvm_hv",
-        "one reference for each VM (module.refcnt counts one more)",
-        (
+        invariant=ID,
+        vm_lpid=None,
+        summary=f"the list leads to {vms.listed} VMs, and {count} references are held on the "
+        "module kvm_hv",
+        expected="one reference for each VM (module.refcnt counts one more)",
+        evidence=(
             shown_word(users),
             *(Evidence("VM on the list", "kernel", vm.address) for vm in host.snapshot.vms),
         ),
@@ -62,13 +63,13 @@ def rests_host(host: CheckedHost) -> Iterator[Rest]:
 
 
 INVARIANT = Invariant(
-    ID,
-    "The list of VMs is a ring in both directions, and has as many VMs as hold a reference on the "
-    "module kvm_hv.",
-    "A VM that is not on the list is not checked, and a wrong link hides all VMs after it.",
-    "kvm_create_vm, kvm_destroy_vm, kvm_arch_init_vm, kvm_arch_destroy_vm",
-    Severity.STRUCTURE,
-    find,
+    id=ID,
+    statement="The list of VMs is a ring in both directions, and has as many VMs as hold a "
+    "reference on the module kvm_hv.",
+    why="A VM that is not on the list is not checked, and a wrong link hides all VMs after it.",
+    source="kvm_create_vm, kvm_destroy_vm, kvm_arch_init_vm, kvm_arch_destroy_vm",
+    severity=Severity.STRUCTURE,
+    find=find,
     reads=frozenset({Part.VM}),
     find_host=find_host,
     rests_host=rests_host,

@@ -23,11 +23,11 @@ def find(checked: CheckedVm) -> Iterator[Finding]:
         word = vm.members.get(name)
         if word is not None and word.value > 1:
             yield Finding(
-                ID,
-                vm.lpid,
-                f"{name} is {word.value:#x}",
-                "0 or 1: the kernel writes nothing else there",
-                (shown_word(word),),
+                invariant=ID,
+                vm_lpid=vm.lpid,
+                summary=f"{name} is {word.value:#x}",
+                expected="0 or 1: the kernel writes nothing else there",
+                evidence=(shown_word(word),),
             )
     if vm.radix:
         yield from _radix(vm)
@@ -38,11 +38,12 @@ def find(checked: CheckedVm) -> Iterator[Finding]:
 def _radix(vm: Vm) -> Iterator[Finding]:
     if vm.nested and not vm.nesting:
         yield Finding(
-            ID,
-            vm.lpid,
-            f"nesting is not enabled, and the VM has {len(vm.nested)} nested guests",
-            "nesting enabled: only then can L1 get a nested guest, and nesting is never disabled",
-            (
+            invariant=ID,
+            vm_lpid=vm.lpid,
+            summary=f"nesting is not enabled, and the VM has {len(vm.nested)} nested guests",
+            expected="nesting enabled: only then can L1 get a nested guest, and nesting is never "
+            "disabled",
+            evidence=(
                 member("struct kvm", vm, "nesting"),
                 *(
                     Evidence(f"nested guest {one.lpid}", "kernel", one.address)
@@ -55,11 +56,11 @@ def _radix(vm: Vm) -> Iterator[Finding]:
 def _hash(vm: Vm) -> Iterator[Finding]:
     if vm.strays:
         yield Finding(
-            ID,
-            vm.lpid,
-            f"the VM is a hash guest, and has {len(vm.strays)} nested guests",
-            "none: they are released before a guest becomes a hash guest",
-            (
+            invariant=ID,
+            vm_lpid=vm.lpid,
+            summary=f"the VM is a hash guest, and has {len(vm.strays)} nested guests",
+            expected="none: they are released before a guest becomes a hash guest",
+            evidence=(
                 member("struct kvm", vm, "radix"),
                 *(
                     Evidence(f"nested guest {lpid}", "kernel", address)
@@ -79,26 +80,27 @@ def _hash(vm: Vm) -> Iterator[Finding]:
     table = vm.members.get("arch.pgtable")
     if table is not None and table.value:
         yield Finding(
-            ID,
-            vm.lpid,
-            "the VM is a hash guest, and has a radix table",
-            "none: it is freed when a guest becomes a hash guest",
-            (
+            invariant=ID,
+            vm_lpid=vm.lpid,
+            summary="the VM is a hash guest, and has a radix table",
+            expected="none: it is freed when a guest becomes a hash guest",
+            evidence=(
                 member("struct kvm", vm, "radix"),
                 shown_word(table),
                 *shown,
             ),
-            doubt,
+            doubt=doubt,
         )
     if vm.partition is not None and vm.partition.dword & pte.HOST_RADIX:
         yield Finding(
-            ID,
-            vm.lpid,
-            "the VM is a hash guest, and the partition-table entry of its LPID leads to a radix "
-            "tree",
-            "an entry with its hash table: the hardware walks the table that the entry names",
-            (member("struct kvm", vm, "radix"), *_entry(vm), *shown),
-            doubt,
+            invariant=ID,
+            vm_lpid=vm.lpid,
+            summary="the VM is a hash guest, and the partition-table entry of its LPID leads to a "
+            "radix tree",
+            expected="an entry with its hash table: the hardware walks the table that the entry "
+            "names",
+            evidence=(member("struct kvm", vm, "radix"), *_entry(vm), *shown),
+            doubt=doubt,
         )
 
 
@@ -109,14 +111,14 @@ def _entry(vm: Vm) -> tuple[Evidence, ...]:
 
 
 INVARIANT = Invariant(
-    ID,
-    "A hash guest has no radix table, no partition-table entry that leads to one and no nested "
-    "guests; and only a VM with nesting enabled has nested guests. The flags are 0 or 1.",
-    "The flag arch.radix decides how L0 reads the reverse maps: if it is wrong, L0 looks at none "
-    "of the VM's nested guests when a host page goes away.",
-    "kvmppc_switch_mmu_to_hpt, kvmppc_setup_partition_table, kvmhv_enable_nested, "
+    id=ID,
+    statement="A hash guest has no radix table, no partition-table entry that leads to one and no "
+    "nested guests; and only a VM with nesting enabled has nested guests. The flags are 0 or 1.",
+    why="The flag arch.radix decides how L0 reads the reverse maps: if it is wrong, L0 looks at "
+    "none of the VM's nested guests when a host page goes away.",
+    source="kvmppc_switch_mmu_to_hpt, kvmppc_setup_partition_table, kvmhv_enable_nested, "
     "kvmhv_release_all_nested",
-    Severity.MEMORY_SAFETY,
-    find,
+    severity=Severity.MEMORY_SAFETY,
+    find=find,
     reads=frozenset({Part.VM}),
 )

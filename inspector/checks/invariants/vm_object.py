@@ -26,20 +26,20 @@ def find(checked: CheckedVm) -> Iterator[Finding]:
     mm = vm.member("mm")
     if mm is not None and (not 0 <= mm - LINEAR_MAP < LINEAR_SIZE or mm % WORD):
         yield Finding(
-            ID,
-            vm.lpid,
-            f"the VM's process memory is said to be at {mm:#x}",
-            "a struct mm_struct: the VM holds it until it has left the list",
-            _shown(vm, "mm"),
+            invariant=ID,
+            vm_lpid=vm.lpid,
+            summary=f"the VM's process memory is said to be at {mm:#x}",
+            expected="a struct mm_struct: the VM holds it until it has left the list",
+            evidence=_shown(vm, "mm"),
         )
     users = vm.member("users_count")
     if users is not None and not 0 < users < USERS:
         yield Finding(
-            ID,
-            vm.lpid,
-            f"the VM has {users} users",
-            f"1 for its file descriptor and one for each vCPU and device, below {USERS}",
-            _shown(vm, "users_count"),
+            invariant=ID,
+            vm_lpid=vm.lpid,
+            summary=f"the VM has {users} users",
+            expected=f"1 for its file descriptor and one for each vCPU and device, below {USERS}",
+            evidence=_shown(vm, "users_count"),
             # kvm_put_kvm drops the count to 0 before kvm_destroy_vm removes the VM from the list.
             doubt="" if users else "the VM may be being destroyed",
         )
@@ -47,38 +47,38 @@ def find(checked: CheckedVm) -> Iterator[Finding]:
     # kvm_vm_ioctl_create_vcpu increments created_vcpus first, and online_vcpus last.
     if made is not None and online is not None and online > made:
         yield Finding(
-            ID,
-            vm.lpid,
-            f"{online} vCPUs are online, and {made} were made",
-            "no more than were made",
-            _shown(vm, "online_vcpus", "created_vcpus"),
+            invariant=ID,
+            vm_lpid=vm.lpid,
+            summary=f"{online} vCPUs are online, and {made} were made",
+            expected="no more than were made",
+            evidence=_shown(vm, "online_vcpus", "created_vcpus"),
         )
     if made is not None and made > VCPUS:
         yield Finding(
-            ID,
-            vm.lpid,
-            f"{made} vCPUs were made",
-            f"at most {VCPUS}",
-            _shown(vm, "created_vcpus"),
+            invariant=ID,
+            vm_lpid=vm.lpid,
+            summary=f"{made} vCPUs were made",
+            expected=f"at most {VCPUS}",
+            evidence=_shown(vm, "created_vcpus"),
         )
     pages = len(vm.host) + len(vm.hash_rmaps) + sum(len(nested.shadow) for nested in vm.nested)
     if online == 0 and (pages or vm.nested):
         yield Finding(
-            ID,
-            vm.lpid,
-            f"no vCPU is online, and the VM has {len(vm.nested)} nested guests, and {pages} pages "
-            "are mapped",
-            "a vCPU: only a vCPU makes nested guests and maps pages, and none is removed before "
-            "the VM has left the list",
-            _shown(vm, "online_vcpus"),
+            invariant=ID,
+            vm_lpid=vm.lpid,
+            summary=f"no vCPU is online, and the VM has {len(vm.nested)} nested guests, and "
+            f"{pages} pages are mapped",
+            expected="a vCPU: only a vCPU makes nested guests and maps pages, and none is removed "
+            "before the VM has left the list",
+            evidence=_shown(vm, "online_vcpus"),
         )
     if vm.pid is not None and vm.pid > PIDS:
         yield Finding(
-            ID,
-            vm.lpid,
-            f"the VM belongs to process {vm.pid}",
-            f"a number up to {PIDS}; 0 if the kernel had no memory to announce the VM",
-            (member("struct kvm", vm, "pid"),),
+            invariant=ID,
+            vm_lpid=vm.lpid,
+            summary=f"the VM belongs to process {vm.pid}",
+            expected=f"a number up to {PIDS}; 0 if the kernel had no memory to announce the VM",
+            evidence=(member("struct kvm", vm, "pid"),),
         )
 
 
@@ -95,14 +95,14 @@ def rests(checked: CheckedVm) -> Iterator[Rest]:
 
 
 INVARIANT = Invariant(
-    ID,
-    "A VM on the list has a process, at least one user, and no more vCPUs online than were made. "
-    "If it has nested guests or maps a page, it has a vCPU.",
-    "Memory that is freed is no VM: nothing that is found in it means anything.",
-    "kvm_create_vm, kvm_uevent_notify_change, kvm_put_kvm, kvm_destroy_vm, "
+    id=ID,
+    statement="A VM on the list has a process, at least one user, and no more vCPUs online than "
+    "were made. If it has nested guests or maps a page, it has a vCPU.",
+    why="Memory that is freed is no VM: nothing that is found in it means anything.",
+    source="kvm_create_vm, kvm_uevent_notify_change, kvm_put_kvm, kvm_destroy_vm, "
     "kvm_vm_ioctl_create_vcpu",
-    Severity.STRUCTURE,
-    find,
+    severity=Severity.STRUCTURE,
+    find=find,
     reads=frozenset({Part.VM}),
     rests=rests,
 )
