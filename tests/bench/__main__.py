@@ -19,7 +19,7 @@ import numpy as np
 
 import inspector
 from fixtures.lab import linuxstack, machine, packages
-from fixtures.lab.machine import Machine
+from fixtures.lab.machine import Machine, MachineSpec
 from inspector.errors import InspectorError
 from tests.bench import guest, live, offline, start
 from tests.bench.measure import Row
@@ -148,7 +148,9 @@ def _linux(options: argparse.Namespace) -> AbstractContextManager[Machine]:
 
 
 def _exerciser(scenario: str) -> Machine:
-    return Machine.start(scenario=scenario, idle="work", name=f"bench-{scenario}", wait=600)
+    return Machine.start(
+        MachineSpec(scenario=scenario, idle="work", name=f"bench-{scenario}"), wait=600
+    )
 
 
 if __name__ == "__main__":

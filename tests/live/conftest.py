@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 
 from fixtures.lab import packages
-from fixtures.lab.machine import Machine
+from fixtures.lab.machine import Machine, MachineSpec
 from tests.live.tools import Lab, absent, need_kernel
 
 PROGRAMS = ("qemu-system-ppc64", "gdb-multiarch", "powerpc64le-linux-gnu-gcc", "dtc")
@@ -56,7 +56,9 @@ def boot(_own_state: None) -> Iterator[Callable[..., Lab]]:
             name = f"{machine}-{scenario}-{idle}"
             if name not in machines:
                 started = Machine.start(
-                    scenario=scenario, machine=machine, idle=idle, name=name, radix=True
+                    MachineSpec(
+                        scenario=scenario, machine=machine, idle=idle, name=name, radix=True
+                    )
                 )
                 machines[name] = Lab(stack.enter_context(started))
             return machines[name]
@@ -70,7 +72,7 @@ def recorded(_own_state: None) -> Iterator[Callable[..., Lab]]:
     with contextlib.ExitStack() as stack:
 
         def start(recording: Path, **options: Any) -> Lab:
-            machine = Machine.start(record=recording, **options)
+            machine = Machine.start(MachineSpec(record=recording, **options))
             return Lab(stack.enter_context(machine))
 
         yield start

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from fixtures.lab import dumps, packages
-from fixtures.lab.machine import Machine
+from fixtures.lab.machine import Machine, MachineSpec
 from inspector.checks.verdict import Verdict, judge
 from inspector.options import Options
 from inspector.session import Acquired, acquire
@@ -44,7 +44,9 @@ def empty_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 @pytest.fixture(scope="module", params=["mixed", "two-vms"])
 def lab(request: pytest.FixtureRequest, debug_file: Path) -> Iterator[Lab]:
     with Machine.start(
-        scenario=request.param, kernel=KERNEL, memory="1G", name=f"debug-file-{request.param}"
+        MachineSpec(
+            scenario=request.param, kernel=KERNEL, memory="1G", name=f"debug-file-{request.param}"
+        )
     ) as machine:
         yield Lab(machine)
 
@@ -106,7 +108,9 @@ def test_dumps_and_captures(lab: Lab, debug_file: Path, tmp_path: Path) -> None:
     [("no-vms", 0, "has no VMs"), ("no-kvm", 3, "KVM-HV is not loaded")],
 )
 def test_no_vm_and_no_kvm(debug_file: Path, scenario: str, code: int, text: str) -> None:
-    with Machine.start(scenario=scenario, kernel=KERNEL, name=f"debug-file-{scenario}") as machine:
+    with Machine.start(
+        MachineSpec(scenario=scenario, kernel=KERNEL, name=f"debug-file-{scenario}")
+    ) as machine:
         done = inspector("check", machine.target, "--debug-file", str(debug_file))
         assert done.returncode == code, done.stderr
         assert text in done.stdout + done.stderr

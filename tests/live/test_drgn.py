@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from fixtures.lab import dumps, packages
-from fixtures.lab.machine import Machine
+from fixtures.lab.machine import Machine, MachineSpec
 from fixtures.lab.opinions import byinspector
 from fixtures.lab.opinions.compare import compare, items
 from inspector.options import Options
@@ -32,7 +32,9 @@ def test_same_as_drgn(scenario: str, tmp_path: Path, monkeypatch: pytest.MonkeyP
     from fixtures.lab.opinions import bydrgn
 
     core = tmp_path / "vmcore"
-    with Machine.start(scenario=scenario, memory="1G", name=f"drgn-{scenario}") as machine:
+    with Machine.start(
+        MachineSpec(scenario=scenario, memory="1G", name=f"drgn-{scenario}")
+    ) as machine:
         dumps.dump(machine, core, "vmcore")
         files = packages.debug_files(machine.state.kernel, DEBUG_FILES)
         expected = machine.expectation.entries

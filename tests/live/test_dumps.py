@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from fixtures.lab import dumps, packages
-from fixtures.lab.machine import Machine
+from fixtures.lab.machine import Machine, MachineSpec
 from fixtures.lab.packages import LabError
 from inspector.dumps.formats import open_dump
 from tests.live.tools import Lab, document, inspector, need_kernel
@@ -78,7 +78,7 @@ def _made(core: Path, path: Path, options: str) -> None:
 def test_64k_pages(boot: Callable[..., Lab], tmp_path: Path) -> None:
     need_kernel(LARGE_PAGES)
     core, path = tmp_path / "vmcore", tmp_path / "dump"
-    with Machine.start(kernel=LARGE_PAGES, memory="1G", name="large-pages") as machine:
+    with Machine.start(MachineSpec(kernel=LARGE_PAGES, memory="1G", name="large-pages")) as machine:
         lab = Lab(machine)
         dumps.vmcore(machine, core)
         _made(core, path, "-d 31 -l")

@@ -10,7 +10,7 @@ from fixtures.lab.command import main
 from fixtures.lab.faults import campaign
 from fixtures.lab.faults.base import Write
 from fixtures.lab.faults.inject import FAULTS, put
-from fixtures.lab.machine import Machine
+from fixtures.lab.machine import Machine, MachineSpec
 from fixtures.lab.packages import LabError
 from fixtures.lab.stub import Stub
 from tests.live.tools import Lab
@@ -35,7 +35,7 @@ def test_faults_in_code(boot: Callable[..., Lab], name: str) -> None:
 
 
 def test_by_command(boot: Callable[..., Lab], capsys: pytest.CaptureFixture[str]) -> None:
-    with Machine.start(scenario="singles", hold=True, name="held") as machine:
+    with Machine.start(MachineSpec(scenario="singles", hold=True, name="held")) as machine:
         assert not machine.expectation.complete
         assert main(["inject", "held", "insertion-skipped"]) == 0
         assert "WROTE to held" in capsys.readouterr().err

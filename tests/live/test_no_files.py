@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from fixtures.lab.machine import Machine
+from fixtures.lab.machine import Machine, MachineSpec
 from inspector.kernel.discover import find_kernel
 from inspector.live.machine import LiveMachine
 from inspector.options import Options
@@ -60,7 +60,7 @@ def kernel_without_btf() -> Iterator[Lab]:
 
 def booted(kernel: str) -> Iterator[Lab]:
     need_kernel(kernel)
-    with Machine.start(scenario="mixed", kernel=kernel) as machine:
+    with Machine.start(MachineSpec(scenario="mixed", kernel=kernel)) as machine:
         yield Lab(machine)
 
 

@@ -15,7 +15,7 @@ import pytest
 
 from fixtures.lab.captures import expectation_json
 from fixtures.lab.expectation import Operation
-from fixtures.lab.machine import Machine, stopped_times
+from fixtures.lab.machine import Machine, MachineSpec, stopped_times
 from fixtures.lab.specified import SpecifiedVm, specified
 from inspector import encoding, pte
 from inspector.kvm.snapshot import Snapshot
@@ -36,7 +36,7 @@ STALE_AFTER = {32: (1, 0x100B000)}
 
 @pytest.fixture(scope="module")
 def held(_own_state: None) -> Iterator[Lab]:
-    with Machine.start(scenario="stale", hold_at=STEPS, name="steps") as machine:
+    with Machine.start(MachineSpec(scenario="stale", hold_at=STEPS, name="steps")) as machine:
         yield Lab(machine)
 
 

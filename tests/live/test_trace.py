@@ -14,7 +14,7 @@ from collections.abc import Callable
 import pytest
 
 from fixtures.lab.faults.inject import FAULTS, inject
-from fixtures.lab.machine import Machine
+from fixtures.lab.machine import Machine, MachineSpec
 from fixtures.lab.packages import LabError
 from tests.live.tools import Lab, document, inspector
 
@@ -86,7 +86,7 @@ def test_a_signal_leaves_the_machine_running(
 
 
 def test_a_machine_that_ends(boot: Callable[..., Lab]) -> None:
-    with Machine.start(scenario="mixed", idle="churn", name="ends") as machine:
+    with Machine.start(MachineSpec(scenario="mixed", idle="churn", name="ends")) as machine:
         process = following(Lab(machine))
         os.kill(machine.pid, signal.SIGKILL)
         _, errors = process.communicate(timeout=60)
@@ -102,7 +102,7 @@ def test_a_dump_cannot_be_followed() -> None:
 
 
 def test_a_fault_is_caught_at_its_first_call(boot: Callable[..., Lab]) -> None:
-    with Machine.start(scenario="singles", hold=True, name="followed") as machine:
+    with Machine.start(MachineSpec(scenario="singles", hold=True, name="followed")) as machine:
         lab = Lab(machine)
         inject(machine, FAULTS["tail-bit-lost"])
         release = threading.Timer(5, let_go, [machine])
