@@ -7,7 +7,8 @@ from typing import Any, cast
 import pytest
 
 from inspector.errors import BadData
-from inspector.following.history import Wanted, _Hit, _named, _words
+from inspector.following.history import Wanted, _named, _words
+from inspector.following.sweep import Hit
 from inspector.kernel.symbols import CodePlace
 from inspector.structures.space import KernelSpace
 from tests.fixtures import DIRECTORY, opened
@@ -24,7 +25,7 @@ class Table:
 
 
 def named(pc: int, link: int, *saved: int) -> list[str]:
-    hit = _Hit(0, 1, pc, None, 0, 1, link, saved)
+    hit = Hit(0, 1, pc, None, 0, 1, link, saved)
     write = _named(hit, cast(Any, Table()))
     return [place.function for place in (write.where, *write.callers)]
 

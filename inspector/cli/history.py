@@ -6,7 +6,8 @@ import click
 
 from inspector.cli.common import print_json, progress, say
 from inspector.cli.options import Target, WordParam, json_option, target_options
-from inspector.following.history import Stop, Wanted, history
+from inspector.following.history import Wanted, history
+from inspector.following.sweep import Stop
 from inspector.reports.history import history_json, history_report
 
 __all__ = ["command"]

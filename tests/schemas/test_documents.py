@@ -20,7 +20,8 @@ from fixtures.mutations.mutant import Mutant
 from fixtures.schemas.documents import DOCUMENTS
 from inspector import pte
 from inspector.cli import COMMANDS, cli
-from inspector.following.history import History, Watched, Write
+from inspector.following.history import History, Write
+from inspector.following.sweep import Watched
 from inspector.following.trace import Trace
 from inspector.kernel.choose import DescribedKernel
 from inspector.kernel.symbols import CodePlace
