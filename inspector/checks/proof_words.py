@@ -5,10 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 
 from inspector.checks.base import Evidence, Finding
-from inspector.kvm.snapshot import Memslot, Nested, Vm
+from inspector.kvm.snapshot import Memslot, Nested, PartitionEntry, Vm
 from inspector.structures.witness import Mismatch, Word
 
-__all__ = ["member", "mismatch_findings", "shown_word"]
+__all__ = ["entry_words", "member", "mismatch_findings", "shown_word"]
+
+DWORD = 8
+"""Bytes from the first doubleword of an entry to the second."""
 
 
 def member(what: str, owner: Vm | Memslot | Nested, name: str, meaning: str = "") -> Evidence:
@@ -18,6 +21,14 @@ def member(what: str, owner: Vm | Memslot | Nested, name: str, meaning: str = ""
         return Evidence(f"{what}, its {name} {value:#x}", "kernel", owner.address, None, meaning)
     address, size = owner.places[name]
     return Evidence(f"{what}, {name}", "kernel", address, value, meaning, size)
+
+
+def entry_words(entry: PartitionEntry | None) -> Iterator[Evidence]:
+    """Yield the doublewords of a partition-table entry, if it was read."""
+    if entry is not None:
+        yield Evidence("dword 0", "physical", entry.where, entry.dword)
+        if entry.second is not None:
+            yield Evidence("dword 1", "physical", entry.where + DWORD, entry.second)
 
 
 def mismatch_findings(

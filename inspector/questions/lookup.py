@@ -17,7 +17,7 @@ import numpy as np
 
 from inspector import encoding
 from inspector.checks.base import Finding
-from inspector.checks.verdict import judge
+from inspector.checks.verdict import NODE_SIZE, judge
 from inspector.errors import BadData
 from inspector.kvm.snapshot import Memslot, Nested, Snapshot, Vm
 from inspector.questions.pages import Pages
@@ -28,9 +28,6 @@ __all__ = ["LIMIT", "Kind", "Question", "lookup"]
 
 LIMIT = 64
 """How many L2 pages an answer shows."""
-
-NODE_SIZE = 16
-"""Bytes of a ``struct rmap_nested``: a link and a word."""
 
 WORD = 8
 

@@ -5,15 +5,14 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from inspector import pte
-from inspector.checks.base import Evidence, Finding, Invariant, Rest, Severity, Unjudged, Witness
-from inspector.checks.proof_words import member
+from inspector.checks.base import Finding, Invariant, Rest, Severity, Unjudged, Witness
+from inspector.checks.proof_words import entry_words, member
 from inspector.checks.view import CheckedVm
 from inspector.kvm.snapshot import Nested, Part, PartitionEntry, Vm
 from inspector.model.partition import leads_to
 from inspector.regions import linear_to_physical
 
 ID = "partition-entry"
-DWORD = 8
 
 
 def find(checked: CheckedVm) -> Iterator[Finding]:
@@ -30,7 +29,7 @@ def find(checked: CheckedVm) -> Iterator[Finding]:
             vm_lpid=vm.lpid,
             summary="the VM has no table",
             expected="a table from the creation of the VM on",
-            evidence=(member("struct kvm", vm, "pgtable"), *_words(vm.partition)),
+            evidence=(member("struct kvm", vm, "pgtable"), *entry_words(vm.partition)),
         )
     elif vm.partition is not None and (vm.partition.dword or len(vm.host)):
         name = f"the VM's own LPID {vm.lpid}"
@@ -58,7 +57,7 @@ def _root(
         summary=f"the partition-table entry of {name} leads to {where}",
         expected=f"host radix, a tree of {pte.TREE_BITS} bits with its root at physical "
         f"{wanted:#x}",
-        evidence=(*_words(entry), member("L0's table", owner, table)),
+        evidence=(*entry_words(entry), member("L0's table", owner, table)),
         # a guest that changes from the hash MMU to radix gets its table before its entry
         doubt="" if leaves or entry.dword & pte.HOST_RADIX else "the guest may be changing its MMU",
     )
@@ -78,16 +77,9 @@ def _process(
         summary=f"dword 1 of the partition-table entry of {name} is {entry.second:#x}",
         expected=f"{owner.process_table | flag:#x}, the process table that the guest has "
         "registered",
-        evidence=(*_words(entry), member("process table", owner, "process_table")),
+        evidence=(*entry_words(entry), member("process table", owner, "process_table")),
         doubt="the kernel writes the two words one after the other, without mmu_lock",
     )
-
-
-def _words(entry: PartitionEntry | None) -> Iterator[Evidence]:
-    if entry is not None:
-        yield Evidence("dword 0", "physical", entry.where, entry.dword)
-        if entry.second is not None:
-            yield Evidence("dword 1", "physical", entry.where + DWORD, entry.second)
 
 
 def rests(checked: CheckedVm) -> Iterator[Rest]:

@@ -9,6 +9,7 @@ import numpy as np
 
 from inspector import encoding, pte
 from inspector.checks.base import Evidence, Finding, Invariant, Rest, Severity, Unjudged, Witness
+from inspector.checks.proof_words import entry_words
 from inspector.checks.view import CheckedHost, CheckedVm
 from inspector.kvm.snapshot import Part, PartitionEntry, Unowned, Vm
 from inspector.memory.arrays import is_in
@@ -17,7 +18,6 @@ from inspector.model.partition import leads_to
 from inspector.structures.radix import LeafTable
 
 ID = "partition-owner"
-DWORD = 8
 PAGE = 1 << 12
 RESERVED = 0x7000_0000_0000_0FE0
 """Reserved bits of dword 1 (Power ISA 3.0B Book III 5.7.6.1)."""
@@ -47,7 +47,7 @@ def _processes(entry: PartitionEntry, dword: int, ram: Ranges | None) -> Iterato
         summary=f"dword 1 of the partition-table entry of LPID 0, the host itself, is {dword:#x}",
         expected="the guest-radix bit, and the address and size of the table of the host's "
         "processes",
-        evidence=tuple(_words(entry)),
+        evidence=tuple(entry_words(entry)),
     )
 
 
@@ -73,7 +73,7 @@ def find_host(checked: CheckedHost) -> Iterator[Finding]:
             summary="the partition-table entry of LPID 0, the host itself, does not lead to the "
             "kernel's own page table",
             expected=f"a radix tree with its root at physical {host.root:#x}",
-            evidence=tuple(_words(host.first_entry)),
+            evidence=tuple(entry_words(host.first_entry)),
         )
     if host.first_entry is not None and host.first_entry.second is not None:
         yield from _processes(host.first_entry, host.first_entry.second, host.ram)
@@ -145,7 +145,7 @@ def _lost(unowned: Unowned, claim: _Claim) -> Finding:
         f"{claim.lpid}; the VM has no such nested guest",
         expected=f"nested guest {claim.lpid} of VM {vm.lpid} with shadow LPID {unowned.lpid}, or "
         "no leaves",
-        evidence=(*_words(unowned.entry), *entries, *leaves),
+        evidence=(*entry_words(unowned.entry), *entries, *leaves),
         # A nested guest released alone loses its leaves under mmu_lock before it leaves the list.
         doubt="" if vm.nested else SWITCHING,
     )
@@ -161,7 +161,7 @@ def _nobody(checked: CheckedHost, unowned: Unowned) -> Finding:
             summary=f"dword 1 of the partition-table entry of LPID {unowned.lpid} is "
             f"{unowned.entry.second:#x}, and dword 0 is zero",
             expected="both words zero, or an entry of a VM or nested guest",
-            evidence=tuple(_words(unowned.entry)),
+            evidence=tuple(entry_words(unowned.entry)),
             doubt=HALF,
         )
     leads = "no radix tree that KVM makes"
@@ -174,15 +174,9 @@ def _nobody(checked: CheckedHost, unowned: Unowned) -> Finding:
         summary=f"the partition-table entry of LPID {unowned.lpid} leads to {leads}, and no VM or "
         "nested guest with that LPID was found",
         expected=f"zero, or a VM or nested guest with LPID {unowned.lpid}",
-        evidence=tuple(_words(unowned.entry)),
+        evidence=tuple(entry_words(unowned.entry)),
         doubt=BETWEEN,
     )
-
-
-def _words(entry: PartitionEntry) -> Iterator[Evidence]:
-    yield Evidence("dword 0", "physical", entry.where, entry.dword)
-    if entry.second is not None:
-        yield Evidence("dword 1", "physical", entry.where + DWORD, entry.second)
 
 
 def rests_host(checked: CheckedHost) -> Iterator[Rest]:
