@@ -81,7 +81,7 @@ def test_the_example_of_the_manual_reports(example: Path) -> None:
 BROKEN = {
     "does not import": ("raise RuntimeError('no')", "RuntimeError('no')"),
     "has no such name": ("", "has no attribute 'SHORT_LISTS'"),
-    "is no invariant": ("SHORT_LISTS = 5", "it gives int, not an Invariant"),
+    "is no invariant": ("SHORT_LISTS = 5", "it provides int, not an Invariant"),
     "fails": (
         EXAMPLES[3].replace("def find(checked):", "def find(checked):\n    1 / 0"),
         "division",
