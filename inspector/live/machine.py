@@ -31,7 +31,7 @@ from inspector.live.connection import Connection
 from inspector.live.direct import DirectMemory, hva_of, see_that_it_is_qemu
 from inspector.live.lender import SIGNALS, ConnectionLost
 from inspector.live.mi import GdbError, GdbProcess
-from inspector.live.mtree import large_blocks, parse_mtree
+from inspector.live.mtree import RamMap, large_blocks, parse_mtree
 from inspector.live.processes import holds_end, is_local, is_taken
 from inspector.live.stub_memory import StubMemory
 from inspector.memory.numbers import addresses
@@ -40,7 +40,7 @@ from inspector.memory.ranges import Ranges
 __all__ = ["LiveMachine", "resumed"]
 
 CONNECT_TIMEOUT = 2 * terms.SILENT
-PROBE_LENGTH = 1 << 12
+PROBE_LENGTH = terms.CHUNK
 REMOTE_TIMEOUT = 30
 POWER = "powerpc:common64"
 
@@ -87,7 +87,7 @@ class LiveMachine:
                 self.keep_stopped = activity.is_stopped()
             self._attach()
             self._ram = self._one_block() or parse_mtree(self.monitor("info mtree -f"))
-            self._over_stub = StubMemory(self._connection.read_ranges, self._ram, self.stopped)
+            self._over_stub = StubMemory(self._connection.read_ranges, self._ram.ram, self.stopped)
             self.memory: StubMemory | DirectMemory = self._choose(read_path)
             self._let_go()
         except BaseException as error:
@@ -209,7 +209,7 @@ class LiveMachine:
         if POWER not in architecture:
             raise _not_power(self.host, self.port, architecture.strip())
 
-    def _one_block(self) -> Ranges | None:
+    def _one_block(self) -> RamMap | None:
         """Return the map of a machine whose memory is one block that begins at 0, None for others.
 
         Three short answers are enough to see that; the map of everything takes ten milliseconds.
@@ -223,7 +223,8 @@ class LiveMachine:
                 return None
         except TargetNotSupported:
             return None
-        return Ranges(addresses([0]), addresses([size]))
+        whole = Ranges(addresses([0]), addresses([size]))
+        return RamMap(whole, whole)
 
     def _hva(self, address: int) -> int:
         return hva_of(self.monitor(f"gpa2hva {address:#x}"))
@@ -253,12 +254,21 @@ class LiveMachine:
             )
         if not holds_end(pid, *self._connection.ends()):
             raise TargetNotSupported(f"process {pid} does not serve port {self.port} any more")
-        hvas = addresses([self._hva(int(start)) for start in self._ram.starts])
-        see_that_it_is_qemu(pid, self._ram, hvas)
+        pieces = self._ram.pieces
+        hvas = addresses([self._hva(start) for start in pieces.starts.tolist()])
+        ends = addresses(
+            [self._hva(start) for start in (pieces.starts + pieces.sizes - 1).tolist()]
+        )
+        if not np.array_equal(ends - hvas, pieces.sizes - np.uint64(1)):
+            raise TargetNotSupported(
+                "QEMU does not hold each block of the machine's memory in one piece"
+            )
+        see_that_it_is_qemu(pid, pieces, hvas)
         direct = DirectMemory(pid, self._ram, hvas)
-        where = addresses([int(start) for start in self._ram.starts])
-        where = np.concatenate((where, where[:1] + self._ram.sizes[:1] // np.uint64(2)))
-        length = int(min(PROBE_LENGTH, self._ram.sizes.min()))
+        # the beginning, the middle and the end of every piece
+        length = int(min(PROBE_LENGTH, pieces.sizes.min()))
+        room = pieces.sizes - np.uint64(length)
+        where = np.concatenate([pieces.starts + part for part in (0 * room, room // 2, room)])
         # the machine is stopped already, by attaching, so the read must not stop and resume it
         self._depth += 1
         try:
