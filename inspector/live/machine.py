@@ -32,7 +32,7 @@ from inspector.live.direct import DirectMemory, hva_of, see_that_it_is_qemu
 from inspector.live.lender import SIGNALS, ConnectionLost
 from inspector.live.mi import GdbError, GdbProcess
 from inspector.live.mtree import RamMap, large_blocks, parse_mtree
-from inspector.live.processes import holds_end, is_local, is_taken
+from inspector.live.processes import holds_end, is_local, is_taken, place_of
 from inspector.live.stub_memory import StubMemory
 from inspector.memory.numbers import addresses
 from inspector.memory.ranges import Ranges
@@ -319,7 +319,7 @@ def resumed(host: str, port: int) -> str:
 
 def _not_power(host: str, port: int, what: str) -> TargetNotSupported:
     return TargetNotSupported(
-        f"the machine at {host}:{port} is not a 64-bit POWER machine: {shown(what)} "
+        f"the machine at {place_of(host, port)} is not a 64-bit POWER machine: {shown(what)} "
         "Attach to the QEMU (qemu-system-ppc64) that runs the KVM-HV host",
         Stage.POWER,
     )
@@ -328,9 +328,8 @@ def _not_power(host: str, port: int, what: str) -> TargetNotSupported:
 def _stuck(host: str, port: int, after: BaseException | None = None) -> TargetNotSupported:
     before = f"{after}; after that, " if isinstance(after, InspectorError) else ""
     return TargetNotSupported(
-        f"{before}the machine at {host}:{port} could not be resumed, because its stub does not "
-        "answer; "
-        f"run 'inspector resume gdb:{host}:{port}' when it can be reached"
+        f"{before}the machine at {place_of(host, port)} could not be resumed, because its stub "
+        f"does not answer; run 'inspector resume gdb:{place_of(host, port)}' when it can be reached"
     )
 
 
@@ -342,7 +341,7 @@ def _not_attached(host: str, port: int, said: str) -> TargetNotSupported:
         port: its TCP port.
         said: the last message of the relay, which begins with a word of ``terms``.
     """
-    place = f"{host}:{port}"
+    place = place_of(host, port)
     what, _, reason = said.partition(" ")
     if what == terms.OTHER:
         return _not_power(host, port, f"its architecture is {reason}.")
@@ -380,8 +379,8 @@ def _see_that_it_is_free(host: str, port: int) -> None:
     """
     if is_local(host) and is_taken(port):
         raise TargetNotSupported(
-            f"another client is attached to {host}:{port}, and QEMU's stub serves one at a "
-            "time; end that one first",
+            f"another client is attached to {place_of(host, port)}, and QEMU's stub serves one at "
+            "a time; end that one first",
             Stage.PORT,
         )
 
