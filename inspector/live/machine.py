@@ -204,7 +204,7 @@ class LiveMachine:
                 raise _not_attached(self.host, self.port, lost.said) from error
             raise
         self.replays = terms.REPLAYING in replay
-        self.keep_stopped = self.keep_stopped or self.replays or status != terms.PAUSED
+        self.keep_stopped = self.keep_stopped or self.replays or not terms.ran(status)
         architecture = self.gdb.console("show architecture")
         if POWER not in architecture:
             raise _not_power(self.host, self.port, architecture.strip())
