@@ -16,7 +16,7 @@ from inspector.errors import InspectorError, Stage, TargetNotSupported
 from inspector.kvm.snapshot import Snapshot, Vm
 from inspector.live.ahead import LIVE_PREFIX, address_of
 from inspector.live.gdb import protections
-from inspector.live.processes import process_behind
+from inspector.live.processes import place_of, process_behind
 from inspector.options import Options
 from inspector.progress import Doing, Progress, untold
 from inspector.session import Acquired, acquire
@@ -146,7 +146,7 @@ def _of_live(target: str, acquired: Acquired) -> tuple[Observation, ...]:
     origin = acquired.origin
     return (
         _ok(Stage.GDB, f"installed; it and the relay are confined: {protections()}"),
-        _ok(Stage.PORT, f"a GDB stub answers at {host}:{port}"),
+        _ok(Stage.PORT, f"a GDB stub answers at {place_of(host, port)}"),
         _ok(Stage.QEMU, "the stub reads physical memory and has QEMU's monitor"),
         _ok(Stage.POWER, "64-bit POWER"),
         _direct_path(port, origin.read_path, origin.stopped_seconds or 0.0),

@@ -43,7 +43,7 @@ __all__ = [
 
 SHOWN = 300
 """Characters of a target's name that an error message repeats."""
-LIKE_A_PORT = re.compile(r"[^:/]+:\d+$")
+LIKE_A_PORT = re.compile(r"[^:/]*:\d+$")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -79,7 +79,7 @@ def test_it_has_the_memory_of_the_capture(machine: FakeMachine, port: int) -> No
 
 def test_it_says_where_memory_is(machine: FakeMachine, port: int) -> None:
     stub = HonestStub(socket.socket(), machine)
-    found = parse_mtree(stub.printed("info mtree -f"))
+    found = parse_mtree(stub.printed("info mtree -f")).ram
     assert (found.starts.tolist(), found.sizes.tolist()) == ([0], [machine.ram.size])
     (block,) = large_blocks(stub.printed("info ramblock"))
     assert block.size == machine.ram.size

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from inspector import pte
-from inspector.checks.base import Evidence
+from inspector.checks.findings import Evidence
 from inspector.checks.proof_words import member
 from inspector.kvm.snapshot import ArrayPages, HostState, Snapshot, Vm
 from inspector.memory.arrays import blocks

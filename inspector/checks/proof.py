@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from inspector import encoding, pte
-from inspector.checks.base import Evidence, Finding, disagreement
+from inspector.checks.findings import Evidence, Finding, disagreement
 from inspector.checks.rights import Rights
 from inspector.checks.view import CheckedVm, Suspect
 from inspector.kvm.snapshot import Nested

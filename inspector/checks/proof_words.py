@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
-from inspector.checks.base import Evidence, Finding
+from inspector.checks.findings import Evidence, Finding
 from inspector.kvm.snapshot import Memslot, Nested, PartitionEntry, Vm
 from inspector.structures.witness import Mismatch, Word
 

@@ -3,20 +3,17 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from inspector import pte
-from inspector.kvm.snapshot import Nested
+from inspector.kvm.snapshot import Nested, Vm
 from inspector.memory.arrays import blocks
 from inspector.memory.numbers import U64
 from inspector.model.rights import L1State
 from inspector.structures.radix import LeafTable
-
-if TYPE_CHECKING:
-    from inspector.checks.view import CheckedVm
 
 __all__ = ["L1_STATES", "Rights", "rights_of"]
 
@@ -59,24 +56,41 @@ class Rights:
         return differs
 
 
-def rights_of(checked: CheckedVm, nested: Nested) -> Rights:
+class Joined(Protocol):
+    """A VM whose entries are joined to L0's leaves and to shadow leaves (``view.CheckedVm``)."""
+
+    @property
+    def vm(self) -> Vm:
+        """The VM."""
+
+    def covering(self, nested: Nested) -> NDArray[np.int64]:
+        """Return the rows of the entries that lead to a shadow leaf of a nested guest."""
+
+    def shadow_leaf(self, nested: Nested, entries: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Return the row of the shadow leaf that each of these entries leads to."""
+
+    def host_leaf(self, entries: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Return the row of L0's leaf under the slot of each of these entries."""
+
+
+def rights_of(joined: Joined, nested: Nested) -> Rights:
     """Compare every covered shadow leaf of a nested guest with L0's leaves and L1's."""
-    shadow, host = nested.shadow, checked.vm.host
+    shadow, host = nested.shadow, joined.vm.host
     covered, alike = np.zeros((2, len(shadow)), dtype=np.bool_)
     largest = np.zeros(len(shadow), dtype=np.uint8)
     bits = np.zeros(len(shadow), dtype=np.uint64)
-    entries = checked.covering(nested)
+    entries = joined.covering(nested)
     # Several entries can lead to one shadow leaf, through different leaves of L0.  ufunc.at takes
     # every one of them into account; indexed assignment would keep only the last.
     for part in blocks(entries.size):
-        leaf = checked.shadow_leaf(nested, entries[part])
-        source = checked.host_leaf(entries[part])
+        leaf = joined.shadow_leaf(nested, entries[part])
+        source = joined.host_leaf(entries[part])
         covered[leaf] = True
         np.maximum.at(largest, leaf, host.shift[source])
         np.bitwise_or.at(bits, leaf, host.entry[source])
         same = ((shadow.entry[leaf] ^ host.entry[source]) & ATTRIBUTES) == 0
         alike[leaf[same]] = True
-    l1_state, l1_recorded = _ask_l1(checked, nested, covered)
+    l1_state, l1_recorded = _ask_l1(joined, nested, covered)
     beyond = np.where(covered, shadow.entry & ~bits, NONE)
     return Rights(
         covered=covered,
@@ -90,7 +104,7 @@ def rights_of(checked: CheckedVm, nested: Nested) -> Rights:
 
 
 def _ask_l1(
-    checked: CheckedVm, nested: Nested, covered: NDArray[np.bool_]
+    joined: Joined, nested: Nested, covered: NDArray[np.bool_]
 ) -> tuple[NDArray[np.int8], U64]:
     """Compare the covered leaves with L1's table."""
     state = np.full(covered.size, _UNKNOWN, dtype=np.int8)
@@ -99,7 +113,7 @@ def _ask_l1(
         leaves = np.flatnonzero(covered)
         for part in blocks(leaves.size):
             rows = leaves[part]
-            state[rows], recorded[rows] = _asked(checked.vm.host, nested.shadow, nested.l1, rows)
+            state[rows], recorded[rows] = _asked(joined.vm.host, nested.shadow, nested.l1, rows)
     return state, recorded
 
 

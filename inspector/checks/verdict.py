@@ -11,18 +11,8 @@ from typing import NamedTuple
 import numpy as np
 
 from inspector import encoding
-from inspector.checks.base import (
-    DISAGREEMENT,
-    EXPLAINING,
-    Finding,
-    Invariant,
-    Passing,
-    Rest,
-    Severity,
-    Unjudged,
-    Witness,
-    all_invariants,
-)
+from inspector.checks.base import EXPLAINING, Invariant, Passing, all_invariants
+from inspector.checks.findings import DISAGREEMENT, Finding, Rest, Severity, Unjudged, Witness
 from inspector.checks.view import STATES, CheckedHost, CheckedVm
 from inspector.kvm.snapshot import Gap, Snapshot, Vm
 from inspector.memory.arrays import distinct

@@ -17,7 +17,7 @@ from inspector.following.calls import CallRecording
 from inspector.kvm.snapshot import Nested, Part, Slot, Snapshot
 from inspector.model.events import Array, Call, Divergence, SlotWords, slot_words
 from inspector.model.follow import SAME_LEAF, Follower
-from inspector.model.state import Guest
+from inspector.model.parts import Guest
 from inspector.model.vm import Leaf, Table
 from inspector.progress import Doing, Progress, untold
 

@@ -18,6 +18,8 @@ __all__ = ["LIVE_PREFIX", "Behind", "address_of", "begin", "behind", "end"]
 
 LIVE_PREFIX = "gdb:"
 PORT_LIMIT = 65535
+EVERYWHERE = {"": "127.0.0.1", "0.0.0.0": "127.0.0.1", "::": "::1"}
+"""Hosts that are not named, or listen on every address: where they are reached from here."""
 
 
 class Behind(NamedTuple):
@@ -58,14 +60,21 @@ def _seen(host: str, port: int) -> Behind:
 def address_of(target: str) -> tuple[str, int]:
     """Return the host and the port of a live target.
 
+    The forms are those of QEMU and GDB: ``gdb:HOST:PORT``, ``gdb::PORT`` and
+    ``gdb:PORT`` for this host, and ``gdb:[ADDRESS]:PORT`` for IPv6.  An
+    address that a server uses to listen everywhere means this host.
+
     Raises:
         TargetNotSupported: the name does not have the form of one.
     """
     host, _, port = target.removeprefix(LIVE_PREFIX).rpartition(":")
-    known = target.startswith(LIVE_PREFIX) and host and port.isdecimal()
-    if not known or not 0 < int(port) <= PORT_LIMIT:
+    if host.startswith("[") and host.endswith("]"):
+        host = host[1:-1]
+    known = target.startswith(LIVE_PREFIX) and host != ":" and not set(host) & set("[]/")
+    if not known or not port.isascii() or not port.isdecimal() or not 0 < int(port) <= PORT_LIMIT:
         raise TargetNotSupported(
-            f"'{target}' is not of the form gdb:HOST:PORT, for example gdb:127.0.0.1:1234",
+            f"'{target}' is not of the form gdb:HOST:PORT (also gdb:PORT, or gdb:[ADDRESS]:PORT "
+            "for IPv6), for example gdb:127.0.0.1:1234",
             Stage.PORT,
         )
-    return host, int(port)
+    return EVERYWHERE.get(host, host), int(port)

@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from inspector.errors import MemoryNotReadable, Stage, TargetNotSupported
 from inspector.live import confine, terms
 from inspector.live.lender import ConnectionLost, Lender, RequestRefused
-from inspector.live.processes import Endpoint
+from inspector.live.processes import Endpoint, place_of
 
 __all__ = ["Connection"]
 
@@ -64,7 +64,7 @@ class Connection:
             theirs.close()
             if listener is not None:
                 listener.close()
-        self._place = f"{host}:{port}"
+        self._place = place_of(host, port)
         self._lender = Lender(ours, BATCH, PATIENCE)
 
     def keep_stopped(self) -> None:

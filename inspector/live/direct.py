@@ -24,6 +24,7 @@ from inspector.errors import (
     TargetNotSupported,
     shown,
 )
+from inspector.live.mtree import RamMap
 from inspector.memory.interface import Records, read_one
 from inspector.memory.numbers import U64, Bytes
 from inspector.memory.ranges import Ranges
@@ -44,15 +45,16 @@ class DirectMemory:
 
     Args:
         pid: the QEMU process.
-        ram: where RAM is in physical addresses.
-        hva: address in the QEMU process of the first byte of each RAM range.
+        ram: where RAM is in physical addresses, and the pieces of it.
+        hva: address in the QEMU process of the first byte of each piece.
     """
 
     name = "physical"
 
-    def __init__(self, pid: int, ram: Ranges, hva: U64) -> None:
+    def __init__(self, pid: int, ram: RamMap, hva: U64) -> None:
         self.pid = pid
-        self.ram = ram
+        self.ram = ram.ram
+        self._pieces = ram.pieces
         self._hva = hva
 
     def read(self, address: int, length: int) -> bytes:
@@ -65,28 +67,39 @@ class DirectMemory:
         chosen = where[present]
         data = np.zeros((where.size, length), dtype=np.uint8)
         if chosen.size:
-            index = np.searchsorted(self.ram.starts, chosen, side="right") - 1
-            remote = self._hva[index] + (chosen - self.ram.starts[index])
             target = (
                 data if chosen.size == where.size else np.empty((chosen.size, length), np.uint8)
             )
-            self._copy(remote, length, target)
+            self._gather(self._vectors(chosen, np.full(chosen.size, length, np.uint64)), target)
             if target is not data:
                 data[present] = target
         return Records(data, present)
 
     def copier(self, ranges: Ranges) -> Copier:
         """Prepare to copy ranges of RAM."""
-        index = np.searchsorted(self.ram.starts, ranges.starts, side="right") - 1
-        remote = self._hva[index] + (ranges.starts - self.ram.starts[index])
-        vectors = np.ascontiguousarray(np.stack((remote, ranges.sizes), axis=1))
+        vectors = self._vectors(ranges.starts, ranges.sizes)
         return Copier(ranges, lambda into: self._gather(vectors, into))
 
-    def _copy(self, remote: U64, length: int, into: Bytes) -> None:
-        vectors = np.empty((remote.size, 2), dtype=np.uint64)
-        vectors[:, 0] = remote
-        vectors[:, 1] = length
-        self._gather(vectors, into)
+    def _vectors(self, starts: U64, sizes: U64) -> U64:
+        """Return the (address, length) in the process of each range, in the order of the ranges.
+
+        A range that crosses from one piece to the next has a row for each.
+        """
+        pieces = self._pieces
+        index = np.searchsorted(pieces.starts, starts, side="right") - 1
+        room = pieces.starts[index] + pieces.sizes[index] - starts
+        remote = self._hva[index] + (starts - pieces.starts[index])
+        if (sizes <= room).all():
+            return np.ascontiguousarray(np.stack((remote, sizes), axis=1))
+        rows = []
+        for start, size in zip(starts.tolist(), sizes.tolist(), strict=True):
+            while size:
+                i = int(np.searchsorted(pieces.starts, start, side="right")) - 1
+                inside = start - int(pieces.starts[i])
+                part = min(size, int(pieces.sizes[i]) - inside)
+                rows.append((int(self._hva[i]) + inside, part))
+                start, size = start + part, size - part
+        return np.array(rows, dtype=np.uint64)
 
     def _gather(self, vectors: U64, into: Bytes) -> None:
         """Copy the bytes at each (address, length) of the process, one after the other."""
@@ -105,7 +118,7 @@ class DirectMemory:
                 ctypes.c_ulong(0),
             )
             if copied != length:
-                raise _failure(self.pid, int(vectors[first, 0]), int(length))
+                raise _failure(self.pid, int(vectors[first, 0]), int(length), int(copied))
             local[0] += length
 
 
@@ -160,7 +173,7 @@ def _touched(size: int) -> Bytes:
     return buffer
 
 
-def see_that_it_is_qemu(pid: int, ram: Ranges, hva: U64) -> None:
+def see_that_it_is_qemu(pid: int, pieces: Ranges, hva: U64) -> None:
     """Refuse a process that is not QEMU, or that has no memory for RAM where a stub says it is.
 
     The stub names addresses in the process that has the port.  If that is not
@@ -168,8 +181,8 @@ def see_that_it_is_qemu(pid: int, ram: Ranges, hva: U64) -> None:
 
     Args:
         pid: the process.
-        ram: where RAM is, as the stub says.
-        hva: address in the process of each range, as the stub says.
+        pieces: the pieces of RAM, as the stub says.
+        hva: address in the process of each piece, as the stub says.
 
     Raises:
         TargetNotSupported: it is not QEMU, or does not have that memory.
@@ -188,7 +201,7 @@ def see_that_it_is_qemu(pid: int, ram: Ranges, hva: U64) -> None:
     # The mappings are in the order of their addresses: ``at`` moves over those that follow each
     # other without a gap.
     writable = [(int(m[1], 16), int(m[2], 16)) for m in found if m[3].startswith("rw")]
-    for start, size in zip(hva.tolist(), ram.sizes.tolist(), strict=True):
+    for start, size in zip(hva.tolist(), pieces.sizes.tolist(), strict=True):
         at = start
         for begin, end in writable:
             if begin <= at < end:
@@ -207,7 +220,12 @@ def _forbidden(pid: int) -> TargetNotSupported:
     )
 
 
-def _failure(pid: int, address: int, length: int) -> InspectorError:
+def _failure(pid: int, address: int, length: int, copied: int) -> InspectorError:
+    """Return the error of a copy; ``copied`` are the bytes that were copied, -1 for none at all."""
+    if copied >= 0:
+        # the kernel reports no error after the first page that it could copy
+        reason = f"process {pid} has {copied} of these bytes, the rest is not mapped there"
+        return MemoryNotReadable(address, length, reason, "QEMU process")
     number = ctypes.get_errno()
     if number == errno.EPERM:
         return _forbidden(pid)

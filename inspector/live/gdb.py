@@ -17,7 +17,13 @@ from inspector.live.confine import Limits
 __all__ = ["RENEWED_AFTER", "end_ahead", "protections", "renew", "start", "start_ahead"]
 
 
-CANDIDATES = ("gdb-multiarch", "gdb")
+CANDIDATES = (
+    "gdb-multiarch",
+    "powerpc64le-linux-gnu-gdb",
+    "powerpc64-linux-gnu-gdb",
+    "gdb",
+)
+"""Programs that may know POWER, those that do first."""
 ARGUMENTS = (
     *("--nx", "--quiet", "--interpreter=mi3", "-iex", "set auto-load off"),
     *("-iex", "set debuginfod enabled off"),

@@ -31,8 +31,8 @@ from inspector.live.connection import Connection
 from inspector.live.direct import DirectMemory, hva_of, see_that_it_is_qemu
 from inspector.live.lender import SIGNALS, ConnectionLost
 from inspector.live.mi import GdbError, GdbProcess
-from inspector.live.mtree import large_blocks, parse_mtree
-from inspector.live.processes import holds_end, is_local, is_taken
+from inspector.live.mtree import RamMap, large_blocks, parse_mtree
+from inspector.live.processes import holds_end, is_local, is_taken, place_of
 from inspector.live.stub_memory import StubMemory
 from inspector.memory.numbers import addresses
 from inspector.memory.ranges import Ranges
@@ -40,7 +40,7 @@ from inspector.memory.ranges import Ranges
 __all__ = ["LiveMachine", "resumed"]
 
 CONNECT_TIMEOUT = 2 * terms.SILENT
-PROBE_LENGTH = 1 << 12
+PROBE_LENGTH = terms.CHUNK
 REMOTE_TIMEOUT = 30
 POWER = "powerpc:common64"
 
@@ -87,7 +87,7 @@ class LiveMachine:
                 self.keep_stopped = activity.is_stopped()
             self._attach()
             self._ram = self._one_block() or parse_mtree(self.monitor("info mtree -f"))
-            self._over_stub = StubMemory(self._connection.read_ranges, self._ram, self.stopped)
+            self._over_stub = StubMemory(self._connection.read_ranges, self._ram.ram, self.stopped)
             self.memory: StubMemory | DirectMemory = self._choose(read_path)
             self._let_go()
         except BaseException as error:
@@ -204,12 +204,12 @@ class LiveMachine:
                 raise _not_attached(self.host, self.port, lost.said) from error
             raise
         self.replays = terms.REPLAYING in replay
-        self.keep_stopped = self.keep_stopped or self.replays or status != terms.PAUSED
+        self.keep_stopped = self.keep_stopped or self.replays or not terms.ran(status)
         architecture = self.gdb.console("show architecture")
         if POWER not in architecture:
             raise _not_power(self.host, self.port, architecture.strip())
 
-    def _one_block(self) -> Ranges | None:
+    def _one_block(self) -> RamMap | None:
         """Return the map of a machine whose memory is one block that begins at 0, None for others.
 
         Three short answers are enough to see that; the map of everything takes ten milliseconds.
@@ -223,7 +223,8 @@ class LiveMachine:
                 return None
         except TargetNotSupported:
             return None
-        return Ranges(addresses([0]), addresses([size]))
+        whole = Ranges(addresses([0]), addresses([size]))
+        return RamMap(whole, whole)
 
     def _hva(self, address: int) -> int:
         return hva_of(self.monitor(f"gpa2hva {address:#x}"))
@@ -253,12 +254,21 @@ class LiveMachine:
             )
         if not holds_end(pid, *self._connection.ends()):
             raise TargetNotSupported(f"process {pid} does not serve port {self.port} any more")
-        hvas = addresses([self._hva(int(start)) for start in self._ram.starts])
-        see_that_it_is_qemu(pid, self._ram, hvas)
+        pieces = self._ram.pieces
+        hvas = addresses([self._hva(start) for start in pieces.starts.tolist()])
+        ends = addresses(
+            [self._hva(start) for start in (pieces.starts + pieces.sizes - 1).tolist()]
+        )
+        if not np.array_equal(ends - hvas, pieces.sizes - np.uint64(1)):
+            raise TargetNotSupported(
+                "QEMU does not hold each block of the machine's memory in one piece"
+            )
+        see_that_it_is_qemu(pid, pieces, hvas)
         direct = DirectMemory(pid, self._ram, hvas)
-        where = addresses([int(start) for start in self._ram.starts])
-        where = np.concatenate((where, where[:1] + self._ram.sizes[:1] // np.uint64(2)))
-        length = int(min(PROBE_LENGTH, self._ram.sizes.min()))
+        # the beginning, the middle and the end of every piece
+        length = int(min(PROBE_LENGTH, pieces.sizes.min()))
+        room = pieces.sizes - np.uint64(length)
+        where = np.concatenate([pieces.starts + part for part in (0 * room, room // 2, room)])
         # the machine is stopped already, by attaching, so the read must not stop and resume it
         self._depth += 1
         try:
@@ -309,7 +319,7 @@ def resumed(host: str, port: int) -> str:
 
 def _not_power(host: str, port: int, what: str) -> TargetNotSupported:
     return TargetNotSupported(
-        f"the machine at {host}:{port} is not a 64-bit POWER machine: {shown(what)} "
+        f"the machine at {place_of(host, port)} is not a 64-bit POWER machine: {shown(what)} "
         "Attach to the QEMU (qemu-system-ppc64) that runs the KVM-HV host",
         Stage.POWER,
     )
@@ -318,9 +328,8 @@ def _not_power(host: str, port: int, what: str) -> TargetNotSupported:
 def _stuck(host: str, port: int, after: BaseException | None = None) -> TargetNotSupported:
     before = f"{after}; after that, " if isinstance(after, InspectorError) else ""
     return TargetNotSupported(
-        f"{before}the machine at {host}:{port} could not be resumed, because its stub does not "
-        "answer; "
-        f"run 'inspector resume gdb:{host}:{port}' when it can be reached"
+        f"{before}the machine at {place_of(host, port)} could not be resumed, because its stub "
+        f"does not answer; run 'inspector resume gdb:{place_of(host, port)}' when it can be reached"
     )
 
 
@@ -332,7 +341,7 @@ def _not_attached(host: str, port: int, said: str) -> TargetNotSupported:
         port: its TCP port.
         said: the last message of the relay, which begins with a word of ``terms``.
     """
-    place = f"{host}:{port}"
+    place = place_of(host, port)
     what, _, reason = said.partition(" ")
     if what == terms.OTHER:
         return _not_power(host, port, f"its architecture is {reason}.")
@@ -370,8 +379,8 @@ def _see_that_it_is_free(host: str, port: int) -> None:
     """
     if is_local(host) and is_taken(port):
         raise TargetNotSupported(
-            f"another client is attached to {host}:{port}, and QEMU's stub serves one at a "
-            "time; end that one first",
+            f"another client is attached to {place_of(host, port)}, and QEMU's stub serves one at "
+            "a time; end that one first",
             Stage.PORT,
         )
 

@@ -11,9 +11,9 @@ from typing import NamedTuple
 
 from inspector.errors import Stage, TargetNotSupported
 from inspector.memory.numbers import addresses
-from inspector.memory.ranges import Ranges
+from inspector.memory.ranges import Ranges, merged
 
-__all__ = ["Block", "large_blocks", "parse_mtree"]
+__all__ = ["Block", "RamMap", "large_blocks", "parse_mtree"]
 
 LARGE = 1 << 26
 """Bytes; no machine that runs Linux has its memory in smaller blocks."""
@@ -21,7 +21,10 @@ LARGE = 1 << 26
 END_LIMIT = 1 << 60
 """The end of the physical addresses that can be; every POWER processor has fewer bits."""
 
-_LINE = re.compile(r"^ +([0-9a-f]{16})-([0-9a-f]{16}) \(prio -?\d+, (\w+)\): ")
+_LINE = re.compile(
+    r"^ +([0-9a-f]{16})-([0-9a-f]{16}) \(prio -?\d+, ([\w-]+)\): (.*?)(?: @([0-9a-f]{16}))?\s*$"
+)
+"""A line of a flat view: its first and last address, its kind, its region, the offset in that."""
 _BLOCK = re.compile(
     r"^ *(\S+) +\d+ \w+ +0x[0-9a-f]+ +0x([0-9a-f]+) +0x[0-9a-f]+ +0x([0-9a-f]+) +r[wo]\s*?$", re.M
 )
@@ -36,6 +39,19 @@ class Block(NamedTuple):
     hva: int
 
 
+class RamMap(NamedTuple):
+    """Where a machine has RAM.
+
+    ``ram`` are the ranges of physical addresses.  ``pieces`` divide them: each
+    is a part of one of QEMU's blocks, and so lies in one place of QEMU's own
+    memory.  Two pieces that touch may belong to different blocks (NUMA cells,
+    DIMMs), whose places have nothing to do with each other.
+    """
+
+    ram: Ranges
+    pieces: Ranges
+
+
 def large_blocks(text: str) -> list[Block]:
     """Return the blocks in ``info ramblock`` that could be a kernel's memory.
 
@@ -46,13 +62,16 @@ def large_blocks(text: str) -> list[Block]:
     return [block for block in blocks if block.size >= LARGE]
 
 
-def parse_mtree(text: str) -> Ranges:
-    """Read the RAM ranges of the system address space out of ``info mtree -f``.
+def parse_mtree(text: str) -> RamMap:
+    """Read where the system address space has RAM out of ``info mtree -f``.
+
+    ROM, devices and regions of other kinds are no RAM.
 
     Raises:
         TargetNotSupported: the text shows no RAM, so this is not QEMU's output.
     """
-    ranges: list[tuple[int, int]] = []
+    pieces: list[tuple[int, int]] = []
+    last = ("", 0)
     in_system = False
     for line in text.splitlines():
         if line.startswith("FlatView"):
@@ -61,15 +80,20 @@ def parse_mtree(text: str) -> Ranges:
             in_system = True
         elif in_system and (match := _LINE.match(line)) and match[3] == "ram":
             begin, end = int(match[1], 16), int(match[2], 16) + 1
-            if ranges and ranges[-1][1] == begin:
-                ranges[-1] = (ranges[-1][0], end)
+            region, offset = match[4], int(match[5] or "0", 16)
+            # one block may be shown in parts, for example where pages of it are logged
+            if pieces and pieces[-1][1] == begin and last == (region, offset):
+                pieces[-1] = (pieces[-1][0], end)
             else:
-                ranges.append((begin, end))
-    if not ranges or not all(begin < end <= END_LIMIT for begin, end in ranges):
+                pieces.append((begin, end))
+            last = (region, offset + end - begin)
+    if not pieces or not all(begin < end <= END_LIMIT for begin, end in pieces):
         raise TargetNotSupported(
             "'monitor info mtree -f' shows no RAM; the stub must be QEMU's, for a system emulation",
             Stage.QEMU,
         )
-    return Ranges(
-        addresses([begin for begin, _ in ranges]), addresses([end - begin for begin, end in ranges])
+    pieces.sort()
+    found = Ranges(
+        addresses([begin for begin, _ in pieces]), addresses([end - begin for begin, end in pieces])
     )
+    return RamMap(merged(*found), found)

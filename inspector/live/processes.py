@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
-__all__ = ["Endpoint", "holds_end", "is_local", "is_taken", "process_behind"]
+__all__ = ["Endpoint", "holds_end", "is_local", "is_taken", "place_of", "process_behind"]
 
 TCP_TABLES = ("/proc/net/tcp", "/proc/net/tcp6")
 ESTABLISHED = "01"
@@ -24,6 +24,11 @@ class Endpoint(NamedTuple):
 
     address: ipaddress.IPv4Address | ipaddress.IPv6Address
     port: int
+
+
+def place_of(host: str, port: int) -> str:
+    """Return a host and a port as they are written; an IPv6 address stands in brackets."""
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
 
 
 def is_local(host: str) -> bool:

@@ -71,7 +71,6 @@ from inspector.live.terms import (
     LEFT,
     OTHER,
     PATIENCE,
-    PAUSED,
     REPLAYING,
     RESUME,
     SEPARATOR,
@@ -122,7 +121,7 @@ class Relay:
         self.stub.patience = PATIENCE
         if found == RESUME:
             return False
-        return found == KEEP_STOPPED or self.about[0] != PAUSED or REPLAYING in self.about[1]
+        return found == KEEP_STOPPED or not terms.ran(self.about[0]) or REPLAYING in self.about[1]
 
     def serve(self) -> None:
         """Pass packets on and answer requests until GDB or the inspector goes away.

@@ -14,6 +14,7 @@ import time
 from inspector.errors import TargetLost, TargetNotSupported, shown
 from inspector.live.control import Control
 from inspector.live.machine import LiveMachine
+from inspector.live.processes import place_of
 
 __all__ = ["ReplayStuck", "ReplayedMachine"]
 
@@ -40,9 +41,10 @@ class ReplayedMachine:
     def __init__(self, machine: LiveMachine) -> None:
         if not machine.replays:
             raise TargetNotSupported(
-                f"the machine at {machine.host}:{machine.port} does not replay a recording, so its "
-                "past cannot be seen; start QEMU with -icount shift=3,rr=replay,rrfile=FILE,"
-                "rrsnapshot=init (the lab does: fixtures/lab/lab record)"
+                f"the machine at {place_of(machine.host, machine.port)} does not replay a "
+                "recording, so its past cannot be seen; start QEMU with -icount "
+                "shift=3,rr=replay,rrfile=FILE,rrsnapshot=init (the lab does: fixtures/lab/lab "
+                "record)"
             )
         self._machine = machine
         self.control = Control(machine)

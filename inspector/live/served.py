@@ -41,6 +41,6 @@ def open_served(target: str) -> tuple[str, StubMemory]:
         raise TargetNotSupported(
             f"'{target}' is not a socket; only gdb_scripts/kvmhv.py gives such a target"
         ) from error
-    ram = parse_mtree(lender.ask("map").decode("ascii", "replace"))
+    ram = parse_mtree(lender.ask("map").decode("ascii", "replace")).ram
     who = shown(lender.ask("about").decode("utf-8", "replace"))
     return who, StubMemory(lender.read_ranges, ram)

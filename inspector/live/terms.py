@@ -13,7 +13,6 @@ __all__ = [
     "LOG",
     "OTHER",
     "PATIENCE",
-    "PAUSED",
     "REPLAYING",
     "RESUME",
     "SEPARATOR",
@@ -21,6 +20,7 @@ __all__ = [
     "SILENT",
     "STUCK",
     "UNREACHED",
+    "ran",
 ]
 
 LOG = "INSPECTOR_PACKET_LOG"
@@ -33,7 +33,6 @@ SILENT = 10.0
 PATIENCE = 30.0
 """Seconds in which it must answer any other question, counted from when that was asked."""
 
-PAUSED = "VM status: paused"
 REPLAYING = "Replaying execution"
 SEPARATOR = "\0"
 """Separates the texts of one answer; no text contains it."""
@@ -48,3 +47,14 @@ CLOSED = (
 )
 LEFT, STUCK = 0, 4
 """Exit codes of the relay: the machine was left as it was found, or could not be resumed."""
+
+
+def ran(status: str) -> bool:
+    """Say whether a machine ran until this client's attaching stopped it.
+
+    Args:
+        status: QEMU's answer to ``info status`` after that.  Every other way
+            to be stopped adds a word in brackets (``hmp_info_status``), except
+            for the mode in which QEMU translates one instruction at a time.
+    """
+    return status.replace("(single step mode)", "").split() == ["VM", "status:", "paused"]

@@ -10,15 +10,13 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from inspector import pte
+from inspector.model.parts import Guest, Memslot
 from inspector.model.rules import MUST_HOLD, Rules
 from inspector.model.slot import kernel_walk
 from inspector.model.vm import Leaf
-
-if TYPE_CHECKING:
-    from inspector.model.state import Guest, Memslot, State
 
 __all__ = ["AS_IT_IS", "DEPARTURES", "Departure", "reading"]
 
@@ -42,19 +40,19 @@ class Departure:
     seen: bool
 
 
-def _aligned_only(vm: State, memslot: Memslot, gpa: int, hva: int, shift: int) -> int:
-    return shift if ((gpa ^ hva) & ((1 << shift) - 1)) == 0 else vm.page_shift
+def _aligned_only(page_shift: int, memslot: Memslot, gpa: int, hva: int, shift: int) -> int:
+    return shift if ((gpa ^ hva) & ((1 << shift) - 1)) == 0 else page_shift
 
 
-def _exact_gfn(vm: State, gpa: int, shift: int) -> int:
-    return gpa >> vm.page_shift
+def _exact_gfn(page_shift: int, gpa: int, shift: int) -> int:
+    return gpa >> page_shift
 
 
 def _first_only(gfns: range) -> Sequence[int]:
     return gfns[:1]
 
 
-def _asked_gfn(vm: State, leaf: Leaf, gfn: int) -> int:
+def _asked_gfn(page_shift: int, leaf: Leaf, gfn: int) -> int:
     return gfn
 
 

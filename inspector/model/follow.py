@@ -20,10 +20,11 @@ from dataclasses import dataclass, field
 from inspector import encoding, pte
 from inspector.model.departures import AS_IT_IS
 from inspector.model.events import Array, Call, Divergence, Return, SlotWords, is_cut, slot_words
+from inspector.model.parts import Guest
 from inspector.model.removal import led_to
 from inspector.model.rules import Rules
 from inspector.model.slot import ModelSlot
-from inspector.model.state import PMD_SHIFT, PUD_SHIFT, Guest
+from inspector.model.state import PMD_SHIFT, PUD_SHIFT
 from inspector.model.vm import Leaf, Table
 
 __all__ = ["SAME_LEAF", "FollowedVm", "Follower"]

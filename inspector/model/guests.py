@@ -10,7 +10,8 @@ import enum
 
 from inspector.model.page_fault import invalidate_shadow, reload
 from inspector.model.partition import MAX_SIZE_FIELD, PTCR_SIZE_MASK
-from inspector.model.state import PTCR_BASE_MASK, Guest, State
+from inspector.model.parts import Guest
+from inspector.model.state import PTCR_BASE_MASK, State
 
 __all__ = [
     "AP_SHIFTS",

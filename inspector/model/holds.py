@@ -12,8 +12,9 @@ from typing import NamedTuple
 
 from inspector import encoding, pte
 from inspector.model.memslots import holder
+from inspector.model.parts import READ_ONLY, Guest
 from inspector.model.rights import L1State, RightsJudgement, judge_rights, misplaced
-from inspector.model.state import READ_ONLY, Guest, State
+from inspector.model.state import State
 from inspector.model.vm import LeafState, VmState, judge_leaf
 
 __all__ = ["BEYOND_MEMORY", "Broken", "broken"]

@@ -17,7 +17,8 @@ from inspector.model.page_fault import (
     nested_page_fault,
     reload,
 )
-from inspector.model.state import DIRTY_LOGGED, Memslot, State
+from inspector.model.parts import DIRTY_LOGGED, Memslot
+from inspector.model.state import State
 from inspector.model.vm import Leaf, Table
 
 __all__ = [

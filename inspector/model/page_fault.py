@@ -12,9 +12,10 @@ import enum
 
 from inspector import pte
 from inspector.model import l1_walk
+from inspector.model.parts import READ_ONLY, Guest, Memslot
 from inspector.model.removal import unmap_leaf
 from inspector.model.slot import ModelSlot
-from inspector.model.state import PMD_SHIFT, READ_ONLY, Guest, Memslot, State
+from inspector.model.state import PMD_SHIFT, State
 from inspector.model.vm import Leaf, Table
 
 __all__ = [
@@ -119,7 +120,7 @@ def nested_page_fault(
         if host is None:
             return FaultOutcome.FAILED
     leaf = _shadow_leaf(vm, l1, host, address, access)
-    slot = memslot.slot(vm.rules.slot_gfn(vm, gpa, host.shift))
+    slot = memslot.slot(vm.rules.slot_gfn(vm.page_shift, gpa, host.shift))
     _create(vm, guest.shadow, leaf, guest.shadow_lpid, (guest.l1_lpid, slot))
     return FaultOutcome.RETRY
 
@@ -179,7 +180,7 @@ def _instantiate(vm: State, gpa: int, memslot: Memslot, access: Access) -> Leaf 
         return None
     shift = vm.page_shift
     if process.shift > shift and not memslot.logs_dirty:
-        shift = vm.rules.host_shift(vm, memslot, gpa, hva, process.shift)
+        shift = vm.rules.host_shift(vm.page_shift, memslot, gpa, hva, process.shift)
     flags = (process.entry & (pte.READ | pte.WRITE | pte.CHANGED)) | pte.EXEC | pte.REFERENCED
     if not process.entry & pte.WRITE or memslot.flags & READ_ONLY:
         flags &= ~(pte.WRITE | pte.CHANGED)

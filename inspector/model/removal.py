@@ -9,7 +9,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from inspector import encoding, pte
-from inspector.model.state import Guest, Memslot, State
+from inspector.model.parts import Guest, Memslot
+from inspector.model.state import State
 from inspector.model.vm import Leaf, Table
 
 __all__ = [
@@ -142,7 +143,7 @@ def _clear(vm: State, memslot: Memslot, leaf: Leaf, gfn: int, bit: int) -> None:
     if not vm.rules.rc_followed():
         return
     mask = pte.RPN_MASK & -leaf.size
-    for word in vm.rules.words_met(memslot.slot(vm.rules.rc_gfn(vm, leaf, gfn)).words):
+    for word in vm.rules.words_met(memslot.slot(vm.rules.rc_gfn(vm.page_shift, leaf, gfn)).words):
         entry = encoding.decode(word)
         guest = vm.guests.get(entry.lpid)
         shadow = guest.shadow.at(entry.gpa) if guest else None

@@ -10,13 +10,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 from inspector import pte
+from inspector.model.parts import Guest, Memslot
 from inspector.model.vm import Leaf
-
-if TYPE_CHECKING:
-    from inspector.model.state import Guest, Memslot, State
 
 __all__ = ["MUST_HOLD", "Rules"]
 
@@ -26,19 +23,19 @@ def words_met(words: Sequence[int]) -> Sequence[int]:
     return words
 
 
-def host_shift(vm: State, memslot: Memslot, gpa: int, hva: int, shift: int) -> int:
+def host_shift(page_shift: int, memslot: Memslot, gpa: int, hva: int, shift: int) -> int:
     """L0 maps a large page only where all of it is in the memslot, equally aligned."""
     # For a power of two, "& -size" rounds down to it, and "| (size - 1)" up to the last byte.
     size = 1 << shift
-    first = (gpa & -size) >> vm.page_shift
-    last = (gpa | (size - 1)) >> vm.page_shift
+    first = (gpa & -size) >> page_shift
+    last = (gpa | (size - 1)) >> page_shift
     fits = memslot.holds(first) and memslot.holds(last)
-    return shift if fits and ((gpa ^ hva) & (size - 1)) == 0 else vm.page_shift
+    return shift if fits and ((gpa ^ hva) & (size - 1)) == 0 else page_shift
 
 
-def slot_gfn(vm: State, gpa: int, shift: int) -> int:
+def slot_gfn(page_shift: int, gpa: int, shift: int) -> int:
     """The slot of an entry is that of the first guest page of L0's leaf."""
-    return (gpa & -(1 << shift)) >> vm.page_shift
+    return (gpa & -(1 << shift)) >> page_shift
 
 
 def unmapped_gfns(gfns: range) -> Iterable[int]:
@@ -46,9 +43,9 @@ def unmapped_gfns(gfns: range) -> Iterable[int]:
     return gfns
 
 
-def rc_gfn(vm: State, leaf: Leaf, gfn: int) -> int:
+def rc_gfn(page_shift: int, leaf: Leaf, gfn: int) -> int:
     """R and C are updated by way of the slot that has the leaf's entries."""
-    return leaf.address >> vm.page_shift
+    return leaf.address >> page_shift
 
 
 def rc_followed() -> bool:
@@ -97,10 +94,10 @@ class Rules:
     """A reading of the specification: the answer at every point of departure."""
 
     words_met: Callable[[Sequence[int]], Sequence[int]] = words_met
-    host_shift: Callable[[State, Memslot, int, int, int], int] = host_shift
-    slot_gfn: Callable[[State, int, int], int] = slot_gfn
+    host_shift: Callable[[int, Memslot, int, int, int], int] = host_shift
+    slot_gfn: Callable[[int, int, int], int] = slot_gfn
     unmapped_gfns: Callable[[range], Iterable[int]] = unmapped_gfns
-    rc_gfn: Callable[[State, Leaf, int], int] = rc_gfn
+    rc_gfn: Callable[[int, Leaf, int], int] = rc_gfn
     rc_followed: Callable[[], bool] = rc_followed
     rc_flushed_lpid: Callable[[Guest], int] = rc_flushed_lpid
     rc_set_on: Callable[[int, int], bool] = rc_set_on

@@ -16,7 +16,7 @@ from typing import NamedTuple
 import numpy as np
 
 from inspector import encoding
-from inspector.checks.base import Finding
+from inspector.checks.findings import Finding
 from inspector.checks.verdict import NODE_SIZE, judge
 from inspector.errors import BadData
 from inspector.kvm.snapshot import Memslot, Nested, Snapshot, Vm

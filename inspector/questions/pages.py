@@ -8,7 +8,7 @@ from functools import cached_property
 import numpy as np
 from numpy.typing import NDArray
 
-from inspector.checks.base import Finding
+from inspector.checks.findings import Finding
 from inspector.checks.view import STATES, CheckedVm, leaf_at
 from inspector.kvm.snapshot import Memslot, Nested
 from inspector.memory.numbers import addresses

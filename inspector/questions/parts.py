@@ -6,7 +6,7 @@ import enum
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from inspector.checks.base import Finding
+from inspector.checks.findings import Finding
 from inspector.kvm.snapshot import Memslot
 from inspector.model.vm import Leaf, LeafState
 

@@ -6,7 +6,8 @@ import textwrap
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from inspector.checks.base import EXPLAINING, Invariant, Severity
+from inspector.checks.base import EXPLAINING, Invariant
+from inspector.checks.findings import Severity
 from inspector.checks.verdict import EXAMPLES
 from inspector.kvm.snapshot import Part
 from inspector.model.vm import EntryState

@@ -11,7 +11,8 @@ from functools import cache
 from typing import Any
 
 from inspector import hash_encoding
-from inspector.checks.base import DISAGREEMENT, Finding, all_invariants
+from inspector.checks.base import all_invariants
+from inspector.checks.findings import DISAGREEMENT, Finding
 from inspector.checks.verdict import NODE_SIZE, Basis, Judgement, VmJudgement
 from inspector.kvm.snapshot import HashSlot, Memslot, Nested, PartitionEntry, Slot, Snapshot, Vm
 from inspector.reports.text import hash_problems

@@ -6,7 +6,7 @@ import itertools
 from collections.abc import Collection, Iterator, Sequence
 
 from inspector import encoding, hash_encoding, pte
-from inspector.checks.base import Evidence, Finding
+from inspector.checks.findings import Evidence, Finding
 from inspector.checks.verdict import NODE_SIZE, Judgement, VmJudgement
 from inspector.checks.view import STATES, CheckedVm
 from inspector.errors import printable

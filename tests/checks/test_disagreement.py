@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from inspector.checks import proof
-from inspector.checks.base import DISAGREEMENT
+from inspector.checks.findings import DISAGREEMENT
 from inspector.checks.invariants import host_leaf_memslot, rmap_slot
 from inspector.checks.verdict import Judgement, Verdict, judge
 from inspector.checks.view import CheckedVm

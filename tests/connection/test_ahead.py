@@ -78,3 +78,28 @@ def test_what_is_behind_a_port_is_looked_at_once(
         assert seen.activity is not None
         assert ahead.behind("127.0.0.1", port) == (None, None)
     ahead.end()
+
+
+@pytest.mark.parametrize(
+    ("target", "place"),
+    [
+        ("gdb:machine:1234", ("machine", 1234)),
+        ("gdb:1234", ("127.0.0.1", 1234)),
+        ("gdb::1234", ("127.0.0.1", 1234)),
+        ("gdb:0.0.0.0:1234", ("127.0.0.1", 1234)),
+        ("gdb:[::1]:1234", ("::1", 1234)),
+        ("gdb:::1:1234", ("::1", 1234)),
+        ("gdb:[::]:1234", ("::1", 1234)),
+    ],
+)
+def test_the_ways_to_write_an_address(target: str, place: tuple[str, int]) -> None:
+    assert ahead.address_of(target) == place
+
+
+@pytest.mark.parametrize(
+    "target",
+    ["gdb:", "gdb:x:", "gdb:x:0", "gdb:x:65536", "gdb:::1234", "gdb:[::1:12", "gdb:x:\u0661"],
+)
+def test_what_is_no_address(target: str) -> None:
+    with pytest.raises(TargetNotSupported, match=r"gdb:HOST:PORT"):
+        ahead.address_of(target)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import mmap
 import os
 import socket
 
@@ -10,6 +11,7 @@ import pytest
 
 from inspector.errors import MemoryNotReadable, TargetNotSupported
 from inspector.live.direct import IOV_MAX, DirectMemory, hva_of
+from inspector.live.mtree import RamMap
 from inspector.live.processes import is_taken, process_behind
 from inspector.memory.numbers import addresses
 from inspector.memory.ranges import Ranges
@@ -24,7 +26,38 @@ def direct(content: np.ndarray[tuple[int], np.dtype[np.uint8]]) -> DirectMemory:
     half = content.size // 2
     ram = Ranges(addresses([0, 1 << 32]), addresses([half, half]))
     hva = addresses([content.ctypes.data, content.ctypes.data + half])
-    return DirectMemory(os.getpid(), ram, hva)
+    return DirectMemory(os.getpid(), RamMap(ram, ram), hva)
+
+
+def test_blocks_that_touch_lie_in_places_of_their_own(
+    content: np.ndarray[tuple[int], np.dtype[np.uint8]],
+) -> None:
+    # in physical addresses a, b and c follow each other; in the process they do not
+    a, b, c = content[0x8000:0xA000], content[0x0:0x1000], content[0x4000:0x5000]
+    whole = np.concatenate((a, b, c)).tobytes()
+    sizes = addresses([part.size for part in (a, b, c)])
+    pieces = Ranges(np.cumsum(sizes) - sizes, sizes)
+    ram = RamMap(Ranges(addresses([0]), addresses([len(whole)])), pieces)
+    memory = DirectMemory(os.getpid(), ram, addresses([part.ctypes.data for part in (a, b, c)]))
+    where = addresses([0x1000, 0x1FFC, 0x2FFE, 0x3FF8, 0x3FF9])
+    records = memory.read_many(where, 8)
+    assert records.present.tolist() == [True, True, True, True, False]
+    for address, row in zip(where[:4].tolist(), records.data, strict=False):
+        assert row.tobytes() == whole[address : address + 8]
+    assert memory.read(0, len(whole)) == whole
+    copier = memory.copier(Ranges(addresses([0x800, 0x3F00]), addresses([0x3000, 0x100])))
+    copier.copy()
+    assert copier.memory.read(0x800, 0x3000) == whole[0x800:0x3800]
+    assert copier.memory.read(0x3F00, 0x100) == whole[0x3F00:0x4000]
+
+
+def test_a_part_that_is_not_mapped_is_said() -> None:
+    with mmap.mmap(-1, 2 * mmap.PAGESIZE) as area:
+        start = np.frombuffer(area, dtype=np.uint8).ctypes.data
+        ram = Ranges(addresses([0]), addresses([1 << 40]))
+        memory = DirectMemory(os.getpid(), RamMap(ram, ram), addresses([start]))
+        with pytest.raises(MemoryNotReadable, match=r"has \d+ of these bytes|Bad address"):
+            memory.read(0, 1 << 32)
 
 
 def test_bytes_are_those_of_the_process(
@@ -83,7 +116,7 @@ def test_what_is_not_ram_is_not_readable(
 def test_a_process_that_lacks_the_memory_is_an_error() -> None:
     ram = Ranges(addresses([0]), addresses([4096]))
     with pytest.raises((MemoryNotReadable, TargetNotSupported)):
-        DirectMemory(os.getpid(), ram, addresses([8])).read(0, 8)
+        DirectMemory(os.getpid(), RamMap(ram, ram), addresses([8])).read(0, 8)
 
 
 def test_the_process_behind_a_port_is_found() -> None:

@@ -46,13 +46,33 @@ FlatView #4
 
 
 def test_the_ram_of_the_system_address_space() -> None:
-    ram = parse_mtree(MTREE)
+    ram = parse_mtree(MTREE).ram
     assert ram.starts.tolist() == [0, 0x1_0000_0000]
     assert ram.sizes.tolist() == [0x8000_0000, 0x8000_0000]
 
 
+CELLS = """\
+FlatView #0
+ AS "memory", root: system
+ Root memory region: system
+  0000000000000000-000000005fffffff (prio 0, ram): ram-node0
+  0000000060000000-000000007fffffff (prio 0, ram): ram-node1
+  0000000080000000-000000008fffffff (prio 0, ram): ram-node1 @0000000020000000
+  0000000090000000-000000009fffffff (prio 0, ram): dimm0
+  00000000a0000000-00000000afffffff (prio 0, ram): dimm0
+"""
+
+
+def test_blocks_that_touch_are_one_range_in_pieces() -> None:
+    ram, pieces = parse_mtree(CELLS)
+    assert ram.starts.tolist() == [0]
+    assert ram.sizes.tolist() == [0xB000_0000]
+    assert pieces.starts.tolist() == [0, 0x6000_0000, 0x9000_0000, 0xA000_0000]
+    assert pieces.sizes.tolist() == [0x6000_0000, 0x3000_0000, 0x1000_0000, 0x1000_0000]
+
+
 def test_carriage_returns_do_not_matter() -> None:
-    assert parse_mtree(MTREE.replace("\n", "\r\n")).starts.tolist() == [0, 0x1_0000_0000]
+    assert parse_mtree(MTREE.replace("\n", "\r\n")).ram.starts.tolist() == [0, 0x1_0000_0000]
 
 
 @pytest.mark.parametrize(

@@ -104,7 +104,7 @@ def hear_qemu(data: bytes) -> None:
     large_blocks(said)
     stored_range(said, lambda _: 9)
     asked(hva_of, said)
-    ram = parse_mtree(said)
+    ram = parse_mtree(said).ram
     assert isinstance(ram, Ranges)
     ram.cover(addresses([0, 1 << 32, (1 << 64) - 1]), 16)
 

@@ -15,8 +15,9 @@ from inspector.model import guests, l1_walk, operations, removal
 from inspector.model.holds import Broken, broken
 from inspector.model.l1_tables import L1Tables
 from inspector.model.page_fault import Access
+from inspector.model.parts import DIRTY_LOGGED, Memslot
 from inspector.model.rules import Rules
-from inspector.model.state import DIRTY_LOGGED, Memslot, State
+from inspector.model.state import State
 from inspector.model.vm import Leaf
 
 Step = tuple[Any, ...]

@@ -18,7 +18,7 @@ from fixtures.schemas.__main__ import BEGIN, PAGE, PROMISED, SCHEMAS, page, prom
 from fixtures.schemas.build import broken_promises, promises_of, schema_of, text_of
 from fixtures.schemas.documents import DOCUMENTS
 from fixtures.schemas.forms import Document, integer, later, structure
-from inspector.checks.base import Severity
+from inspector.checks.findings import Severity
 from inspector.checks.verdict import Verdict
 from inspector.diagnosis import StepOutcome
 from inspector.encoding import SlotForm

@@ -7,20 +7,13 @@ from collections.abc import Iterator
 import numpy as np
 
 from inspector import pte
-from inspector.checks.base import (
-    Evidence,
-    Finding,
-    Invariant,
-    Rest,
-    Severity,
-    Witness,
-    disagreement,
-)
+from inspector.checks.base import Invariant
+from inspector.checks.findings import Evidence, Finding, Rest, Severity, Witness, disagreement
 from inspector.checks.proof_words import member
 from inspector.checks.view import CheckedVm, leaf_at
 from inspector.kvm.snapshot import Part
 from inspector.model.memslots import holder
-from inspector.model.state import READ_ONLY
+from inspector.model.parts import READ_ONLY
 
 ID = "host-leaf-memslot"
 

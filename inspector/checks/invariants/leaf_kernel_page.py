@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from inspector import pte
-from inspector.checks.base import Evidence, Finding, Invariant, Severity, Unjudged
+from inspector.checks.base import Invariant
+from inspector.checks.findings import Evidence, Finding, Severity, Unjudged
 from inspector.checks.view import CheckedHost, CheckedVm
 from inspector.kvm.snapshot import Part
 from inspector.structures.radix import LeafTable

@@ -8,7 +8,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from inspector import pte
-from inspector.checks.base import Evidence, Finding, Invariant, Severity, Unjudged
+from inspector.checks.base import Invariant
+from inspector.checks.findings import Evidence, Finding, Severity, Unjudged
 from inspector.checks.view import CheckedHost, CheckedVm
 from inspector.kvm.snapshot import Part
 from inspector.memory.arrays import blocks

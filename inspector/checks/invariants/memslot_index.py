@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from inspector.checks.base import Evidence, Finding, Invariant, Rest, Severity, Unjudged, Witness
+from inspector.checks.base import Invariant
+from inspector.checks.findings import Evidence, Finding, Rest, Severity, Unjudged, Witness
 from inspector.checks.proof_words import member, mismatch_findings, shown_word
 from inspector.checks.view import CheckedVm
 from inspector.kvm.snapshot import Memslot, Part

@@ -6,7 +6,8 @@ import itertools
 from collections.abc import Iterator
 
 from inspector import pte
-from inspector.checks.base import Finding, Invariant, Severity
+from inspector.checks.base import Invariant
+from inspector.checks.findings import Finding, Severity
 from inspector.checks.proof_words import member
 from inspector.checks.view import CheckedVm
 from inspector.kvm.snapshot import Memslot, Part

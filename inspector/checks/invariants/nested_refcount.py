@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from inspector.checks.base import Finding, Invariant, Severity
+from inspector.checks.base import Invariant
+from inspector.checks.findings import Finding, Severity
 from inspector.checks.proof_words import member, shown_word
 from inspector.checks.view import CheckedVm
 from inspector.kvm.snapshot import Part

@@ -8,7 +8,8 @@ from typing import NamedTuple
 import numpy as np
 
 from inspector import encoding, pte
-from inspector.checks.base import Evidence, Finding, Invariant, Rest, Severity, Unjudged, Witness
+from inspector.checks.base import Invariant
+from inspector.checks.findings import Evidence, Finding, Rest, Severity, Unjudged, Witness
 from inspector.checks.proof_words import entry_words
 from inspector.checks.view import CheckedHost, CheckedVm
 from inspector.kvm.snapshot import Part, PartitionEntry, Unowned, Vm

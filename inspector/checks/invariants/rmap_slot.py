@@ -7,7 +7,8 @@ from collections.abc import Iterator
 import numpy as np
 
 from inspector import encoding
-from inspector.checks.base import Evidence, Finding, Invariant, Severity, disagreement
+from inspector.checks.base import Invariant
+from inspector.checks.findings import Evidence, Finding, Severity, disagreement
 from inspector.checks.view import CheckedVm
 from inspector.kvm.snapshot import Part
 from inspector.model.rights import misplaced

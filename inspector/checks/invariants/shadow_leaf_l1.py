@@ -8,7 +8,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from inspector import pte
-from inspector.checks.base import Finding, Invariant, Passing, Severity
+from inspector.checks.base import Invariant, Passing
+from inspector.checks.findings import Finding, Severity
 from inspector.checks.proof import rights_findings
 from inspector.checks.rights import Rights
 from inspector.checks.view import CheckedVm

@@ -6,7 +6,8 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from inspector.checks.base import Evidence, Finding, Invariant, Rest, Severity, Witness
+from inspector.checks.base import Invariant
+from inspector.checks.findings import Evidence, Finding, Rest, Severity, Witness
 from inspector.checks.view import CheckedVm
 from inspector.kvm.snapshot import Part
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from inspector import pte
-from inspector.checks.base import Evidence, Finding, Invariant, Severity
+from inspector.checks.base import Invariant
+from inspector.checks.findings import Evidence, Finding, Severity
 from inspector.checks.proof_words import member, shown_word
 from inspector.checks.view import CheckedVm
 from inspector.kvm.snapshot import Part, Vm
