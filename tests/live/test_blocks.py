@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from fixtures.lab.blocks import BLOCKS
+from fixtures.lab.blocks import BLOCKS, STAYS
 from fixtures.lab.machine import Machine, MachineSpec
 from inspector.checks.verdict import Verdict, judge
 from inspector.live.mtree import parse_mtree
@@ -18,7 +18,11 @@ from tests.live.tools import Lab, slots_of, vm_at
 def test_every_block_is_read_where_it_is(name: str) -> None:
     blocks = BLOCKS[name]
     spec = MachineSpec(
-        machine="pseries", memory=blocks.memory, extra=blocks.arguments, name="blocks"
+        machine="pseries",
+        memory=blocks.memory,
+        extra=blocks.arguments,
+        options=STAYS,
+        name="blocks",
     )
     with Machine.start(spec, wait=240) as machine:
         lab = Lab(machine)

@@ -119,7 +119,9 @@ def test_the_answers_are_those_of_the_command_line(
     }
     if context == "guest":
         # what GDB finds does not depend on the context; each question takes seconds
-        asked = {question: asked[question] for question in ("vms", "rmap $gfn", "check")}
+        asked = {
+            question: asked[question] for question in ("vms", "rmap", f"rmap {gfn:#x}", "check")
+        }
     held = _python(
         gdb,
         lab,
@@ -175,7 +177,7 @@ ENDINGS = {
     "failing": ("sys.stderr.write('not so\\n'); sys.exit(3)", "error: not so"),
     "no numbers": ("print(ask(b'read x y').decode())", "error invalid literal"),
     "half a range": ("print(ask(b'read 10').decode())", "error "),
-    "no request": ("print(ask(b'write 10 10').decode())", "error 'write' is not known"),
+    "no request": ("print(ask(b'write 10 10').decode())", "error the request 'write' is not known"),
     "torn request": ("end.write(b'read 10'); end.flush()", ""),
 }
 
