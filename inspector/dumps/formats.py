@@ -11,6 +11,7 @@ from pathlib import Path
 from inspector.dumps.elfcore import ELF_MAGIC, ElfCore, Note, read_core
 from inspector.dumps.file import AGAIN, DumpFile, open_file
 from inspector.dumps.kdump import KDUMP_MAGIC, Layout, read_kdump
+from inspector.dumps.packed import copied_again
 from inspector.dumps.raw import RAW_PREFIX, open_raw, parse_raw
 from inspector.dumps.split import SPLIT_PREFIX, open_split, what_lacks
 from inspector.errors import BadData
@@ -78,7 +79,7 @@ def open_dump(target: str | Path) -> Dump:
         core = read_core(file)
         kind = _named("ELF core", file) + (f" ({CUT})" if core.cut else "")
         return Dump(
-            memory=core.memory, kind=kind, notes=core.notes, core=core, lacks=_again(core.cut)
+            memory=core.memory, kind=kind, notes=core.notes, core=core, lacks=copied_again(core.cut)
         )
     if magic == KDUMP_MAGIC:
         kdump = read_kdump(file)
@@ -86,7 +87,7 @@ def open_dump(target: str | Path) -> Dump:
         lacks = what_lacks([kdump.layout]) if kdump.layout.split else ""
         what = f"one file of {what}" if lacks else what
         kind = f"{what} ({_filter(kdump.layout)}{f', {CUT}' if kdump.cut else ''})"
-        lacks = lacks or _again(kdump.cut)
+        lacks = lacks or copied_again(kdump.cut)
         return Dump(
             memory=kdump.memory,
             kind=kind,
@@ -101,10 +102,6 @@ def open_dump(target: str | Path) -> Dump:
         "capture of this tool, an ELF core or a kdump-compressed dump, or a raw image of "
         f"memory as {RAW_PREFIX}FILE@0xADDRESS"
     )
-
-
-def _again(cut: str) -> str:
-    return f"{cut}; {AGAIN}" if cut else ""
 
 
 def _named(name: str, file: DumpFile) -> str:

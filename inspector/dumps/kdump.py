@@ -24,7 +24,7 @@ from inspector.dumps.compression import PageDamaged
 from inspector.dumps.elfcore import Note, parse_notes
 from inspector.dumps.file import AGAIN, DumpFile
 from inspector.errors import BadData, MemoryNotReadable, Stage, TargetNotSupported
-from inspector.memory.interface import ABSENT, CUT_OFF, LEFT_OUT, Records
+from inspector.memory.interface import ABSENT, CUT_OFF, LEFT_OUT, Records, read_singly
 from inspector.memory.numbers import U64, Bytes, addresses, header_of, integer, is_address
 from inspector.memory.ranges import Ranges
 
@@ -358,14 +358,9 @@ class KdumpMemory:
             return Records(data, whole)
         within = inside + np.uint64(length) <= np.uint64(size)
         self._gather(where, inside, np.flatnonzero(within), data, present)
-        for row in np.flatnonzero(~within):
-            try:
-                piece = self.read(int(where[row]), length)
-            except MemoryNotReadable:
-                continue
-            data[row] = np.frombuffer(piece, dtype=np.uint8)
-            present[row] = True
-        return Records(data, present)
+        records = Records(data, present)
+        read_singly(self, where, np.flatnonzero(~within), records)
+        return records
 
     def cut_at_its_end(self) -> str:
         """Return how the file is cut off, an empty text if it is not.

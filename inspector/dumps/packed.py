@@ -16,7 +16,7 @@ from typing import NamedTuple, Protocol
 
 from inspector.errors import BadData
 
-__all__ = ["AGAIN", "STEP", "UNPACKED_LIMIT", "is_packed", "pieces", "unpack"]
+__all__ = ["AGAIN", "STEP", "UNPACKED_LIMIT", "copied_again", "is_packed", "pieces", "unpack"]
 
 AGAIN = "copy it again, or take another dump"
 """What to do with a file that is not whole."""
@@ -75,6 +75,11 @@ _PACKINGS: dict[bytes, Callable[[], _Packing]] = {
 def is_packed(data: bytes) -> bool:
     """Say whether a file with this beginning is packed in a known way."""
     return data.startswith(tuple(_PACKINGS))
+
+
+def copied_again(cut: str) -> str:
+    """Return what to do about a file that is cut off as ``cut`` says; nothing if it is empty."""
+    return f"{cut}; {AGAIN}" if cut else ""
 
 
 def pieces(data: bytes) -> Iterator[bytes]:

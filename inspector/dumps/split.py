@@ -12,8 +12,9 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from inspector.dumps.file import AGAIN, open_file
+from inspector.dumps.file import open_file
 from inspector.dumps.kdump import KDUMP_MAGIC, Kdump, KdumpMemory, Layout, read_kdump
+from inspector.dumps.packed import copied_again
 from inspector.errors import BadData, MemoryNotReadable
 from inspector.memory.interface import Records
 from inspector.memory.numbers import U64, addresses, is_address
@@ -104,7 +105,7 @@ def open_split(target: str) -> tuple[Kdump, SplitMemory, str]:
         reached = part
     parts = [part for part, _ in opened]
     cut = "; ".join(part.cut for part in parts if part.cut)
-    lacks = what_lacks([part.layout for part in parts]) or (f"{cut}; {AGAIN}" if cut else "")
+    lacks = what_lacks([part.layout for part in parts]) or copied_again(cut)
     return first, SplitMemory(parts), lacks
 
 

@@ -78,6 +78,8 @@ class LiveMachine:
         self.keep_stopped = keep_stopped
         self._stop_began = 0.0
         self._depth = 0
+        self._hvas: dict[int, int] = {}
+        """Answers to ``gpa2hva`` while attaching: both steps that ask for them are in one stop."""
         _see_that_it_is_free(host, port)
         self._process, activity = behind(host, port)
         self.gdb = GdbProcess()
@@ -227,7 +229,9 @@ class LiveMachine:
         return RamMap(whole, whole)
 
     def _hva(self, address: int) -> int:
-        return hva_of(self.monitor(f"gpa2hva {address:#x}"))
+        if address not in self._hvas:
+            self._hvas[address] = hva_of(self.monitor(f"gpa2hva {address:#x}"))
+        return self._hvas[address]
 
     def _choose(self, read_path: str) -> StubMemory | DirectMemory:
         if read_path == "gdb":

@@ -26,6 +26,7 @@ __all__ = [
     "PhysicalMemory",
     "Records",
     "read_one",
+    "read_singly",
     "why_missing",
 ]
 
@@ -88,6 +89,17 @@ def read_one(space: AddressSpace, address: int, length: int) -> bytes:
     if not records.present[0]:
         raise MemoryNotReadable(address, length, space=space.name)
     return bytes(records.data[0])
+
+
+def read_singly(space: AddressSpace, where: U64, rows: NDArray[np.int64], records: Records) -> None:
+    """Fill some rows of ``records`` through ``read``, for records that cross a border inside."""
+    for row in rows:
+        try:
+            piece = space.read(int(where[row]), records.data.shape[1])
+        except MemoryNotReadable:
+            continue
+        records.data[row] = np.frombuffer(piece, dtype=np.uint8)
+        records.present[row] = True
 
 
 def why_missing(space: AddressSpace, address: int, length: int) -> str:

@@ -15,7 +15,7 @@ import numpy as np
 
 from inspector.errors import MemoryNotReadable
 from inspector.memory.contents import BytesLost, Contents, HeldContents
-from inspector.memory.interface import ABSENT, NOT_THERE, Records
+from inspector.memory.interface import ABSENT, NOT_THERE, Records, read_singly
 from inspector.memory.numbers import U64, Bytes, addresses, is_address
 from inspector.memory.ranges import Ranges
 
@@ -168,11 +168,6 @@ class SegmentedMemory:
         present[rows] = self._contents.gather(offsets[rows], found)
         data[rows] = found
         # the others may continue in the adjacent segment
-        for row in np.flatnonzero(known & ~whole):
-            try:
-                piece = self.read(int(where[row]), length)
-            except MemoryNotReadable:
-                continue
-            data[row] = np.frombuffer(piece, dtype=np.uint8)
-            present[row] = True
-        return Records(data, present)
+        records = Records(data, present)
+        read_singly(self, where, np.flatnonzero(known & ~whole), records)
+        return records

@@ -10,7 +10,7 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 
-from inspector.errors import MemoryNotReadable, TargetLost, TargetNotSupported
+from inspector.errors import InspectorError, MemoryNotReadable, TargetLost, TargetNotSupported
 from inspector.live.served import BATCH
 from inspector.memory.numbers import addresses
 from inspector.session import dump_of
@@ -86,19 +86,29 @@ def test_many_ranges_are_asked_for_in_batches() -> None:
 
 
 @pytest.mark.parametrize(
-    ("answer", "text"),
+    ("answer", "kind", "text"),
     [
-        (lambda numbers: b"error 9\nno target", "'read 0 800' could not be done: no target"),
-        (lambda numbers: b"ok many\n", "'read 0 800' was not answered"),
-        (lambda numbers: b"ok -1\n", "announces -1 bytes"),
-        (lambda numbers: b"ok 99999999999999999999\n", "announces 99999999999999999999 bytes"),
-        (lambda numbers: b"ok 5\nshort", "gave less than was asked"),
-        (None, "the connection was closed"),
+        (
+            lambda numbers: b"error 9\nno target",
+            TargetNotSupported,
+            "'read 0 800' could not be done: no target",
+        ),
+        (lambda numbers: b"ok many\n", TargetLost, "'read 0 800' was not answered"),
+        (lambda numbers: b"ok -1\n", TargetLost, "announces -1 bytes"),
+        (
+            lambda numbers: b"ok 99999999999999999999\n",
+            TargetLost,
+            "announces 99999999999999999999 bytes",
+        ),
+        (lambda numbers: b"ok 5\nshort", TargetNotSupported, "gave less than was asked"),
+        (None, TargetLost, "the connection was closed"),
     ],
 )
-def test_no_answer_is_an_error(answer: Answer | None, text: str) -> None:
+def test_no_answer_is_an_error(
+    answer: Answer | None, kind: type[InspectorError], text: str
+) -> None:
     memory = dump_of(Lender(read=answer).target).memory
-    with pytest.raises((TargetLost, TargetNotSupported), match=text):
+    with pytest.raises(kind, match=text):
         memory.read(0x100, 8)
 
 

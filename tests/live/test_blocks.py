@@ -10,7 +10,7 @@ from inspector.checks.verdict import Verdict, judge
 from inspector.live.mtree import parse_mtree
 from inspector.options import Options
 from inspector.session import acquire
-from tests.live.tools import Lab, slots_of, vm_at
+from tests.live.tools import Lab, assert_words_agree
 
 
 @pytest.mark.usefixtures("_own_state")
@@ -31,10 +31,6 @@ def test_every_block_is_read_where_it_is(name: str) -> None:
         expected = machine.expectation
         for read_path in ("direct", "gdb"):
             snapshot = acquire(lab.target, Options(read_path=read_path)).snapshot
-            for known in expected.vms:
-                slot = next(slot for slot in expected.memslots if slot.vm == known.index)
-                assert slots_of(vm_at(snapshot, slot.hva)) == {
-                    gfn: words for (vm, gfn), words in expected.slots.items() if vm == known.index
-                }
+            assert_words_agree(snapshot, expected)
             assert judge(snapshot).verdict is Verdict.CONSISTENT
         lab.assert_untouched()

@@ -17,6 +17,8 @@ from tests.live.tools import Lab, document, inspector, need_kernel
 
 LARGE_PAGES = "6.12-64k"
 CACHE = packages.cache_dir()
+SAVING = 180.0
+"""Seconds in which QEMU writes 2 GiB to a disk that others write to."""
 MAKEDUMPFILE = {
     "-d 1 -l": ("lzo", 1),
     "-d 1 -z": ("zstd", 1),
@@ -144,7 +146,8 @@ def test_qemu(boot: Callable[..., Lab], tmp_path: Path, form: str) -> None:
 def test_raw_image(boot: Callable[..., Lab], tmp_path: Path) -> None:
     lab = boot("mixed")
     path = tmp_path / "memory"
-    lab.machine.qmp.execute("pmemsave", val=0, size=1 << 31, filename=str(path))
+    with lab.machine.qmp.waiting(SAVING) as qmp:
+        qmp.execute("pmemsave", val=0, size=1 << 31, filename=str(path))
     try:
         _assert_agrees(lab, f"raw:{path}@0x0", filtered=False)
         moved = inspector("check", f"raw:{path}@0x100000", *lab.files)

@@ -12,6 +12,7 @@ from typing import Any, NoReturn
 import pytest
 
 from fixtures.lab import packages
+from fixtures.lab.expectation import Expectation
 from fixtures.lab.machine import Machine
 from fixtures.lab.stub import Stub
 from inspector.kvm.snapshot import Snapshot, Vm
@@ -100,6 +101,15 @@ def physical_mode(port: int) -> str:
 def slots_of(vm: Vm) -> dict[int, list[int]]:
     """Return the rmap slots of a VM as the exerciser states them."""
     return {slot.gfn: [int(word) for word in slot.words] for slot in vm.rmaps}
+
+
+def assert_words_agree(snapshot: Snapshot, expected: Expectation) -> None:
+    """Compare the rmap slots of every VM with those that the exerciser states."""
+    assert len(snapshot.vms) == len(expected.vms)
+    for known in expected.vms:
+        slot = next(slot for slot in expected.memslots if slot.vm == known.index)
+        words = {gfn: w for (index, gfn), w in expected.slots.items() if index == known.index}
+        assert slots_of(vm_at(snapshot, slot.hva)) == words
 
 
 def leaves_of(vm: Vm) -> set[tuple[int, int, int]]:
